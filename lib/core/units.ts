@@ -1,0 +1,16 @@
+/** Sizes that the whole project shares. */
+export const KIB: number = 1024
+export const MIB: number = 1024 * KIB
+export const GIB: number = 1024 * MIB
+
+/** The unit in which zeroes are found and writes are put together: 4 KiB, aligned. */
+export const BLOCK_BYTES: number = 4 * KIB
+
+export function alignDown(value: number, unit: number): number {
+  return value - (value % unit)
+}
+
+export function alignUp(value: number, unit: number): number {
+  const rest = value % unit
+  return rest === 0 ? value : value + unit - rest
+}
