@@ -1,0 +1,40 @@
+/**
+ * The account of one disk's transfer: what QEMU asked for and where every byte came from. Sizes in bytes. The account
+ * is what the user sees at the end, so both ends keep it from the same APPLIED messages.
+ */
+import type { SourceName } from '../wire/disk.ts'
+
+export type BySource = Record<SourceName | 'digest', number>
+
+export class DiskAccount {
+  readonly target: string
+  readonly size: number
+  /** Logical bytes of WRITE and WRITE_ZEROES that were asked for. */
+  askedBytes = 0
+  /** Logical bytes that are applied at the destination. */
+  appliedBytes = 0
+  /** Logical bytes by source; `digest` is the wire bytes of descriptions. */
+  readonly bySource: BySource = {
+    zero: 0,
+    inPlace: 0,
+    chunk: 0,
+    block: 0,
+    session: 0,
+    neighbour: 0,
+    delta: 0,
+    literal: 0,
+    digest: 0,
+  }
+  /** Payload bytes of literals on the wire, compressed. */
+  literalWireBytes = 0
+
+  constructor(target: string, size: number) {
+    this.target = target
+    this.size = size
+  }
+
+  applied(source: SourceName, bytes: number): void {
+    this.appliedBytes += bytes
+    this.bySource[source] += bytes
+  }
+}

@@ -1,0 +1,87 @@
+/**
+ * Writes verified chunks of one run to a device. Rabin cuts lie at any byte; disks are written in whole 4 KiB blocks.
+ * The inner blocks of a chunk are written at once. A block that chunks share (a seam) is put together in memory and
+ * written once, when all its parts are verified: no read-modify-write, and minimum block sizes are obeyed.
+ * A chunk whose bytes lie in place already gives its parts to its seams and is not written; a seam all of whose
+ * parts lie in place is not written either.
+ *
+ * A run's own ends need no neighbour: QEMU's writes begin and end on the device's minimum block, and where a run
+ * begins inside a 4 KiB block, the seam there covers just the part that is in the run.
+ */
+import type { BlockDevice } from '../block/device.ts'
+import { alignDown, alignUp, BLOCK_BYTES } from '../core/units.ts'
+
+interface Seam {
+  readonly start: number
+  readonly bytes: Buffer
+  missing: number
+  changed: boolean
+  waiting: { resolve: () => void; reject: (error: unknown) => void }[]
+}
+
+export class RunWriter {
+  readonly #device: BlockDevice
+  readonly #start: number
+  readonly #end: number
+  readonly #seams = new Map<number, Seam>()
+
+  /** @param start disk offset of the run @param end disk offset behind it */
+  constructor(device: BlockDevice, start: number, end: number) {
+    this.#device = device
+    this.#start = start
+    this.#end = end
+  }
+
+  /**
+   * Resolves when every byte of the chunk lies on the device. `data` is verified and belongs to the writer.
+   * @param inPlace the device holds these bytes at this place already
+   */
+  async chunk(offset: number, data: Buffer, inPlace: boolean): Promise<void> {
+    const end = offset + data.length
+    const innerStart = offset === this.#start ? offset : alignUp(offset, BLOCK_BYTES)
+    const innerEnd = end === this.#end ? end : alignDown(end, BLOCK_BYTES)
+    const work: Promise<void>[] = []
+    if (innerStart < innerEnd) {
+      if (innerStart > offset) work.push(this.#seam(offset, data.subarray(0, innerStart - offset), inPlace))
+      if (!inPlace)
+        work.push(this.#device.write(innerStart, data.subarray(innerStart - offset, innerEnd - offset)))
+      if (innerEnd < end) work.push(this.#seam(innerEnd, data.subarray(innerEnd - offset), inPlace))
+    } else {
+      // A chunk without a whole block of its own: it lies in one block, or across the border of two.
+      let at = offset
+      while (at < end) {
+        const next = Math.min(end, alignDown(at, BLOCK_BYTES) + BLOCK_BYTES)
+        work.push(this.#seam(at, data.subarray(at - offset, next - offset), inPlace))
+        at = next
+      }
+    }
+    await Promise.all(work)
+  }
+
+  async #seam(offset: number, part: Buffer, inPlace: boolean): Promise<void> {
+    const block = alignDown(offset, BLOCK_BYTES)
+    let seam = this.#seams.get(block)
+    if (seam === undefined) {
+      const start = Math.max(block, this.#start)
+      const length = Math.min(block + BLOCK_BYTES, this.#end) - start
+      seam = { start, bytes: Buffer.allocUnsafe(length), missing: length, changed: false, waiting: [] }
+      this.#seams.set(block, seam)
+    }
+    part.copy(seam.bytes, offset - seam.start)
+    seam.missing -= part.length
+    if (!inPlace) seam.changed = true
+    if (seam.missing > 0) {
+      const { waiting } = seam
+      await new Promise<void>((resolve, reject) => waiting.push({ resolve, reject }))
+      return
+    }
+    this.#seams.delete(block)
+    try {
+      if (seam.changed) await this.#device.write(seam.start, seam.bytes)
+    } catch (error) {
+      for (const waiter of seam.waiting) waiter.reject(error)
+      throw error
+    }
+    for (const waiter of seam.waiting) waiter.resolve()
+  }
+}

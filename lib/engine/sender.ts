@@ -1,0 +1,543 @@
+/**
+ * DiskSender: the source's end of one disk. Toward QEMU it is a BlockDevice behind the NBD server; toward the far side
+ * it describes what was written and sends only what is wanted.
+ *
+ * Key idea: a WRITE is acknowledged when it is staged and the window has room; a FLUSH is acknowledged only when the far
+ * side has applied and flushed everything staged before it (I1). Any loss is sticky (I2). Nothing is forgotten
+ * before the far side says APPLIED, so every want can be met.
+ *
+ * stage → run (slab) → describe (worker) → DESCRIBE/ZERO → WANT? → LITERAL → APPLIED
+ *
+ * Order: runs are described by workers but delivered in the order in which they left the stage, and get their sequence
+ * numbers then. Deliberately not here: deltas, 4 KiB blocks, hot-block hold-back (later issues), reconnects.
+ */
+import type { BlockDevice, BlockSizes, DeviceFeatures, StatusExtent } from '../block/device.ts'
+import type { DescribedRun } from '../chunk/describer.ts'
+import type { Slab, SlabPool } from '../chunk/slab.ts'
+import { compress } from '../chunk/zstd.ts'
+import { errorText, LostError, ProtocolError, RefusedError, SwamError } from '../core/errors.ts'
+import { MIB } from '../core/units.ts'
+import { type DiskMessage, type DiskMessageBody, LITERAL_BYTES_MAX, type SourceName } from '../wire/disk.ts'
+import type { DiskAccount } from './account.ts'
+import {
+  CLASS_BULK,
+  CLASS_CONTROL,
+  CLASS_FINAL,
+  type DiskClass,
+  type DiskEndpoint,
+  type DiskLink,
+} from './link.ts'
+import { Stage, type StagedRun } from './stage.ts'
+
+export interface SenderLimits {
+  /** Bytes of data of one disk that are acknowledged and not yet applied. */
+  readonly windowBytes: number
+  /** How long what is not yet applied may take to drain, by the link's measured rate. */
+  readonly drainMs: number
+}
+
+export interface SenderOptions {
+  readonly link: DiskLink
+  readonly disk: number
+  readonly epoch: number
+  readonly size: number
+  readonly blockSizes: BlockSizes
+  readonly account: DiskAccount
+  readonly slabs: SlabPool
+  readonly describe: (bytes: Uint8Array) => Promise<DescribedRun[]>
+  readonly limits: SenderLimits
+  /** Told once, with the reason, when the session is lost. */
+  readonly onLost?: (error: Error) => void
+}
+
+interface ChunkRecord {
+  readonly seq: number
+  readonly length: number
+  /** Undefined for zeroes. */
+  readonly slab: Slab | undefined
+  readonly slabOffset: number
+  wanted: boolean
+}
+
+interface Waiter {
+  readonly resolve: () => void
+  readonly reject: (error: Error) => void
+}
+
+/** NBD errno values that reach QEMU. */
+const EIO = 5
+const ENOSPC = 28
+
+/** Writes are put in order within this many bytes before they are cut. */
+export const STAGE_BYTES: number = 16 * MIB
+const STAGE_PIECES_MAX = 16384
+const RUN_BYTES_MAX = 16 * MIB
+const DESCRIBING_MAX = 2
+const LITERAL_TARGET_BYTES = 512 * 1024
+const LITERALS_IN_FLIGHT = 3
+/** What rests in the stage this long is sent without waiting for neighbours. */
+const STAGE_IDLE_MS = 40
+const UNDETERMINED_BYTES_MIN = 24 * MIB
+const UNDETERMINED_BYTES_MAX = 96 * MIB
+
+export class DiskSender implements BlockDevice, DiskEndpoint {
+  readonly size: number
+  readonly blockSizes: BlockSizes
+  readonly features: DeviceFeatures = {
+    readOnly: false,
+    flush: true,
+    fua: true,
+    trim: true,
+    writeZeroes: true,
+    fastZero: true,
+    cache: true,
+    multiConn: true,
+    blockStatus: true,
+  }
+  readonly account: DiskAccount
+  readonly #options: SenderOptions
+  readonly #stage = new Stage()
+  readonly #records = new Map<number, ChunkRecord>()
+  #nextSeq = 0
+  #describing = 0
+  #describingBytes = 0
+  /** Data bytes described and not yet applied; and those among them that the far side wants. */
+  #sentBytes = 0
+  #wantedBytes = 0
+  #literalRatio = 0.7
+  #wants: ChunkRecord[] = []
+  #literals = 0
+  /** Delivers descriptions in the order in which their runs left the stage. */
+  #chain: Promise<void> = Promise.resolve()
+  /** Everything that arrived before this number leaves the stage now. */
+  #forceBefore = 0
+  #idleTimer: NodeJS.Timeout | undefined
+  #admissions: Waiter[] = []
+  #settled: Waiter[] = []
+  /** Counts accepted changes; a FLUSH that saw the same count as the last confirmed one has nothing to do. */
+  #changes = 0
+  #flushedChanges = 0
+  #flushing: { changes: number; done: Promise<void> } | undefined
+  #flushes = new Map<number, Waiter>()
+  #reads = new Map<number, { resolve: (data: Buffer) => void; reject: (error: Error) => void }>()
+  #nextId = 1
+  #opened: Waiter | undefined
+  #lost: RefusedError | undefined
+
+  constructor(options: SenderOptions) {
+    this.#options = options
+    this.size = options.size
+    this.blockSizes = options.blockSizes
+    this.account = options.account
+    options.link.register(options.disk, this)
+  }
+
+  /** Opens the far end on the export that its QEMU listens with. @throws RefusedError, LostError */
+  async open(port: number, exportName: string): Promise<void> {
+    const opened = new Promise<void>((resolve, reject) => {
+      this.#opened = { resolve, reject }
+    })
+    opened.catch(() => undefined)
+    await this.#send({ type: 'open', port, exportName }, CLASS_CONTROL)
+    await opened
+  }
+
+  // ---- toward QEMU -------------------------------------------------------------------------------------------
+
+  async write(offset: number, data: Buffer, flags?: { readonly fua?: boolean }): Promise<void> {
+    this.#check()
+    this.account.askedBytes += data.length
+    this.#stage.put(offset, data)
+    await this.#accepted(flags?.fua === true)
+  }
+
+  async writeZeroes(offset: number, length: number, flags?: { readonly fua?: boolean }): Promise<void> {
+    this.#check()
+    this.account.askedBytes += length
+    this.#stage.putZeroes(offset, length)
+    await this.#accepted(flags?.fua === true)
+  }
+
+  /** A discarded range may read as anything: as zeroes it costs nothing on the wire and leaves a hole. */
+  async trim(offset: number, length: number, flags?: { readonly fua?: boolean }): Promise<void> {
+    await this.writeZeroes(offset, length, flags)
+  }
+
+  async cache(): Promise<void> {
+    this.#check()
+  }
+
+  /** Rare (a mirror never reads its target): waits until what it would read is applied, then asks the far side. */
+  async read(offset: number, length: number): Promise<Buffer> {
+    this.#check()
+    await this.#emitAll()
+    await this.#untilApplied()
+    const result = Buffer.allocUnsafe(length)
+    for (let at = 0; at < length; at += LITERAL_BYTES_MAX) {
+      const part = Math.min(LITERAL_BYTES_MAX, length - at)
+      const id = this.#nextId++
+      const reply = new Promise<Buffer>((resolve, reject) => this.#reads.set(id, { resolve, reject }))
+      reply.catch(() => undefined)
+      await this.#send({ type: 'read', id, offset: offset + at, length: part }, CLASS_CONTROL)
+      const data = await reply
+      if (data.length !== part)
+        throw new ProtocolError(`READ ${offset + at}: ${data.length} bytes came for ${part}`)
+      data.copy(result, at)
+    }
+    return result
+  }
+
+  /** Never claims a hole: only what the far side confirmed could be called zero, and nobody needs it. */
+  async blockStatus(_offset: number, length: number): Promise<readonly StatusExtent[]> {
+    this.#check()
+    return [{ length, hole: false, zero: false }]
+  }
+
+  /** I1: resolves when everything staged before is applied and flushed at the destination's QEMU. */
+  async flush(): Promise<void> {
+    this.#check()
+    const changes = this.#changes
+    if (changes === this.#flushedChanges) return
+    if (this.#flushing?.changes === changes) return await this.#flushing.done
+    const done = this.#flushNow(changes)
+    this.#flushing = { changes, done }
+    try {
+      await done
+    } finally {
+      if (this.#flushing?.done === done) this.#flushing = undefined
+    }
+  }
+
+  async #flushNow(changes: number): Promise<void> {
+    await this.#emitAll()
+    const id = this.#nextId++
+    const flushed = new Promise<void>((resolve, reject) => this.#flushes.set(id, { resolve, reject }))
+    flushed.catch(() => undefined)
+    await this.#send({ type: 'flush', id, barrier: this.#nextSeq }, CLASS_CONTROL)
+    await flushed
+    if (changes > this.#flushedChanges) this.#flushedChanges = changes
+  }
+
+  async close(): Promise<void> {
+    if (this.#lost !== undefined) return
+    const clean = this.#changes === this.#flushedChanges
+    await this.#send({ type: 'close' }, CLASS_CONTROL).catch(() => undefined)
+    this.#fail(
+      new LostError(clean ? 'the disk was closed' : 'the disk was closed before everything was flushed'),
+      false,
+    )
+  }
+
+  /** True when nothing acknowledged is still on its way. */
+  get clean(): boolean {
+    return this.#changes === this.#flushedChanges
+  }
+
+  get lost(): Error | undefined {
+    return this.#lost
+  }
+
+  /** Bytes acknowledged and not yet applied. */
+  get unsettledBytes(): number {
+    return this.#stage.dataBytes + this.#describingBytes + this.#sentBytes
+  }
+
+  // ---- the window --------------------------------------------------------------------------------------------
+
+  async #accepted(fua: boolean): Promise<void> {
+    this.#changes++
+    this.#pump()
+    if (!this.#roomy()) {
+      await new Promise<void>((resolve, reject) => this.#admissions.push({ resolve, reject }))
+    }
+    if (fua) await this.flush()
+  }
+
+  /** Whether a write may be acknowledged: bounded by bytes, and by the time that the rest would take to drain. */
+  #roomy(): boolean {
+    const { windowBytes, drainMs } = this.#options.limits
+    const unsettled = this.unsettledBytes
+    const rate = this.#options.link.rateBytesPerSecond
+    const drainable = Math.max(2 * MIB, (rate * drainMs) / 1000)
+    if (this.#wantedBytes * this.#literalRatio > drainable) return false
+    const undetermined = Math.min(UNDETERMINED_BYTES_MAX, Math.max(UNDETERMINED_BYTES_MIN, drainable * 2))
+    return (
+      unsettled - this.#wantedBytes <= undetermined && unsettled <= windowBytes && this.#records.size < 65536
+    )
+  }
+
+  #admit(): void {
+    while (this.#admissions.length > 0 && this.#roomy()) this.#admissions.shift()!.resolve()
+  }
+
+  // ---- from the stage to the wire ----------------------------------------------------------------------------
+
+  #pump(): void {
+    while (this.#describing < DESCRIBING_MAX && this.#lost === undefined) {
+      const oldest = this.#stage.oldestOrder
+      if (oldest === undefined) break
+      const full = this.#stage.dataBytes > STAGE_BYTES || this.#stage.count > STAGE_PIECES_MAX
+      if (!full && oldest >= this.#forceBefore) break
+      this.#emit(this.#stage.takeOldest(RUN_BYTES_MAX)!)
+    }
+    if (!this.#stage.empty && this.#idleTimer === undefined && this.#lost === undefined) {
+      this.#idleTimer = setTimeout(() => {
+        this.#idleTimer = undefined
+        this.#forceBefore = this.#stage.nextOrder
+        this.#pump()
+      }, STAGE_IDLE_MS)
+    }
+  }
+
+  #emit(run: StagedRun): void {
+    if (run.zero) {
+      this.#follow(() => this.#sendZeroes(run.offset, run.length))
+      return
+    }
+    this.#describing++
+    this.#describingBytes += run.length
+    const described = this.#describeRun(run)
+    described.catch(() => undefined)
+    this.#follow(async () => {
+      const { slab, runs } = await described
+      try {
+        await this.#deliver(run.offset, slab, runs)
+      } finally {
+        slab.release()
+        this.#describing--
+        this.#describingBytes -= run.length
+      }
+      this.#pump()
+    })
+  }
+
+  /** Runs a step after all earlier ones; the first failure is the end of the session. */
+  #follow(step: () => Promise<void>): void {
+    this.#chain = this.#chain.then(async () => {
+      if (this.#lost !== undefined) return
+      try {
+        await step()
+      } catch (error) {
+        this.#fail(error)
+      }
+    })
+  }
+
+  async #describeRun(run: StagedRun): Promise<{ slab: Slab; runs: DescribedRun[] }> {
+    const slab = await this.#options.slabs.takeAsync(run.length)
+    try {
+      let at = 0
+      for (const part of run.parts) {
+        slab.bytes.set(part, at)
+        at += part.length
+      }
+      return { slab, runs: await this.#options.describe(slab.bytes) }
+    } catch (error) {
+      slab.release()
+      throw error
+    }
+  }
+
+  async #deliver(offset: number, slab: Slab, runs: readonly DescribedRun[]): Promise<void> {
+    for (const run of runs) {
+      if (run.zero) await this.#sendZeroes(offset + run.offset, run.length)
+      else await this.#sendDescription(offset, slab, run)
+    }
+  }
+
+  async #sendDescription(base: number, slab: Slab, run: DescribedRun): Promise<void> {
+    const firstSeq = this.#nextSeq
+    let at = run.offset
+    for (const length of run.lengths) {
+      const seq = this.#nextSeq++
+      slab.retain()
+      this.#records.set(seq, { seq, length, slab, slabOffset: at, wanted: false })
+      this.#sentBytes += length
+      at += length
+    }
+    const bytes = await this.#send(
+      { type: 'describe', firstSeq, offset: base + run.offset, lengths: run.lengths, digests: run.digests },
+      CLASS_FINAL,
+    )
+    this.account.bySource.digest += bytes
+  }
+
+  async #sendZeroes(offset: number, length: number): Promise<void> {
+    const seq = this.#nextSeq++
+    this.#records.set(seq, { seq, length, slab: undefined, slabOffset: 0, wanted: false })
+    const bytes = await this.#send({ type: 'zero', seq, offset, length }, CLASS_FINAL)
+    this.account.bySource.digest += bytes
+  }
+
+  /** Everything staged now is described and handed to the link. */
+  async #emitAll(): Promise<void> {
+    this.#forceBefore = this.#stage.nextOrder
+    const before = this.#forceBefore
+    this.#pump()
+    for (;;) {
+      await this.#chain
+      this.#check()
+      const oldest = this.#stage.oldestOrder
+      if (oldest === undefined || oldest >= before) break
+      this.#pump()
+    }
+    // The last pump may have put more on the chain.
+    await this.#chain
+    this.#check()
+  }
+
+  /** Every chunk sent so far is applied. */
+  async #untilApplied(): Promise<void> {
+    while (this.#records.size > 0) {
+      this.#check()
+      await new Promise<void>((resolve, reject) => this.#settled.push({ resolve, reject }))
+    }
+  }
+
+  #pumpLiterals(): void {
+    while (this.#literals < LITERALS_IN_FLIGHT && this.#wants.length > 0 && this.#lost === undefined) {
+      const batch: ChunkRecord[] = []
+      let bytes = 0
+      while (this.#wants.length > 0 && bytes + this.#wants[0]!.length <= LITERAL_BYTES_MAX) {
+        const record = this.#wants.shift()!
+        batch.push(record)
+        bytes += record.length
+        if (bytes >= LITERAL_TARGET_BYTES) break
+      }
+      this.#literals++
+      void this.#sendLiteral(batch, bytes)
+        .catch((error: unknown) => this.#fail(error))
+        .finally(() => {
+          this.#literals--
+          this.#pumpLiterals()
+        })
+    }
+  }
+
+  async #sendLiteral(batch: readonly ChunkRecord[], bytes: number): Promise<void> {
+    const raw = Buffer.allocUnsafe(bytes)
+    let at = 0
+    for (const record of batch) {
+      raw.set(record.slab!.bytes.subarray(record.slabOffset, record.slabOffset + record.length), at)
+      at += record.length
+    }
+    const packed = await compress(raw)
+    const zstd = packed.length < raw.length
+    const data = zstd ? packed : raw
+    this.#literalRatio += (data.length / raw.length - this.#literalRatio) * 0.1
+    const sent = await this.#send(
+      {
+        type: 'literal',
+        chunks: batch.map(({ seq, length }) => ({ seq, length })),
+        codec: zstd ? 'zstd' : 'raw',
+        data,
+      },
+      this.#flushes.size > 0 ? CLASS_FINAL : CLASS_BULK,
+    )
+    this.account.literalWireBytes += sent
+  }
+
+  async #send(message: DiskMessageBody, cls: DiskClass): Promise<number> {
+    const { link, disk, epoch } = this.#options
+    return await link.send({ ...message, disk, epoch } as DiskMessage, cls)
+  }
+
+  // ---- from the far side -------------------------------------------------------------------------------------
+
+  onMessage(message: DiskMessage): void {
+    if (message.epoch !== this.#options.epoch || this.#lost !== undefined) return
+    switch (message.type) {
+      case 'opened':
+        if (message.errno === 0) this.#opened?.resolve()
+        else this.#opened?.reject(new RefusedError(`the far side: ${message.text}`, { errno: message.errno }))
+        return
+      case 'want':
+        for (const run of message.runs) this.#want(run.first, run.count)
+        this.#pumpLiterals()
+        return
+      case 'applied':
+        for (const run of message.runs) {
+          for (let i = 0; i < run.count; i++) this.#applied(run.first + i, run.source)
+        }
+        this.#admit()
+        if (this.#records.size === 0) for (const waiter of this.#settled.splice(0)) waiter.resolve()
+        return
+      case 'flushed': {
+        const waiter = this.#flushes.get(message.id)
+        this.#flushes.delete(message.id)
+        waiter?.resolve()
+        return
+      }
+      case 'failed':
+        this.#fail(new RefusedError(`the far side failed: ${message.text}`, { errno: message.errno }))
+        return
+      case 'readReply': {
+        const waiter = this.#reads.get(message.id)
+        this.#reads.delete(message.id)
+        if (message.errno === 0) waiter?.resolve(message.data)
+        else waiter?.reject(new RefusedError('READ failed at the far side', { errno: message.errno }))
+        return
+      }
+      default:
+        throw new ProtocolError(`disk ${message.disk}: ${message.type} is not for a sender`)
+    }
+  }
+
+  #want(first: number, count: number): void {
+    for (let seq = first; seq < first + count; seq++) {
+      const record = this.#records.get(seq)
+      if (record === undefined || record.slab === undefined) {
+        throw new ProtocolError(`WANT of chunk ${seq}, which is not under way`)
+      }
+      if (record.wanted) throw new ProtocolError(`WANT of chunk ${seq}, which was wanted before`)
+      record.wanted = true
+      this.#wantedBytes += record.length
+      this.#wants.push(record)
+    }
+  }
+
+  #applied(seq: number, source: SourceName): void {
+    const record = this.#records.get(seq)
+    if (record === undefined) throw new ProtocolError(`APPLIED of chunk ${seq}, which is not under way`)
+    this.#records.delete(seq)
+    if (record.slab !== undefined) {
+      this.#sentBytes -= record.length
+      if (record.wanted) this.#wantedBytes -= record.length
+      record.slab.release()
+    }
+    this.account.applied(source, record.length)
+  }
+
+  // ---- loss --------------------------------------------------------------------------------------------------
+
+  onLost(error: Error): void {
+    this.#fail(error)
+  }
+
+  #check(): void {
+    if (this.#lost !== undefined) throw this.#lost
+  }
+
+  /** I2: from now on every request is answered with an error: ENOSPC stays ENOSPC, everything else is EIO. */
+  #fail(cause: unknown, report = true): void {
+    if (this.#lost !== undefined) return
+    const errno = cause instanceof RefusedError && cause.errno === ENOSPC ? ENOSPC : EIO
+    const lost = new RefusedError(errorText(cause), { cause, errno })
+    this.#lost = lost
+    clearTimeout(this.#idleTimer)
+    this.#stage.clear()
+    for (const record of this.#records.values()) record.slab?.release()
+    this.#records.clear()
+    this.#wants = []
+    for (const waiter of [...this.#admissions, ...this.#settled, ...this.#flushes.values()])
+      waiter.reject(lost)
+    for (const waiter of this.#reads.values()) waiter.reject(lost)
+    this.#opened?.reject(lost)
+    this.#admissions = []
+    this.#settled = []
+    this.#flushes.clear()
+    this.#reads.clear()
+    this.#options.link.unregister(this.#options.disk, this)
+    if (report) this.#options.onLost?.(cause instanceof SwamError ? cause : lost)
+  }
+}

@@ -1,0 +1,329 @@
+/**
+ * The messages of one disk's transfer, between the sender (source host) and the receiver (destination host). Pure:
+ * payload bytes in, one member of a discriminated union out, and back. docs/wire-protocol.md has the ladder.
+ *
+ * Every message begins with { u16 disk, u32 epoch }. A chunk is named by its sequence number, counted per disk from 0
+ * in the order in which the sender settled the order of writes: of two that overlap, the higher number is the newer.
+ * Numbers are big-endian. Ceilings are checked before anything is allocated.
+ */
+import { ProtocolError } from '../core/errors.ts'
+import { PayloadReader, PayloadWriter } from './bytes.ts'
+
+export const DISK_OPEN: number = 16
+export const DISK_OPENED: number = 17
+export const DISK_DESCRIBE: number = 18
+export const DISK_ZERO: number = 19
+export const DISK_WANT: number = 20
+export const DISK_LITERAL: number = 21
+export const DISK_APPLIED: number = 22
+export const DISK_FLUSH: number = 23
+export const DISK_FLUSHED: number = 24
+export const DISK_FAILED: number = 25
+export const DISK_READ: number = 26
+export const DISK_READ_REPLY: number = 27
+export const DISK_CLOSE: number = 28
+
+export const DIGEST_BYTES: number = 32
+/** Chunks in one DESCRIBE: a run of 16 MiB in chunks of the smallest size, and some. */
+export const DESCRIBE_CHUNKS_MAX: number = 1100
+/** Uncompressed bytes in one LITERAL, and bytes in one READ. */
+export const LITERAL_BYTES_MAX: number = 1024 * 1024
+export const CHUNK_BYTES_MAX: number = 256 * 1024
+export const LITERAL_CHUNKS_MAX: number = 1024
+export const RUNS_MAX: number = 4096
+export const NAME_BYTES_MAX: number = 4096
+const DISKS_MAX = 64
+
+/** Where the receiver found the bytes of a chunk. The order is part of the protocol. */
+export const SOURCES = [
+  'zero',
+  'inPlace',
+  'chunk',
+  'block',
+  'session',
+  'neighbour',
+  'delta',
+  'literal',
+] as const
+export type SourceName = (typeof SOURCES)[number]
+
+export type LiteralCodec = 'raw' | 'zstd'
+const CODECS: readonly LiteralCodec[] = ['raw', 'zstd']
+
+export interface SeqRun {
+  readonly first: number
+  readonly count: number
+}
+
+export interface AppliedRun extends SeqRun {
+  readonly source: SourceName
+}
+
+interface Head {
+  readonly disk: number
+  readonly epoch: number
+}
+
+export type DiskMessage = Head & DiskMessageBody
+
+export type DiskMessageBody =
+  | { readonly type: 'open'; readonly port: number; readonly exportName: string }
+  | { readonly type: 'opened'; readonly errno: number; readonly text: string }
+  | {
+      readonly type: 'describe'
+      readonly firstSeq: number
+      /** Where the run lies on the disk; its chunks follow one another without a gap. */
+      readonly offset: number
+      readonly lengths: Uint32Array
+      /** 32 bytes a chunk. */
+      readonly digests: Uint8Array
+    }
+  | { readonly type: 'zero'; readonly seq: number; readonly offset: number; readonly length: number }
+  | { readonly type: 'want'; readonly runs: readonly SeqRun[] }
+  | {
+      readonly type: 'literal'
+      readonly chunks: readonly { readonly seq: number; readonly length: number }[]
+      readonly codec: LiteralCodec
+      /** The chunks' bytes one after another, coded. */
+      readonly data: Buffer
+    }
+  | { readonly type: 'applied'; readonly runs: readonly AppliedRun[] }
+  | { readonly type: 'flush'; readonly id: number; readonly barrier: number }
+  | { readonly type: 'flushed'; readonly id: number }
+  | { readonly type: 'failed'; readonly errno: number; readonly text: string }
+  | { readonly type: 'read'; readonly id: number; readonly offset: number; readonly length: number }
+  | { readonly type: 'readReply'; readonly id: number; readonly errno: number; readonly data: Buffer }
+  | { readonly type: 'close' }
+
+export interface EncodedMessage {
+  readonly type: number
+  /** Pieces that follow one another on the wire. */
+  readonly payload: readonly Uint8Array[]
+}
+
+function text(value: string): Buffer {
+  const bytes = Buffer.from(value, 'utf8')
+  return bytes.length <= NAME_BYTES_MAX ? bytes : bytes.subarray(0, NAME_BYTES_MAX)
+}
+
+export function encodeDiskMessage(message: DiskMessage): EncodedMessage {
+  const start = (length: number): PayloadWriter =>
+    new PayloadWriter(6 + length).u16(message.disk).u32(message.epoch)
+  switch (message.type) {
+    case 'open': {
+      const name = text(message.exportName)
+      const payload = start(4 + name.length)
+        .u16(message.port)
+        .u16(name.length)
+        .raw(name)
+      return { type: DISK_OPEN, payload: [payload.done()] }
+    }
+    case 'opened':
+    case 'failed': {
+      const reason = text(message.text)
+      const payload = start(6 + reason.length)
+        .u32(message.errno)
+        .u16(reason.length)
+        .raw(reason)
+      return { type: message.type === 'opened' ? DISK_OPENED : DISK_FAILED, payload: [payload.done()] }
+    }
+    case 'describe': {
+      const count = message.lengths.length
+      const payload = start(18 + 4 * count)
+        .u64(message.firstSeq)
+        .u64(message.offset)
+        .u16(count)
+      for (const length of message.lengths) payload.u32(length)
+      return { type: DISK_DESCRIBE, payload: [payload.done(), message.digests] }
+    }
+    case 'zero':
+      return {
+        type: DISK_ZERO,
+        payload: [start(24).u64(message.seq).u64(message.offset).u64(message.length).done()],
+      }
+    case 'want': {
+      const payload = start(2 + 12 * message.runs.length).u16(message.runs.length)
+      for (const run of message.runs) payload.u64(run.first).u32(run.count)
+      return { type: DISK_WANT, payload: [payload.done()] }
+    }
+    case 'literal': {
+      const payload = start(3 + 12 * message.chunks.length)
+        .u8(CODECS.indexOf(message.codec))
+        .u16(message.chunks.length)
+      for (const chunk of message.chunks) payload.u64(chunk.seq).u32(chunk.length)
+      return { type: DISK_LITERAL, payload: [payload.done(), message.data] }
+    }
+    case 'applied': {
+      const payload = start(2 + 13 * message.runs.length).u16(message.runs.length)
+      for (const run of message.runs) payload.u64(run.first).u32(run.count).u8(SOURCES.indexOf(run.source))
+      return { type: DISK_APPLIED, payload: [payload.done()] }
+    }
+    case 'flush':
+      return { type: DISK_FLUSH, payload: [start(12).u32(message.id).u64(message.barrier).done()] }
+    case 'flushed':
+      return { type: DISK_FLUSHED, payload: [start(4).u32(message.id).done()] }
+    case 'read': {
+      const payload = start(16).u32(message.id).u64(message.offset).u32(message.length)
+      return { type: DISK_READ, payload: [payload.done()] }
+    }
+    case 'readReply':
+      return {
+        type: DISK_READ_REPLY,
+        payload: [start(8).u32(message.id).u32(message.errno).done(), message.data],
+      }
+    case 'close':
+      return { type: DISK_CLOSE, payload: [start(0).done()] }
+    default: {
+      const never: never = message
+      throw new TypeError(`encodeDiskMessage: ${JSON.stringify(never)}`)
+    }
+  }
+}
+
+function count(reader: PayloadReader, name: string, max: number): number {
+  const value = reader.u16('count')
+  if (value === 0 || value > max) throw new ProtocolError(`${name}: count is ${value}, expected 1 to ${max}`)
+  return value
+}
+
+function runCount(reader: PayloadReader, name: string): number {
+  const value = reader.u32('run count')
+  if (value === 0 || value > 0x100_0000) throw new ProtocolError(`${name}: a run of ${value} chunks`)
+  return value
+}
+
+function describe(head: Head, reader: PayloadReader): DiskMessage {
+  const firstSeq = reader.u64('first sequence')
+  const offset = reader.u64('offset')
+  const chunks = count(reader, 'DESCRIBE', DESCRIBE_CHUNKS_MAX)
+  const lengths = new Uint32Array(chunks)
+  let total = 0
+  for (let i = 0; i < chunks; i++) {
+    const length = reader.u32('chunk length')
+    if (length === 0 || length > CHUNK_BYTES_MAX) {
+      throw new ProtocolError(`DESCRIBE: chunk ${i} has ${length} bytes, expected 1 to ${CHUNK_BYTES_MAX}`)
+    }
+    lengths[i] = length
+    total += length
+  }
+  if (!Number.isSafeInteger(offset + total))
+    throw new ProtocolError(`DESCRIBE: ${offset} + ${total} is beyond 2^53`)
+  const digests = reader.bytes('digests', chunks * DIGEST_BYTES)
+  return { ...head, type: 'describe', firstSeq, offset, lengths, digests }
+}
+
+function literal(head: Head, reader: PayloadReader): DiskMessage {
+  const codec = CODECS[reader.u8('codec')]
+  if (codec === undefined) throw new ProtocolError('LITERAL: unknown codec')
+  const chunks: { seq: number; length: number }[] = []
+  let total = 0
+  for (let left = count(reader, 'LITERAL', LITERAL_CHUNKS_MAX); left > 0; left--) {
+    const chunk = { seq: reader.u64('sequence'), length: reader.u32('chunk length') }
+    total += chunk.length
+    if (chunk.length === 0 || total > LITERAL_BYTES_MAX) {
+      throw new ProtocolError(`LITERAL: ${total} bytes, expected 1 to ${LITERAL_BYTES_MAX}`)
+    }
+    chunks.push(chunk)
+  }
+  const data = reader.bytes('data', reader.rest)
+  if (codec === 'raw' && data.length !== total) {
+    throw new ProtocolError(`LITERAL: ${data.length} bytes of data for chunks of ${total}`)
+  }
+  return { ...head, type: 'literal', chunks, codec, data }
+}
+
+/** Decodes one payload. Buffers in the result are views on it. @throws ProtocolError */
+export function decodeDiskMessage(type: number, payload: Buffer): DiskMessage {
+  const reader = new PayloadReader(`disk message ${type}`, payload)
+  const head: Head = { disk: reader.u16('disk'), epoch: reader.u32('epoch') }
+  if (head.disk >= DISKS_MAX)
+    throw new ProtocolError(`disk message ${type}: disk ${head.disk}, expected 0 to 63`)
+  const message = decodeBody(type, head, reader)
+  reader.end()
+  return message
+}
+
+function decodeBody(type: number, head: Head, reader: PayloadReader): DiskMessage {
+  switch (type) {
+    case DISK_OPEN:
+      return {
+        ...head,
+        type: 'open',
+        port: reader.u16('port'),
+        exportName: reader.text('export name', NAME_BYTES_MAX),
+      }
+    case DISK_OPENED:
+      return {
+        ...head,
+        type: 'opened',
+        errno: reader.u32('errno'),
+        text: reader.text('text', NAME_BYTES_MAX),
+      }
+    case DISK_FAILED:
+      return {
+        ...head,
+        type: 'failed',
+        errno: reader.u32('errno'),
+        text: reader.text('text', NAME_BYTES_MAX),
+      }
+    case DISK_DESCRIBE:
+      return describe(head, reader)
+    case DISK_ZERO: {
+      const message = {
+        ...head,
+        type: 'zero' as const,
+        seq: reader.u64('sequence'),
+        offset: reader.u64('offset'),
+      }
+      const length = reader.u64('length')
+      if (length === 0 || !Number.isSafeInteger(message.offset + length)) {
+        throw new ProtocolError(`ZERO: ${length} bytes at ${message.offset}`)
+      }
+      return { ...message, length }
+    }
+    case DISK_WANT: {
+      const runs: SeqRun[] = []
+      for (let left = count(reader, 'WANT', RUNS_MAX); left > 0; left--) {
+        runs.push({ first: reader.u64('first'), count: runCount(reader, 'WANT') })
+      }
+      return { ...head, type: 'want', runs }
+    }
+    case DISK_LITERAL:
+      return literal(head, reader)
+    case DISK_APPLIED: {
+      const runs: AppliedRun[] = []
+      for (let left = count(reader, 'APPLIED', RUNS_MAX); left > 0; left--) {
+        const run = { first: reader.u64('first'), count: runCount(reader, 'APPLIED') }
+        const source = SOURCES[reader.u8('source')]
+        if (source === undefined) throw new ProtocolError('APPLIED: unknown source')
+        runs.push({ ...run, source })
+      }
+      return { ...head, type: 'applied', runs }
+    }
+    case DISK_FLUSH:
+      return { ...head, type: 'flush', id: reader.u32('id'), barrier: reader.u64('barrier') }
+    case DISK_FLUSHED:
+      return { ...head, type: 'flushed', id: reader.u32('id') }
+    case DISK_READ: {
+      const message = { ...head, type: 'read' as const, id: reader.u32('id'), offset: reader.u64('offset') }
+      const length = reader.u32('length')
+      if (length === 0 || length > LITERAL_BYTES_MAX) {
+        throw new ProtocolError(`READ: ${length} bytes, expected 1 to ${LITERAL_BYTES_MAX}`)
+      }
+      return { ...message, length }
+    }
+    case DISK_READ_REPLY: {
+      const message = {
+        ...head,
+        type: 'readReply' as const,
+        id: reader.u32('id'),
+        errno: reader.u32('errno'),
+      }
+      return { ...message, data: reader.bytes('data', reader.rest) }
+    }
+    case DISK_CLOSE:
+      return { ...head, type: 'close' }
+    default:
+      throw new ProtocolError(`disk message of unknown type ${type}`)
+  }
+}

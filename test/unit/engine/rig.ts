@@ -1,0 +1,243 @@
+/**
+ * A sender and a receiver joined in memory, over a device that tells what is durable from what was only written. The
+ * channel delivers in order and later, by a seeded clock of microtask turns, so that replies and requests interleave.
+ */
+
+import type { BlockDevice, BlockSizes, DeviceFeatures, StatusExtent } from '../../../lib/block/device.ts'
+import { Describer } from '../../../lib/chunk/describer.ts'
+import { SlabPool } from '../../../lib/chunk/slab.ts'
+import { LostError, RefusedError } from '../../../lib/core/errors.ts'
+import { MIB } from '../../../lib/core/units.ts'
+import { DiskAccount } from '../../../lib/engine/account.ts'
+import { DiskLink, type FrameChannel } from '../../../lib/engine/link.ts'
+import { DiskReceiver } from '../../../lib/engine/receiver.ts'
+import { DiskSender, type SenderLimits } from '../../../lib/engine/sender.ts'
+import type { ChunkSource } from '../../../lib/engine/sources.ts'
+
+/** Small seeded generator (mulberry32): 0 ≤ value < 1. */
+export function random(seed: number): () => number {
+  let state = seed >>> 0
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0
+    let value = Math.imul(state ^ (state >>> 15), 1 | state)
+    value = (value + Math.imul(value ^ (value >>> 7), 61 | value)) ^ value
+    return ((value ^ (value >>> 14)) >>> 0) / 4294967296
+  }
+}
+
+/** Written bytes become durable on flush; counts what it is asked and can be told to fail. */
+export class DurableDevice implements BlockDevice {
+  readonly size: number
+  readonly blockSizes: BlockSizes
+  readonly features: DeviceFeatures = {
+    readOnly: false,
+    flush: true,
+    fua: true,
+    trim: true,
+    writeZeroes: true,
+    fastZero: true,
+    cache: true,
+    multiConn: true,
+    blockStatus: true,
+  }
+  readonly bytes: Buffer
+  durable: Buffer
+  readonly written: { offset: number; bytes: Buffer }[] = []
+  writes = 0
+  writtenBytes = 0
+  zeroedBytes = 0
+  flushes = 0
+  failWrite: RefusedError | undefined
+  failFlush: RefusedError | undefined
+  readonly #delay: () => Promise<void>
+
+  constructor(contents: Buffer, minimum: number, delay: () => Promise<void> = async () => undefined) {
+    this.bytes = contents
+    this.durable = Buffer.from(contents)
+    this.size = contents.length
+    this.blockSizes = { minimum, preferred: 4096, maximum: 32 * MIB }
+    this.#delay = delay
+  }
+
+  #aligned(what: string, offset: number, length: number): void {
+    const unit = this.blockSizes.minimum
+    if (offset % unit !== 0 || length % unit !== 0 || offset + length > this.size || length === 0) {
+      throw new RefusedError(`${what} ${offset}+${length}: not aligned to ${unit}, or beyond ${this.size}`, {
+        errno: 22,
+      })
+    }
+  }
+
+  async read(offset: number, length: number): Promise<Buffer> {
+    this.#aligned('read', offset, length)
+    await this.#delay()
+    return Buffer.from(this.bytes.subarray(offset, offset + length))
+  }
+
+  async write(offset: number, data: Buffer): Promise<void> {
+    this.#aligned('write', offset, data.length)
+    await this.#delay()
+    if (this.failWrite !== undefined) throw this.failWrite
+    data.copy(this.bytes, offset)
+    this.writes++
+    this.writtenBytes += data.length
+    await this.#delay()
+  }
+
+  async writeZeroes(offset: number, length: number): Promise<void> {
+    this.#aligned('writeZeroes', offset, length)
+    await this.#delay()
+    this.bytes.fill(0, offset, offset + length)
+    this.zeroedBytes += length
+  }
+
+  async trim(): Promise<void> {
+    throw new Error('the engine never trims')
+  }
+
+  async cache(): Promise<void> {}
+
+  async blockStatus(offset: number, length: number): Promise<readonly StatusExtent[]> {
+    const extents: StatusExtent[] = []
+    for (let at = offset; at < offset + length; at += 4096) {
+      const zero = this.bytes.subarray(at, Math.min(at + 4096, offset + length)).every((byte) => byte === 0)
+      extents.push({ length: Math.min(4096, offset + length - at), hole: zero, zero })
+    }
+    return extents
+  }
+
+  async flush(): Promise<void> {
+    await this.#delay()
+    if (this.failFlush !== undefined) throw this.failFlush
+    this.durable = Buffer.from(this.bytes)
+    this.flushes++
+  }
+
+  async close(): Promise<void> {}
+}
+
+export interface Wire {
+  readonly a: FrameChannel
+  readonly b: FrameChannel
+  /** Bytes that crossed, both ways. */
+  bytes: number
+  cut(error: Error): void
+  /** Changes a payload on its way to the receiver; undefined drops it. */
+  tamper: ((type: number, payload: Buffer) => Buffer | undefined) | undefined
+}
+
+export function wire(): Wire {
+  const closed = Promise.withResolvers<Error | undefined>()
+  let dead = false
+  const make = (): FrameChannel & { peer?: FrameChannel; out: (type: number, payload: Buffer) => void } => ({
+    onFrame: undefined,
+    rateBytesPerSecond: 100 * MIB,
+    rttMs: 1,
+    closed: closed.promise,
+    close: (reason?: string) => closed.resolve(new LostError(reason ?? 'closed')),
+    out: () => undefined,
+    async send(type, payload) {
+      if (dead) throw new LostError('the wire is cut')
+      const bytes = Buffer.concat(payload as Uint8Array[])
+      result.bytes += bytes.length
+      this.out(type, bytes)
+    },
+  })
+  const a = make()
+  const b = make()
+  const deliver = (to: FrameChannel, tampered: boolean) => {
+    const queue: [number, Buffer][] = []
+    let running = false
+    return (type: number, payload: Buffer): void => {
+      const changed = tampered && result.tamper !== undefined ? result.tamper(type, payload) : payload
+      if (changed === undefined) return
+      queue.push([type, changed])
+      if (running) return
+      running = true
+      setImmediate(function next() {
+        const item = queue.shift()
+        if (item === undefined || dead) {
+          running = false
+          return
+        }
+        to.onFrame?.(item[0], item[1], 0)
+        setImmediate(next)
+      })
+    }
+  }
+  const result: Wire = {
+    a,
+    b,
+    bytes: 0,
+    tamper: undefined,
+    cut(error) {
+      dead = true
+      closed.resolve(error)
+    },
+  }
+  a.out = deliver(b, true)
+  b.out = deliver(a, false)
+  return result
+}
+
+export interface Rig {
+  readonly sender: DiskSender
+  readonly device: DurableDevice
+  readonly wire: Wire
+  readonly receiverError: () => Error | undefined
+}
+
+const describer: { current: Describer | undefined } = { current: undefined }
+
+export async function closeRigs(): Promise<void> {
+  await describer.current?.close()
+  describer.current = undefined
+}
+
+export async function rig(options: {
+  contents: Buffer
+  minimum?: number
+  sources?: ChunkSource[]
+  limits?: SenderLimits
+  delay?: () => Promise<void>
+}): Promise<Rig> {
+  describer.current ??= new Describer({ workers: 1 })
+  const describe = describer.current
+  const device = new DurableDevice(options.contents, options.minimum ?? 1, options.delay)
+  const joined = wire()
+  let receiverError: Error | undefined
+  const far: DiskLink = new DiskLink(joined.b, (message) => {
+    if (message.type !== 'open') return undefined
+    const receiver = new DiskReceiver({
+      link: far,
+      disk: message.disk,
+      epoch: message.epoch,
+      device,
+      account: new DiskAccount('vda', device.size),
+      sources: options.sources ?? [],
+      sessionEntriesMax: 1000,
+      onEnd: (error) => {
+        receiverError = error
+      },
+    })
+    void receiver
+      .scanTarget()
+      .then(() =>
+        far.send({ type: 'opened', disk: message.disk, epoch: message.epoch, errno: 0, text: '' }, 0),
+      )
+    return { onMessage: () => undefined, onLost: () => undefined }
+  })
+  const sender = new DiskSender({
+    link: new DiskLink(joined.a),
+    disk: 0,
+    epoch: 7,
+    size: device.size,
+    blockSizes: device.blockSizes,
+    account: new DiskAccount('vda', device.size),
+    slabs: new SlabPool({ bytesMax: 128 * MIB }),
+    describe: (bytes) => describe.describe(bytes),
+    limits: options.limits ?? { windowBytes: 64 * MIB, drainMs: 1000 },
+  })
+  await sender.open(49153, 'drive-virtio-disk0')
+  return { sender, device, wire: joined, receiverError: () => receiverError }
+}
