@@ -15,11 +15,10 @@ export type DiskClass = typeof CLASS_CONTROL | typeof CLASS_FINAL | typeof CLASS
 /** What DiskLink needs of lib/peer/bundle.ts. */
 export interface FrameChannel {
   send(type: number, payload: readonly Uint8Array[], cls: DiskClass): Promise<void>
-  onFrame: ((type: number, payload: Buffer, cls: number) => void) | undefined
+  onFrame: ((type: number, payload: Buffer, cls: 0 | 1 | 2 | 3) => void) | undefined
   readonly rateBytesPerSecond: number
-  readonly rttMs: number
   readonly closed: Promise<Error | undefined>
-  close(reason?: string): void | Promise<void>
+  close(reason?: Error): Promise<void>
 }
 
 export interface DiskEndpoint {
@@ -46,10 +45,6 @@ export class DiskLink {
 
   get rateBytesPerSecond(): number {
     return this.#channel.rateBytesPerSecond
-  }
-
-  get rttMs(): number {
-    return this.#channel.rttMs
   }
 
   register(disk: number, endpoint: DiskEndpoint): void {
@@ -84,8 +79,9 @@ export class DiskLink {
       }
       endpoint.onMessage(message)
     } catch (error) {
-      this.#lose(error instanceof Error ? error : new ProtocolError(errorText(error)))
-      void this.#channel.close(errorText(error))
+      const reason = error instanceof Error ? error : new ProtocolError(errorText(error))
+      this.#lose(reason)
+      void this.#channel.close(reason)
     }
   }
 

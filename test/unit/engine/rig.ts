@@ -132,9 +132,10 @@ export function wire(): Wire {
   const make = (): FrameChannel & { peer?: FrameChannel; out: (type: number, payload: Buffer) => void } => ({
     onFrame: undefined,
     rateBytesPerSecond: 100 * MIB,
-    rttMs: 1,
     closed: closed.promise,
-    close: (reason?: string) => closed.resolve(new LostError(reason ?? 'closed')),
+    async close(reason?: Error) {
+      closed.resolve(reason ?? new LostError('closed'))
+    },
     out: () => undefined,
     async send(type, payload) {
       if (dead) throw new LostError('the wire is cut')

@@ -1,0 +1,121 @@
+/**
+ * ImageStock: the images that lie on this host, as a source of chunks. It keeps one chunk index over the configured
+ * directories and the open files behind it. `refresh` (when a migration is announced) scans what is new or changed;
+ * nobody waits for it, lookups use what is there so far. An image is known by its identity: a file that changed gets
+ * a new number, and entries of the old one only cost a failed verification.
+ *
+ * Deliberately not here: qcow2, files on disk (the catalog of a later issue), and any trust in what is found.
+ */
+import { errorText } from '../core/errors.ts'
+import { ChunkIndex, IMAGE_NUMBER_MAX } from './chunk-index.ts'
+import { type ImageFile, ImageSource, listImages, sameIdentity } from './image-files.ts'
+import { ImageIndexer } from './image-index.ts'
+
+export interface StockImage {
+  readonly number: number
+  readonly path: string
+  readonly size: number
+  readonly source: ImageSource
+}
+
+export interface StockOptions {
+  readonly indexBytesMax: number
+  /** Images that are kept open at once. */
+  readonly imagesMax: number
+  readonly onProblem?: (text: string) => void
+}
+
+export class ImageStock {
+  readonly #options: StockOptions
+  #index: ChunkIndex
+  #indexer: ImageIndexer
+  readonly #images = new Map<number, StockImage>()
+  #nextNumber = 0
+  #scanning = new Map<string, AbortController>()
+  #closed = false
+
+  constructor(options: StockOptions) {
+    this.#options = options
+    this.#index = ChunkIndex.create({ bytesMax: options.indexBytesMax })
+    this.#indexer = new ImageIndexer({ index: this.#index })
+  }
+
+  get images(): StockImage[] {
+    return [...this.#images.values()]
+  }
+
+  get chunkCount(): number {
+    return this.#index.count
+  }
+
+  /** Images whose scan is not finished. */
+  get scanning(): number {
+    return this.#scanning.size
+  }
+
+  image(number: number): StockImage | undefined {
+    return this.#images.get(number)
+  }
+
+  lookup(digest: Buffer): { image: number; offset: number; length: number }[] {
+    return this.#index.lookup(digest)
+  }
+
+  /**
+   * Takes in what lies in the directories now, apart from `except` (images that are being received). Resolves when
+   * the scans have begun; their end is not waited for.
+   */
+  async refresh(directories: readonly string[], except: ReadonlySet<string>): Promise<void> {
+    const files = await listImages(directories)
+    if (this.#closed) return
+    const kept = new Set<number>()
+    for (const file of files.slice(0, this.#options.imagesMax)) {
+      if (except.has(file.path)) continue
+      const known = this.images.find((image) => image.path === file.path)
+      if (known !== undefined && sameIdentity(known.source.identity, file.identity)) kept.add(known.number)
+      else {
+        const number = await this.#add(file)
+        if (number !== undefined) kept.add(number)
+      }
+    }
+    for (const image of this.images) {
+      if (kept.has(image.number)) continue
+      this.#images.delete(image.number)
+      this.#scanning.get(image.path)?.abort(new Error('the image is gone or changed'))
+      await image.source.close()
+    }
+  }
+
+  async #add(file: ImageFile): Promise<number | undefined> {
+    if (this.#nextNumber > IMAGE_NUMBER_MAX) return undefined
+    try {
+      const source = await ImageSource.open(file.path)
+      const number = this.#nextNumber++
+      this.#images.set(number, { number, path: file.path, size: source.identity.size, source })
+      const abort = new AbortController()
+      this.#scanning.set(file.path, abort)
+      void this.#indexer
+        .indexImage(file.path, number, { signal: abort.signal })
+        .catch((error: unknown) => {
+          if (!abort.signal.aborted && !this.#closed) {
+            this.#options.onProblem?.(`index ${file.path}: ${errorText(error)}`)
+          }
+        })
+        .finally(() => {
+          if (this.#scanning.get(file.path) === abort) this.#scanning.delete(file.path)
+        })
+      return number
+    } catch (error) {
+      this.#options.onProblem?.(`open image ${file.path}: ${errorText(error)}`)
+      return undefined
+    }
+  }
+
+  async close(): Promise<void> {
+    if (this.#closed) return
+    this.#closed = true
+    await this.#indexer.close()
+    for (const image of this.#images.values()) await image.source.close()
+    this.#images.clear()
+  }
+}

@@ -1,0 +1,80 @@
+/**
+ * StockSource: chunks from other images on this host. First by digest, through the chunk index; then, for clones, at
+ * the same offset of an image that has been a good guess so far. The second way needs no index, so it works from the
+ * first second on, and it finds chunks that were cut at another place than in the index.
+ */
+import type { ImageStock, StockImage } from '../catalog/stock.ts'
+import type { ChunkQuery, ChunkSource } from './sources.ts'
+
+/** An image is guessed at while it hits this often, or is still being tried, or now and then. */
+const GUESS_HITS_MIN = 0.1
+const GUESS_TRIES_FREE = 32
+const GUESS_EVERY = 64
+const GUESS_IMAGES_MAX = 4
+
+export class StockSource implements ChunkSource {
+  readonly name = 'chunk'
+  readonly #stock: ImageStock
+  readonly #except: ReadonlySet<string>
+  readonly #guesses = new Map<number, { tries: number; hits: number }>()
+  #queries = 0
+
+  /** @param except paths that are being written by this very migration */
+  constructor(stock: ImageStock, except: ReadonlySet<string>) {
+    this.#stock = stock
+    this.#except = except
+  }
+
+  async find(query: ChunkQuery): Promise<Buffer | undefined> {
+    for (const place of this.#stock.lookup(query.digest)) {
+      if (place.length !== query.length) continue
+      const image = this.#stock.image(place.image)
+      if (image === undefined || this.#except.has(image.path)) continue
+      const bytes = await readFrom(image, place.offset, query)
+      if (bytes !== undefined) return bytes
+    }
+    return await this.#guess(query)
+  }
+
+  async #guess(query: ChunkQuery): Promise<Buffer | undefined> {
+    this.#queries++
+    const images = this.#stock.images
+      .filter((image) => !this.#except.has(image.path) && image.size >= query.offset + query.length)
+      .map((image) => ({ image, guess: this.#guessOf(image.number) }))
+      .filter(
+        ({ guess }) =>
+          guess.tries < GUESS_TRIES_FREE ||
+          guess.hits >= guess.tries * GUESS_HITS_MIN ||
+          this.#queries % GUESS_EVERY === 0,
+      )
+      .sort((a, b) => b.guess.hits / (b.guess.tries + 1) - a.guess.hits / (a.guess.tries + 1))
+      .slice(0, GUESS_IMAGES_MAX)
+    for (const { image, guess } of images) {
+      guess.tries++
+      const bytes = await readFrom(image, query.offset, query)
+      if (bytes === undefined) continue
+      guess.hits++
+      return bytes
+    }
+    return undefined
+  }
+
+  #guessOf(number: number): { tries: number; hits: number } {
+    let guess = this.#guesses.get(number)
+    if (guess === undefined) {
+      guess = { tries: 0, hits: 0 }
+      this.#guesses.set(number, guess)
+    }
+    return guess
+  }
+}
+
+async function readFrom(image: StockImage, offset: number, query: ChunkQuery): Promise<Buffer | undefined> {
+  try {
+    const bytes = await image.source.read(offset, query.length)
+    return query.verify(bytes) ? bytes : undefined
+  } catch {
+    // Shorter than it was, or closed meanwhile: not found here.
+    return undefined
+  }
+}

@@ -1,0 +1,48 @@
+/**
+ * What a TCP connection cost at the link, by the kernel's own count (`ss -tin`, any user may ask for its network):
+ * payload both ways with retransmissions, plus 40 (IPv4) or 60 (IPv6) bytes of headers and 12 of timestamps for each
+ * segment. Works for connections of other processes too: at the side that was dialed, sshd has them.
+ */
+import { runCommand } from './command.ts'
+
+export interface TcpName {
+  readonly localAddress: string
+  readonly localPort: number
+  readonly remoteAddress: string
+  readonly remotePort: number
+}
+
+export interface TcpCounts {
+  /** IP bytes, both directions. */
+  readonly ipBytes: number
+}
+
+const DEADLINE_MS = 2000
+const OUTPUT_BYTES_MAX = 1024 * 1024
+
+/** By `${localAddress}:${localPort}-${remotePort}`; a connection that is gone is left out. Never rejects. */
+export async function tcpCounts(names: readonly TcpName[]): Promise<Map<string, TcpCounts>> {
+  const counts = new Map<string, TcpCounts>()
+  for (const name of names) {
+    // ss parses each word of its filter by itself.
+    const filter = ['sport', '=', `:${name.localPort}`, 'and', 'dport', '=', `:${name.remotePort}`]
+    const text = await runCommand(['ss', '-Htin', ...filter], {
+      deadlineMs: DEADLINE_MS,
+      outputBytesMax: OUTPUT_BYTES_MAX,
+    }).catch(() => '')
+    const ipBytes = parseSs(text, name.localAddress.includes(':') && !name.localAddress.startsWith('::ffff:'))
+    if (ipBytes !== undefined)
+      counts.set(`${name.localAddress}:${name.localPort}-${name.remotePort}`, { ipBytes })
+  }
+  return counts
+}
+
+/** IP bytes of the one connection in `ss -Htin`'s answer. */
+export function parseSs(text: string, ipv6: boolean): number | undefined {
+  const value = (key: string): number => Number(new RegExp(`\\b${key}:(\\d+)`).exec(text)?.[1] ?? 0)
+  if (!/\bsegs_out:/.test(text)) return undefined
+  const headers = (ipv6 ? 60 : 40) + (/\bts\b/.test(text) ? 12 : 0)
+  // bytes_sent counts retransmissions; older kernels only say what was acknowledged.
+  const sent = value('bytes_sent') || value('bytes_acked')
+  return sent + value('bytes_received') + headers * (value('segs_out') + value('segs_in'))
+}

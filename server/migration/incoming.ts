@@ -1,0 +1,347 @@
+/**
+ * An incoming migration: what the destination's daemon does for one guest, from libvirt's `migrate begin` hook on. It
+ * dials the disk and RAM bundles to the source while libvirt starts its QEMU, and reports the new QEMU's ports at
+ * `started begin`. Streams that the source opens go to those ports on loopback, and nowhere else.
+ *
+ * A port whose listener greets as an NBD server becomes disks: each export gets a DiskReceiver that writes through its
+ * own NBD connection. Everything else (RAM, TLS, what we do not know) is passed through.
+ */
+import { realpathSync } from 'node:fs'
+import { connect, type Socket } from 'node:net'
+import type { Duplex } from 'node:stream'
+import type { ImageStock } from '../../lib/catalog/stock.ts'
+import { errorText, LostError, ProtocolError, RefusedError, TimeoutError } from '../../lib/core/errors.ts'
+import type { Log } from '../../lib/core/log.ts'
+import { DiskAccount } from '../../lib/engine/account.ts'
+import { CLASS_CONTROL, type DiskEndpoint, DiskLink } from '../../lib/engine/link.ts'
+import { DiskReceiver, SESSION_ENTRIES_MAX } from '../../lib/engine/receiver.ts'
+import { StockSource } from '../../lib/engine/stock-source.ts'
+import { negotiateNbd } from '../../lib/nbd/client.ts'
+import type { Bundle } from '../../lib/peer/bundle.ts'
+import type { StreamMeta } from '../../lib/peer/stream.ts'
+import { StreamMux } from '../../lib/peer/stream.ts'
+import { type Counts, passThrough } from '../../lib/ram/passthrough.ts'
+import type { DiskMessage } from '../../lib/wire/disk.ts'
+import type { ExportInfo } from './outgoing.ts'
+import { MigrationRecord } from './record.ts'
+
+/** A port of the new QEMU, as the hook saw it. */
+export interface GuestPort {
+  readonly address: string
+  readonly port: number
+}
+
+export interface IncomingOptions {
+  readonly id: string
+  readonly uuid: string
+  readonly guest: string
+  readonly peer: string
+  readonly log: Log
+  readonly stock: ImageStock
+  /** Files that this migration writes: no source for itself. */
+  readonly targets: readonly string[]
+  readonly dial: (kind: 'disk' | 'ram') => Promise<Bundle>
+  /** Calls the source's daemon. */
+  readonly call: (method: string, params: object) => Promise<unknown>
+  /** Whether the guest arrived; waits while libvirt has not decided. */
+  readonly outcome: () => Promise<'here' | 'gone' | 'unknown'>
+  readonly downtimeMs: () => Promise<number | null>
+  readonly onEnd: (migration: IncomingMigration) => void
+}
+
+const CONNECT_MS = 5000
+const SCAN_MS = 500
+const DISKS_MAX = 64
+const GREETING = Buffer.from('NBDMAGIC')
+const EIO = 5
+
+export class IncomingMigration {
+  readonly record: MigrationRecord
+  readonly #options: IncomingOptions
+  readonly #log: Log
+  readonly #ports = new Map<number, GuestPort>()
+  readonly #nbdPorts = new Map<number, Promise<boolean>>()
+  readonly #sockets = new Set<Socket>()
+  readonly #opening = new Set<number>()
+  readonly #ready: Promise<void>
+  #bundles: Bundle[] = []
+  #disk: DiskLink | undefined
+  #ended = false
+
+  constructor(options: IncomingOptions) {
+    this.#options = options
+    this.#log = options.log
+    this.record = new MigrationRecord({
+      id: options.id,
+      guest: options.guest,
+      uuid: options.uuid,
+      peer: options.peer,
+      direction: 'in',
+    })
+    // The hook does not wait for it; arming does.
+    this.#ready = this.#dialAll()
+    this.#ready.catch((error: unknown) => {
+      this.record.error ??= errorText(error)
+      void this.#finish()
+    })
+  }
+
+  get id(): string {
+    return this.#options.id
+  }
+
+  get guest(): string {
+    return this.#options.guest
+  }
+
+  async #dialAll(): Promise<void> {
+    const { call, dial, id, uuid, guest } = this.#options
+    await call('announce', { migrationId: id, uuid, guest })
+    const dials = [dial('disk'), dial('ram')] as const
+    const settled = await Promise.allSettled(dials)
+    for (const result of settled) {
+      if (result.status === 'fulfilled') this.#bundles.push(result.value)
+    }
+    if (this.#ended || settled.some((result) => result.status === 'rejected')) {
+      await Promise.allSettled(
+        this.#bundles.map((bundle) => bundle.close(new LostError('not needed any more'))),
+      )
+    }
+    const [disk, ram] = [await dials[0], await dials[1]]
+    for (const bundle of [disk, ram]) {
+      this.record.addBundle(bundle)
+      void bundle.closed.then((error) => {
+        if (error !== undefined && !this.#ended) {
+          this.record.error ??= `the ${bundle.kind} channel to ${this.#options.peer} was lost: ${error.message}`
+        }
+        void this.#finish()
+      })
+    }
+    this.#disk = new DiskLink(disk, (message) => this.#opened(message))
+    new StreamMux(ram, (meta, stream) => this.#stream(meta, stream))
+  }
+
+  /** The new QEMU listens: the source may catch connections to these ports from now on. */
+  async started(ports: readonly GuestPort[]): Promise<void> {
+    if (ports.length === 0) {
+      throw new RefusedError('the hook found no listening port of the new QEMU in the migration range')
+    }
+    await this.#ready
+    if (this.#ended) throw new RefusedError(this.record.error ?? 'the migration has ended')
+    for (const port of ports) this.#ports.set(port.port, port)
+    await this.#options.call('arm', { migrationId: this.id, ports: ports.map(({ port }) => port) })
+  }
+
+  /** libvirt says that the guest's QEMU is gone here. */
+  async stopped(): Promise<void> {
+    if (this.#ended) return
+    await this.#options
+      .call('stop', { migrationId: this.id, reason: 'the guest was stopped at the far side' })
+      .catch(() => undefined)
+    this.record.error ??= 'the guest was stopped here before the migration was over'
+    await this.#finish()
+  }
+
+  // ---- streams -----------------------------------------------------------------------------------------------
+
+  #stream(meta: StreamMeta, stream: Duplex): void {
+    stream.on('error', () => undefined)
+    void this.#carry(meta.port, stream).catch((error: unknown) => {
+      this.#log.warn({ error, port: meta.port }, 'a stream from the source was refused')
+      stream.destroy(error instanceof Error ? error : new Error(errorText(error)))
+    })
+  }
+
+  async #carry(port: number, stream: Duplex): Promise<void> {
+    // In the order in which streams come: connect() is called before anything is awaited.
+    const socket = this.#connect(port)
+    await connected(socket, port)
+    const speaker = await whoSpeaksFirst(socket, stream)
+    if (speaker === 'server' && this.#greets(socket)) {
+      const seen = this.#nbdPorts.get(port) ?? this.#nbd(port, socket)
+      this.#nbdPorts.set(port, seen)
+      if (await seen) {
+        socket.destroy()
+        stream.destroy()
+        return
+      }
+      // An NBD server that does not speak to us (TLS): a fresh connection, passed through as it is.
+      socket.destroy()
+      const again = this.#connect(port)
+      await connected(again, port)
+      this.#pass(again, stream)
+      return
+    }
+    this.#pass(socket, stream)
+  }
+
+  #connect(port: number): Socket {
+    const known = this.#ports.get(port)
+    if (known === undefined) throw new RefusedError(`port ${port} is not one of this migration's ports`)
+    const wildcard = known.address === '0.0.0.0' || known.address === '::' || known.address === '*'
+    const host = wildcard ? (known.address === '0.0.0.0' ? '127.0.0.1' : '::1') : known.address
+    const socket = connect({ host, port, allowHalfOpen: true, noDelay: true })
+    socket.on('error', () => undefined)
+    this.#sockets.add(socket)
+    socket.once('close', () => this.#sockets.delete(socket))
+    return socket
+  }
+
+  #greets(socket: Socket): boolean {
+    const bytes = socket.read() as Buffer | null
+    if (bytes === null) return false
+    socket.unshift(bytes)
+    return bytes.length >= GREETING.length && bytes.subarray(0, GREETING.length).equals(GREETING)
+  }
+
+  /** Asks the new QEMU for its exports and tells the source. False when it does not speak plain NBD with us. */
+  async #nbd(port: number, socket: Socket): Promise<boolean> {
+    let exports: ExportInfo[]
+    try {
+      const negotiation = await negotiateNbd(socket)
+      const names = await negotiation.list()
+      exports = []
+      for (const name of names.slice(0, DISKS_MAX)) {
+        const { size, blockSizes } = await negotiation.info(name)
+        exports.push({ name, size, blockSizes })
+      }
+      await negotiation.abort()
+    } catch (error) {
+      this.record.reason ??= `the disk connection is opaque: ${errorText(error)}`
+      this.#log.warn({ error, port }, 'an NBD server that does not speak with us: passed through')
+      return false
+    }
+    this.record.accelerated = true
+    if (this.record.phase === 'announced') this.record.phase = 'copying'
+    await this.#options.call('classify', { migrationId: this.id, port, exports })
+    return true
+  }
+
+  #pass(socket: Socket, stream: Duplex): void {
+    const counts: Counts = { toStream: 0, fromStream: 0 }
+    this.record.addStream(counts)
+    if (this.record.phase === 'copying') this.record.phase = 'ready'
+    void passThrough(socket, stream, counts)
+  }
+
+  // ---- disks -------------------------------------------------------------------------------------------------
+
+  #opened(message: DiskMessage): DiskEndpoint | undefined {
+    if (message.type !== 'open') return undefined
+    if (this.#opening.has(message.disk) || this.#opening.size >= DISKS_MAX) {
+      throw new ProtocolError(`OPEN of disk ${message.disk}: it was opened before, or there are too many`)
+    }
+    this.#opening.add(message.disk)
+    const { disk, epoch, port, exportName } = message
+    void this.#open(disk, epoch, port, exportName).then(
+      () => this.#answer(disk, epoch, 0, ''),
+      (error: unknown) => {
+        this.#log.warn({ error, export: exportName }, 'a disk could not be opened')
+        this.#answer(disk, epoch, EIO, errorText(error))
+      },
+    )
+    return { onMessage: () => undefined, onLost: () => undefined }
+  }
+
+  #answer(disk: number, epoch: number, errno: number, text: string): void {
+    void this.#disk?.send({ type: 'opened', disk, epoch, errno, text }, CLASS_CONTROL).catch(() => undefined)
+  }
+
+  async #open(disk: number, epoch: number, port: number, exportName: string): Promise<void> {
+    const socket = this.#connect(port)
+    await connected(socket, port)
+    const negotiation = await negotiateNbd(socket)
+    const device = await negotiation.go(exportName)
+    const account = new DiskAccount(exportName, device.size)
+    const except = new Set(this.#options.targets.map(resolved))
+    const receiver = new DiskReceiver({
+      link: this.#disk!,
+      disk,
+      epoch,
+      device,
+      account,
+      sources: [new StockSource(this.#options.stock, except)],
+      sessionEntriesMax: SESSION_ENTRIES_MAX,
+      onEnd: (error) => {
+        if (error !== undefined) {
+          this.record.error ??= errorText(error)
+          this.#log.warn({ error, export: exportName }, 'the disk session ended with an error')
+        }
+      },
+    })
+    this.record.addDisk(account)
+    // A large fragmented image takes longer: what is not known by then is read and compared.
+    await Promise.race([receiver.scanTarget(), new Promise((resolve) => setTimeout(resolve, SCAN_MS))])
+  }
+
+  // ---- the end -----------------------------------------------------------------------------------------------
+
+  async #finish(): Promise<void> {
+    if (this.#ended) return
+    this.#ended = true
+    await this.record.measure()
+    for (const bundle of this.#bundles) void bundle.close().catch(() => undefined)
+    for (const socket of this.#sockets) socket.destroy()
+    const state =
+      this.record.error === null ? await this.#options.outcome().catch(() => 'unknown' as const) : 'gone'
+    if (state !== 'gone') this.record.downtimeMs = await this.#options.downtimeMs().catch(() => null)
+    this.record.finish(state === 'here' ? 'done' : 'failed')
+    if (this.record.phase === 'failed') this.record.error ??= 'the guest did not arrive'
+    this.#options.onEnd(this)
+  }
+
+  async abort(reason: string): Promise<void> {
+    this.record.error ??= reason
+    await Promise.allSettled(this.#bundles.map((bundle) => bundle.close(new LostError(reason))))
+    await this.#finish()
+  }
+}
+
+function resolved(path: string): string {
+  try {
+    return realpathSync(path)
+  } catch {
+    return path
+  }
+}
+
+function connected(socket: Socket, port: number): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => {
+      socket.destroy()
+      reject(new TimeoutError(`connect to port ${port} of the new QEMU: not connected in ${CONNECT_MS} ms`))
+    }, CONNECT_MS)
+    socket.once('connect', () => {
+      clearTimeout(timer)
+      resolve()
+    })
+    socket.once('close', () => {
+      clearTimeout(timer)
+      reject(new LostError(`connect to port ${port} of the new QEMU: refused or closed`))
+    })
+  })
+}
+
+/** Waits for the first byte of either side, and consumes nothing. */
+function whoSpeaksFirst(server: Socket, client: Duplex): Promise<'server' | 'client'> {
+  return new Promise((resolve, reject) => {
+    const decide = (): void => {
+      // Both at once: the client did not wait for a greeting, so it expects none.
+      if (client.readableLength > 0) done(() => resolve('client'))
+      else if (server.readableLength > 0) done(() => resolve('server'))
+    }
+    const gone = (): void => done(() => reject(new LostError('the connection ended before anybody spoke')))
+    const done = (then: () => void): void => {
+      server.off('readable', decide)
+      client.off('readable', decide)
+      server.off('close', gone)
+      client.off('close', gone)
+      then()
+    }
+    server.on('readable', decide)
+    client.on('readable', decide)
+    server.on('close', gone)
+    client.on('close', gone)
+    decide()
+  })
+}

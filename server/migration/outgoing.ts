@@ -1,0 +1,423 @@
+/**
+ * An outgoing migration: what the source's daemon does for one guest that another host is about to receive. The far
+ * side announces it and dials the disk and RAM bundles; when its QEMU listens it reports the ports, and only then, and
+ * only for those ports, connections are caught. Each listener belongs to exactly one far port of one migration.
+ *
+ * Who speaks first tells what a port is: an NBD server does, QEMU's RAM stream is client-first. So the first connection
+ * to a port goes to the far side as a plain stream; when the far side sees an NBD greeting it says so (`classify`),
+ * and from then on connections of that port are served by our own NBD server over the engine. Nothing is probed.
+ *
+ * It ends when every connection is gone and libvirt says where the guest is, or when either bundle is lost.
+ */
+import { randomInt } from 'node:crypto'
+import { createServer, type Server, type Socket } from 'node:net'
+import type { BlockDevice, BlockSizes } from '../../lib/block/device.ts'
+import type { DescribedRun } from '../../lib/chunk/describer.ts'
+import type { SlabPool } from '../../lib/chunk/slab.ts'
+import { errorText, LostError, RefusedError } from '../../lib/core/errors.ts'
+import type { Log } from '../../lib/core/log.ts'
+import { DiskAccount } from '../../lib/engine/account.ts'
+import { DiskLink } from '../../lib/engine/link.ts'
+import { DiskSender, type SenderLimits } from '../../lib/engine/sender.ts'
+import { socketOwner } from '../../lib/host/procnet.ts'
+import {
+  REDIRECT_LISTEN_ADDRESS_4,
+  REDIRECT_LISTEN_ADDRESS_6,
+  type RedirectEntry,
+} from '../../lib/host/redirect.ts'
+import { serveNbd } from '../../lib/nbd/server.ts'
+import type { Bundle } from '../../lib/peer/bundle.ts'
+import { StreamMux } from '../../lib/peer/stream.ts'
+import { type Counts, passThrough } from '../../lib/ram/passthrough.ts'
+import { MigrationRecord } from './record.ts'
+
+export interface ExportInfo {
+  readonly name: string
+  readonly size: number
+  readonly blockSizes: BlockSizes
+}
+
+export interface OutgoingOptions {
+  readonly id: string
+  readonly uuid: string
+  readonly guest: string
+  readonly peer: string
+  readonly peerAddresses: readonly string[]
+  readonly log: Log
+  /** Users whose connections are taken. */
+  readonly uids: readonly number[]
+  readonly slabs: SlabPool
+  readonly describe: (bytes: Uint8Array) => Promise<DescribedRun[]>
+  readonly limits: SenderLimits
+  readonly pickListenPort: () => number
+  /** Whether the guest stayed at this host or left; waits while libvirt has not decided. */
+  readonly outcome: () => Promise<'here' | 'gone' | 'unknown'>
+  readonly onEnd: (migration: OutgoingMigration) => void
+}
+
+interface Port {
+  readonly port: number
+  readonly listenPort: number
+  readonly servers: Server[]
+  kind: 'unknown' | 'nbd' | 'stream'
+  exports: readonly ExportInfo[]
+  /** Connections whose kind is not known yet; the first one's stream is with the far side. */
+  undecided: Set<() => void>
+}
+
+/** After the last connection is gone: the time in which another one may still come. */
+const LINGER_MS = 1500
+/** Armed, and nothing came. */
+const IDLE_MS = 60_000
+const ANNOUNCED_MS = 120_000
+const PORTS_MAX = 8
+
+export class OutgoingMigration {
+  readonly record: MigrationRecord
+  readonly #options: OutgoingOptions
+  readonly #log: Log
+  readonly #ports = new Map<number, Port>()
+  readonly #sockets = new Set<Socket>()
+  readonly #senders = new Map<string, { sender: Promise<DiskSender>; users: number }>()
+  #disk: { bundle: Bundle; link: DiskLink } | undefined
+  #ram: { bundle: Bundle; mux: StreamMux } | undefined
+  #nextDisk = 0
+  #accepting: Promise<void> = Promise.resolve()
+  #timer: NodeJS.Timeout | undefined
+  #ended = false
+
+  constructor(options: OutgoingOptions) {
+    this.#options = options
+    this.#log = options.log
+    this.record = new MigrationRecord({
+      id: options.id,
+      guest: options.guest,
+      uuid: options.uuid,
+      peer: options.peer,
+      direction: 'out',
+    })
+    this.#wait(ANNOUNCED_MS, 'the far side announced it and never armed it')
+  }
+
+  get id(): string {
+    return this.#options.id
+  }
+
+  get peer(): string {
+    return this.#options.peer
+  }
+
+  /** What has to be caught for this migration now. */
+  get entries(): RedirectEntry[] {
+    if (this.#ended) return []
+    return [...this.#ports.values()].flatMap(({ port, listenPort }) =>
+      this.#options.peerAddresses.map((address) => ({ address, port, listenPort })),
+    )
+  }
+
+  /** A bundle that the far side dialed for this migration. */
+  attach(bundle: Bundle): void {
+    if (this.#ended) throw new RefusedError(`migration ${this.id} has ended`)
+    if (bundle.kind === 'disk' && this.#disk === undefined) {
+      this.#disk = { bundle, link: new DiskLink(bundle) }
+    } else if (bundle.kind === 'ram' && this.#ram === undefined) {
+      this.#ram = { bundle, mux: new StreamMux(bundle) }
+    } else throw new RefusedError(`migration ${this.id} has a ${bundle.kind} bundle already`)
+    this.record.addBundle(bundle)
+    void bundle.closed.then((error) => {
+      if (this.#ended) return
+      this.record.error ??= `the ${bundle.kind} channel to ${this.peer} was lost: ${errorText(error ?? 'closed by it')}`
+      void this.#finish()
+    })
+  }
+
+  /** The far QEMU listens on these ports: make listeners for them. The caller arms the redirect for `entries`. */
+  async arm(ports: readonly number[]): Promise<void> {
+    if (this.#ended) throw new RefusedError(`migration ${this.id} has ended`)
+    if (this.#disk === undefined || this.#ram === undefined) {
+      throw new RefusedError(`migration ${this.id}: armed before its channels were there`)
+    }
+    if (ports.length > PORTS_MAX) throw new RefusedError(`migration ${this.id}: ${ports.length} ports`)
+    for (const port of ports) {
+      if (this.#ports.has(port)) continue
+      this.#ports.set(port, await this.#listen(port))
+    }
+    this.#wait(IDLE_MS, 'no connection came within a minute of the redirect')
+  }
+
+  /** What the far side found a port to be, before it answered anything on it. */
+  classify(port: number, exports: readonly ExportInfo[]): void {
+    const known = this.#ports.get(port)
+    if (known === undefined)
+      throw new RefusedError(`migration ${this.id}: port ${port} is not one of its ports`)
+    if (known.kind === 'stream')
+      throw new RefusedError(`migration ${this.id}: port ${port} carries a stream already`)
+    known.kind = 'nbd'
+    known.exports = exports
+    this.record.accelerated = true
+    if (this.record.phase === 'announced') this.record.phase = 'copying'
+    for (const decided of [...known.undecided]) decided()
+  }
+
+  /** The far side says that it is over (the guest never started there, or left). */
+  async stop(reason: string): Promise<void> {
+    this.record.error ??= reason
+    await this.#finish()
+  }
+
+  // ---- listeners ---------------------------------------------------------------------------------------------
+
+  async #listen(port: number): Promise<Port> {
+    for (let attempt = 0; ; attempt++) {
+      const listenPort = this.#options.pickListenPort()
+      const made: Port = { port, listenPort, servers: [], kind: 'unknown', exports: [], undecided: new Set() }
+      try {
+        made.servers.push(await this.#server(made, REDIRECT_LISTEN_ADDRESS_4, listenPort))
+        if (this.#options.peerAddresses.some((address) => address.includes(':'))) {
+          made.servers.push(await this.#server(made, REDIRECT_LISTEN_ADDRESS_6, listenPort))
+        }
+        return made
+      } catch (error) {
+        for (const server of made.servers) server.close()
+        if (attempt >= 20) throw error
+      }
+    }
+  }
+
+  #server(port: Port, host: string, listenPort: number): Promise<Server> {
+    return new Promise((resolve, reject) => {
+      const server = createServer({ allowHalfOpen: true, noDelay: true }, (socket) =>
+        this.#accept(port, socket),
+      )
+      server.once('error', reject)
+      server.listen({ host, port: listenPort, ipv6Only: host.includes(':') }, () => {
+        server.off('error', reject)
+        server.on('error', (error) => this.#log.warn({ error }, 'listener failed'))
+        resolve(server)
+      })
+    })
+  }
+
+  /** In the order of arrival: QEMU tells its parallel RAM connections apart by it. */
+  #accept(port: Port, socket: Socket): void {
+    socket.on('error', () => undefined)
+    this.#sockets.add(socket)
+    socket.once('close', () => {
+      this.#sockets.delete(socket)
+      this.#connectionGone()
+    })
+    clearTimeout(this.#timer)
+    this.#accepting = this.#accepting.then(() => this.#connection(port, socket))
+  }
+
+  async #connection(port: Port, socket: Socket): Promise<void> {
+    const allowed = await this.#allowed(port, socket)
+    if (!allowed || this.#ended || socket.destroyed) {
+      socket.destroy()
+      return
+    }
+    if (port.kind === 'nbd') void this.#serve(port, socket)
+    else this.#stream(port, socket)
+  }
+
+  /** Only libvirtd and QEMU may come; the redirect says so already, a local user who finds the listener does not. */
+  async #allowed(port: Port, socket: Socket): Promise<boolean> {
+    const localAddress = (socket.remoteAddress ?? '').replace(/^::ffff:/, '')
+    const localPort = socket.remotePort ?? 0
+    const remotes = [
+      ...this.#options.peerAddresses.map((remoteAddress) => ({ remoteAddress, remotePort: port.port })),
+    ]
+    for (const remote of remotes) {
+      if (localAddress.includes(':') !== remote.remoteAddress.includes(':')) continue
+      const owner = await socketOwner({ localAddress, localPort, ...remote }).catch(() => undefined)
+      if (owner !== undefined && this.#options.uids.includes(owner)) return true
+    }
+    this.#log.warn(
+      { localAddress, localPort, port: port.port },
+      'refused a connection: not from libvirtd or QEMU',
+    )
+    return false
+  }
+
+  /** Until its kind is known a connection is a plain stream; it stays one when its own side speaks first. */
+  #stream(port: Port, socket: Socket): void {
+    const stream = this.#ram!.mux.open({ port: port.port })
+    stream.on('error', () => undefined)
+    if (port.kind === 'stream') {
+      this.#pass(port, socket, stream)
+      return
+    }
+    const undecide = (): void => {
+      port.undecided.delete(nbd)
+      socket.off('readable', first)
+      socket.off('end', gone)
+      stream.off('readable', first)
+      stream.off('close', gone)
+    }
+    const nbd = (): void => {
+      undecide()
+      stream.destroy()
+      void this.#serve(port, socket)
+    }
+    const first = (): void => {
+      if (socket.readableLength === 0 && stream.readableLength === 0) return
+      undecide()
+      // Bytes of the client before any greeting: RAM, or something unknown.
+      if (port.kind === 'unknown') port.kind = 'stream'
+      if (port.kind === 'nbd') {
+        stream.destroy()
+        void this.#serve(port, socket)
+      } else this.#pass(port, socket, stream)
+    }
+    const gone = (): void => {
+      undecide()
+      socket.resetAndDestroy()
+      stream.destroy()
+    }
+    port.undecided.add(nbd)
+    socket.on('readable', first)
+    socket.on('end', gone)
+    stream.on('readable', first)
+    stream.on('close', gone)
+    first()
+  }
+
+  #pass(port: Port, socket: Socket, stream: ReturnType<StreamMux['open']>): void {
+    const counts: Counts = { toStream: 0, fromStream: 0 }
+    this.record.addStream(counts)
+    if (port.kind === 'stream' && this.record.phase === 'copying') this.record.phase = 'ready'
+    void passThrough(socket, stream, counts)
+    socket.resume()
+    stream.resume()
+  }
+
+  async #serve(port: Port, socket: Socket): Promise<void> {
+    const opened: string[] = []
+    try {
+      await serveNbd(socket, {
+        exports: {
+          list: async () => port.exports.map(({ name }) => name),
+          open: async (name) => {
+            const info = port.exports.find((known) => known.name === name)
+            if (info === undefined) return undefined
+            const sender = await this.#sender(port, info)
+            opened.push(name)
+            return shared(sender, () => undefined)
+          },
+        },
+      })
+    } catch (error) {
+      if (!this.#ended) this.#log.info({ error }, 'an NBD connection ended with an error')
+    } finally {
+      socket.destroy()
+      for (const name of opened) this.#release(port, name)
+    }
+  }
+
+  async #sender(port: Port, info: ExportInfo): Promise<DiskSender> {
+    const key = `${port.port}/${info.name}`
+    let entry = this.#senders.get(key)
+    if (entry === undefined) {
+      entry = { sender: this.#openSender(port.port, info), users: 0 }
+      this.#senders.set(key, entry)
+      entry.sender.catch(() => this.#senders.delete(key))
+    }
+    entry.users++
+    return await entry.sender
+  }
+
+  async #openSender(port: number, info: ExportInfo): Promise<DiskSender> {
+    const account = new DiskAccount(info.name, info.size)
+    const sender = new DiskSender({
+      link: this.#disk!.link,
+      disk: this.#nextDisk++,
+      epoch: randomInt(1, 2 ** 32),
+      size: info.size,
+      blockSizes: info.blockSizes,
+      account,
+      slabs: this.#options.slabs,
+      describe: this.#options.describe,
+      limits: this.#options.limits,
+      onLost: (error) => {
+        this.record.error ??= errorText(error)
+        this.#log.warn({ error, export: info.name }, 'the disk session is lost: QEMU gets an error')
+      },
+    })
+    await sender.open(port, info.name)
+    this.record.addDisk(account)
+    this.record.addSender(sender)
+    return sender
+  }
+
+  #release(port: Port, name: string): void {
+    const key = `${port.port}/${name}`
+    const entry = this.#senders.get(key)
+    if (entry === undefined) return
+    entry.users--
+    if (entry.users > 0) return
+    this.#senders.delete(key)
+    void entry.sender.then((sender) => sender.close()).catch(() => undefined)
+  }
+
+  // ---- the end -----------------------------------------------------------------------------------------------
+
+  #wait(ms: number, reason: string): void {
+    clearTimeout(this.#timer)
+    this.#timer = setTimeout(() => {
+      this.record.error ??= reason
+      void this.#finish()
+    }, ms)
+  }
+
+  #connectionGone(): void {
+    if (this.#ended || this.#sockets.size > 0) return
+    clearTimeout(this.#timer)
+    this.#timer = setTimeout(() => void this.#finish(), LINGER_MS)
+  }
+
+  async #finish(): Promise<void> {
+    if (this.#ended) return
+    this.#ended = true
+    clearTimeout(this.#timer)
+    for (const port of this.#ports.values()) for (const server of port.servers) server.close()
+    const lost = this.record.error !== null
+    for (const socket of this.#sockets) {
+      if (lost) socket.resetAndDestroy()
+      else socket.destroy()
+    }
+    await this.record.measure()
+    await Promise.allSettled([this.#disk?.bundle.close(), this.#ram?.bundle.close()])
+    const state = await this.#options.outcome().catch(() => 'unknown' as const)
+    this.record.finish(state === 'gone' && !lost ? 'done' : 'failed')
+    if (this.record.phase === 'failed' && this.record.error === null) {
+      this.record.error =
+        state === 'here' ? 'libvirt gave it up; the guest runs on here' : 'the outcome is not known'
+    }
+    this.#options.onEnd(this)
+  }
+
+  /** For the end of the daemon: everything is dropped now. */
+  async abort(reason: string): Promise<void> {
+    this.record.error ??= reason
+    await this.#disk?.bundle.close(new LostError(reason))
+    await this.#ram?.bundle.close(new LostError(reason))
+    await this.#finish()
+  }
+}
+
+/** One disk may have several NBD connections: each closes only its own view. */
+function shared(device: BlockDevice, close: () => void): BlockDevice {
+  return {
+    size: device.size,
+    blockSizes: device.blockSizes,
+    features: device.features,
+    read: (offset, length) => device.read(offset, length),
+    write: (offset, data, flags) => device.write(offset, data, flags),
+    writeZeroes: (offset, length, flags) => device.writeZeroes(offset, length, flags),
+    trim: (offset, length, flags) => device.trim(offset, length, flags),
+    cache: (offset, length) => device.cache(offset, length),
+    blockStatus: (offset, length) => device.blockStatus(offset, length),
+    flush: () => device.flush(),
+    close: async () => close(),
+  }
+}

@@ -1,0 +1,142 @@
+/**
+ * What one migration is and was: the numbers behind `swam status` and `swam history`, kept by the same code on both
+ * sides. It reads counters where they are kept (bundles, accounts, streams) instead of copying them around.
+ * Wire bytes are IP bytes, as the kernel counts them for each SSH connection (lib/host/tcp-info.ts).
+ */
+import type { DiskAccount } from '../../lib/engine/account.ts'
+import type { DiskSender } from '../../lib/engine/sender.ts'
+import { type TcpCounts, tcpCounts } from '../../lib/host/tcp-info.ts'
+import type { Bundle } from '../../lib/peer/bundle.ts'
+import type { Counts } from '../../lib/ram/passthrough.ts'
+import { type ConnectionReport, emptyBySource, type MigrationPhase, type MigrationReport } from '../report.ts'
+
+export class MigrationRecord {
+  readonly id: string
+  readonly guest: string
+  readonly uuid: string
+  readonly peer: string
+  readonly direction: 'out' | 'in'
+  readonly startedAt: number = Date.now()
+  phase: MigrationPhase = 'announced'
+  accelerated = false
+  reason: string | null = null
+  error: string | null = null
+  downtimeMs: number | null = null
+  #endedAt: number | undefined
+  readonly #disks: DiskAccount[] = []
+  readonly #senders: DiskSender[] = []
+  readonly #bundles: Bundle[] = []
+  readonly #streams: Counts[] = []
+  #wire = new Map<string, TcpCounts>()
+  #measuredAt = 0
+
+  constructor(options: { id: string; guest: string; uuid: string; peer: string; direction: 'out' | 'in' }) {
+    this.id = options.id
+    this.guest = options.guest
+    this.uuid = options.uuid
+    this.peer = options.peer
+    this.direction = options.direction
+  }
+
+  addDisk(account: DiskAccount): void {
+    this.#disks.push(account)
+  }
+
+  addSender(sender: DiskSender): void {
+    this.#senders.push(sender)
+  }
+
+  addBundle(bundle: Bundle): void {
+    this.#bundles.push(bundle)
+  }
+
+  addStream(counts: Counts): void {
+    this.#streams.push(counts)
+  }
+
+  get connections(): ConnectionReport[] {
+    return this.#bundles.flatMap((bundle) =>
+      bundle.connections.map((name) => ({ kind: bundle.kind, ...name })),
+    )
+  }
+
+  /** Asks the kernel for the bytes of each connection; the last known figures stay when one is gone. */
+  async measure(): Promise<void> {
+    if (Date.now() - this.#measuredAt < 300) return
+    this.#measuredAt = Date.now()
+    for (const [name, counts] of await tcpCounts(this.connections)) this.#wire.set(name, counts)
+  }
+
+  finish(phase: 'done' | 'failed'): void {
+    if (this.#endedAt !== undefined) return
+    this.phase = phase
+    this.#endedAt = Date.now()
+    if (!this.accelerated) this.reason ??= this.error ?? 'no disk connection came through SWAM'
+  }
+
+  get ended(): boolean {
+    return this.#endedAt !== undefined
+  }
+
+  #wireBytes(kind: 'disk' | 'ram'): number {
+    let sum = 0
+    for (const bundle of this.#bundles) {
+      if (bundle.kind !== kind) continue
+      const measured = bundle.connections.map((name) => this.#wire.get(wireKey(name)))
+      if (measured.length > 0 && measured.every((counts) => counts !== undefined)) {
+        for (const counts of measured) sum += counts.ipBytes
+      } else sum += bundle.bytesSent + bundle.bytesReceived
+    }
+    return sum
+  }
+
+  report(): MigrationReport {
+    const elapsedMs = (this.#endedAt ?? Date.now()) - this.startedAt
+    const disks = this.#disks.map((account) => ({
+      target: account.target,
+      size: account.size,
+      askedBytes: account.askedBytes,
+      appliedBytes: account.appliedBytes,
+      bySource: { ...account.bySource },
+    }))
+    const asked = this.#streams.reduce((sum, counts) => sum + counts.toStream + counts.fromStream, 0)
+    const ramWire = this.#wireBytes('ram')
+    return {
+      version: 1,
+      id: this.id,
+      guest: this.guest,
+      uuid: this.uuid,
+      peer: this.peer,
+      direction: this.direction,
+      phase: this.phase,
+      accelerated: this.accelerated,
+      reason: this.accelerated ? null : this.reason,
+      startedAt: this.startedAt,
+      elapsedMs,
+      downtimeMs: this.downtimeMs,
+      disks,
+      ram: { askedBytes: asked, wireBytes: ramWire, bySource: { ...emptyBySource(), literal: asked } },
+      wireBytes: this.#wireBytes('disk') + ramWire,
+      etaMs: this.#etaMs(elapsedMs),
+      verified: null,
+      error: this.error,
+      connections: this.connections,
+    }
+  }
+
+  /** By what was applied so far; the mirror copies each disk once, so its size is the whole. */
+  #etaMs(elapsedMs: number): number | null {
+    if (this.ended || this.#disks.length === 0) return null
+    let total = 0
+    let applied = 0
+    for (const account of this.#disks) {
+      total += account.size
+      applied += Math.min(account.size, account.appliedBytes)
+    }
+    return applied === 0 ? null : Math.round((elapsedMs * (total - applied)) / applied)
+  }
+}
+
+export function wireKey(name: { localAddress: string; localPort: number; remotePort: number }): string {
+  return `${name.localAddress}:${name.localPort}-${name.remotePort}`
+}

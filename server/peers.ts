@@ -1,0 +1,147 @@
+/**
+ * The peers of this host: one control bundle to each, dialed by us and kept up, for what we ask as a destination; and
+ * the control bundles that they dialed, on which we answer as a source. Dialing backs off (sshd punishes whoever
+ * fails often), and is tried at once when a migration needs the peer.
+ */
+import { readFile } from 'node:fs/promises'
+import { hostname } from 'node:os'
+import type { PeerConfig } from '../config/schema.ts'
+import { errorText, LostError, TimeoutError } from '../lib/core/errors.ts'
+import type { Log } from '../lib/core/log.ts'
+import type { Bundle } from '../lib/peer/bundle.ts'
+import { Rpc, type RpcHandler } from '../lib/peer/rpc.ts'
+import { dialBundle } from '../lib/peer/ssh.ts'
+import type { PeerReport } from './report.ts'
+
+const BACKOFF_MS_MIN = 1000
+const BACKOFF_MS_MAX = 60_000
+const CALL_MS = 8000
+/** Disk and RAM bundles: enough channels that 2 MiB windows do not limit a 100 ms link. */
+const CHANNELS = { control: 1, disk: 4, ram: 4 } as const
+
+export class Peer {
+  readonly config: PeerConfig
+  readonly #log: Log
+  #bundle: Bundle | undefined
+  #rpc: Rpc | undefined
+  #dialing: Promise<Rpc> | undefined
+  #backoffMs = BACKOFF_MS_MIN
+  #timer: NodeJS.Timeout | undefined
+  #error: string | null = null
+  #closed = false
+
+  constructor(config: PeerConfig, log: Log) {
+    this.config = config
+    this.#log = log
+  }
+
+  /** Dials, and goes on dialing. */
+  start(): void {
+    void this.#connect().catch(() => undefined)
+  }
+
+  /** Calls the peer's daemon; dials first when there is no connection. */
+  async call(method: string, params: object, timeoutMs: number = CALL_MS): Promise<unknown> {
+    const deadline = AbortSignal.timeout(timeoutMs)
+    const rpc = await Promise.race([
+      this.#connect(),
+      new Promise<never>((_resolve, reject) => {
+        deadline.addEventListener('abort', () =>
+          reject(new TimeoutError(`${method} at ${this.config.name}: not connected in ${timeoutMs} ms`)),
+        )
+      }),
+    ])
+    return await rpc.call(method, params, { timeoutMs })
+  }
+
+  async dial(kind: 'control' | 'disk' | 'ram', migrationId: string): Promise<Bundle> {
+    const { ssh, addresses, name } = this.config
+    return await dialBundle({
+      addresses,
+      port: ssh.port,
+      user: ssh.user,
+      privateKey: await readFile(ssh.key, 'utf8'),
+      hostKey: ssh.hostKey,
+      kind,
+      migrationId,
+      channels: CHANNELS[kind],
+      localName: hostname(),
+      peer: name,
+    })
+  }
+
+  async #connect(): Promise<Rpc> {
+    if (this.#closed) throw new LostError('the daemon is ending')
+    if (this.#rpc !== undefined) return this.#rpc
+    this.#dialing ??= this.#dialControl().finally(() => {
+      this.#dialing = undefined
+    })
+    return await this.#dialing
+  }
+
+  async #dialControl(): Promise<Rpc> {
+    clearTimeout(this.#timer)
+    try {
+      const bundle = await this.dial('control', '')
+      const rpc = new Rpc(bundle)
+      this.#bundle = bundle
+      this.#rpc = rpc
+      this.#error = null
+      this.#backoffMs = BACKOFF_MS_MIN
+      this.#log.info({ peer: this.config.name }, 'connected to the peer')
+      void bundle.closed.then((error) => {
+        this.#rpc = undefined
+        this.#bundle = undefined
+        this.#error = errorText(error ?? 'it closed the connection')
+        this.#log.warn({ peer: this.config.name, error }, 'the connection to the peer is lost')
+        this.#again()
+      })
+      return rpc
+    } catch (error) {
+      if (this.#error !== errorText(error)) {
+        this.#log.warn({ peer: this.config.name, error }, 'the peer cannot be reached')
+      }
+      this.#error = errorText(error)
+      this.#again()
+      throw error
+    }
+  }
+
+  #again(): void {
+    if (this.#closed) return
+    clearTimeout(this.#timer)
+    this.#timer = setTimeout(() => this.start(), this.#backoffMs)
+    this.#timer.unref()
+    this.#backoffMs = Math.min(BACKOFF_MS_MAX, this.#backoffMs * 2)
+  }
+
+  report(): PeerReport {
+    const rttMs = this.#bundle?.rttMs.smoothed
+    return {
+      name: this.config.name,
+      site: this.config.site,
+      address: this.config.addresses[0] ?? '',
+      up: this.#rpc !== undefined,
+      rttMs: rttMs === undefined ? null : Math.round(rttMs * 10) / 10,
+      error: this.#error,
+    }
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true
+    clearTimeout(this.#timer)
+    await this.#bundle?.close(new LostError('the daemon is ending'))
+  }
+}
+
+/** Answers a peer's calls on a control bundle that it dialed. */
+export function answerPeer(
+  bundle: Bundle,
+  handlers: Readonly<Record<string, (params: unknown, peer: string) => Promise<unknown>>>,
+): void {
+  const rpc = new Rpc(bundle)
+  for (const [method, handler] of Object.entries(handlers)) {
+    const answer: RpcHandler = async (params) => await handler(params, bundle.peer)
+    rpc.handle(method, answer)
+  }
+}
