@@ -113,7 +113,7 @@ export class Daemon {
       await serveControl({
         path: join(runDir, 'hook.sock'),
         mode: 0o600,
-        handlers: { event: (params) => this.#hook(params) },
+        handlers: { hook: (params) => this.#hook(params), hookReport: (params) => this.#hookReport(params) },
         requestBytesMax: HOOK_REQUEST_BYTES_MAX,
         onError: (error) => this.#log.debug({ error }, 'hook socket'),
       }),
@@ -125,7 +125,10 @@ export class Daemon {
         onError: (error) => this.#log.debug({ error }, 'control socket'),
       }),
     ]
-    this.#timer = setInterval(() => void this.#refresh(), REDIRECT_REFRESH_MS)
+    this.#timer = setInterval(() => {
+      void this.#refresh()
+      for (const { record } of [...this.#incoming.values(), ...this.#outgoing.values()]) void record.measure()
+    }, REDIRECT_REFRESH_MS)
     for (const peer of this.#peers) peer.start()
     this.#log.info({ release: RELEASE, pid: process.pid, peers: this.#peers.length }, 'swamd is ready')
   }
@@ -215,7 +218,7 @@ export class Daemon {
   // ---- the destination's part --------------------------------------------------------------------------------
 
   async #hook(params: unknown): Promise<HookAnswer> {
-    const event = new Params('event', params)
+    const event = new Params('hook', params)
     const op = `${event.text('op', 32)} ${event.text('sub', 32)}`
     const guest = event.text('guest')
     const started = performance.now()
@@ -224,7 +227,7 @@ export class Daemon {
         case 'migrate begin':
           return await this.#migrateBegin(parseDomain(event.text('xml', HOOK_REQUEST_BYTES_MAX)))
         case 'started begin':
-          return await this.#started(guest, event.list('ports', 256))
+          return await this.#started(guest, event.has('ports') ? event.list('ports', 256) : [])
         case 'stopped end':
         case 'release end':
           await this.#incoming.get(guest)?.stopped()
@@ -238,6 +241,20 @@ export class Daemon {
     } finally {
       this.#log.debug({ op, guest, ms: Math.round(performance.now() - started) }, 'hook event')
     }
+  }
+
+  /** What root's hook made of the images that it was asked to create. */
+  async #hookReport(params: unknown): Promise<object> {
+    const report = new Params('hookReport', params)
+    for (const item of report.list('images', 256)) {
+      const image = new Params('hookReport: images', item)
+      const path = image.text('path', 4096)
+      this.#log.info(
+        { guest: report.text('guest'), path, created: image.flag('created') },
+        'image at this host',
+      )
+    }
+    return {}
   }
 
   #refuseOr(message: string): HookAnswer {

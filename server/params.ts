@@ -52,6 +52,10 @@ export class Params {
     })
   }
 
+  has(key: string): boolean {
+    return this.#values[key] !== undefined
+  }
+
   flag(key: string): boolean {
     const value = this.#values[key]
     if (typeof value !== 'boolean') throw this.#wrong(key, 'true or false')

@@ -31,7 +31,7 @@ export class ImageStock {
   #indexer: ImageIndexer
   readonly #images = new Map<number, StockImage>()
   #nextNumber = 0
-  #scanning = new Map<string, AbortController>()
+  readonly #scanning = new Map<number, AbortController>()
   #closed = false
 
   constructor(options: StockOptions) {
@@ -81,7 +81,8 @@ export class ImageStock {
     for (const image of this.images) {
       if (kept.has(image.number)) continue
       this.#images.delete(image.number)
-      this.#scanning.get(image.path)?.abort(new Error('the image is gone or changed'))
+      this.#scanning.get(image.number)?.abort(new Error('the image is gone or changed'))
+      this.#index.forget(image.number)
       await image.source.close()
     }
   }
@@ -93,7 +94,7 @@ export class ImageStock {
       const number = this.#nextNumber++
       this.#images.set(number, { number, path: file.path, size: source.identity.size, source })
       const abort = new AbortController()
-      this.#scanning.set(file.path, abort)
+      this.#scanning.set(number, abort)
       void this.#indexer
         .indexImage(file.path, number, { signal: abort.signal })
         .catch((error: unknown) => {
@@ -102,7 +103,7 @@ export class ImageStock {
           }
         })
         .finally(() => {
-          if (this.#scanning.get(file.path) === abort) this.#scanning.delete(file.path)
+          this.#scanning.delete(number)
         })
       return number
     } catch (error) {

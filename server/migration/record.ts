@@ -78,14 +78,14 @@ export class MigrationRecord {
     return this.#endedAt !== undefined
   }
 
+  /** As last measured, and at least what the bundle itself counted: the last segments may come after the measure. */
   #wireBytes(kind: 'disk' | 'ram'): number {
     let sum = 0
     for (const bundle of this.#bundles) {
       if (bundle.kind !== kind) continue
-      const measured = bundle.connections.map((name) => this.#wire.get(wireKey(name)))
-      if (measured.length > 0 && measured.every((counts) => counts !== undefined)) {
-        for (const counts of measured) sum += counts.ipBytes
-      } else sum += bundle.bytesSent + bundle.bytesReceived
+      let measured = 0
+      for (const name of bundle.connections) measured += this.#wire.get(wireKey(name))?.ipBytes ?? 0
+      sum += Math.max(measured, bundle.bytesSent + bundle.bytesReceived)
     }
     return sum
   }

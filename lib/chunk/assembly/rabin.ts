@@ -17,7 +17,7 @@ const MASK: u64 = 0xffff
 
 /** Bytes of one of the four stretches that are searched side by side. */
 const LANE_BYTES: usize = 1024
-const INPUT_BYTES: usize = 1 << 20
+const INPUT_BYTES: i32 = 1 << 20
 const NO_CUT: usize = usize.MAX_VALUE
 
 /** MOD[t]: what clears the bits t above the degree and adds their remainder. */
@@ -69,7 +69,7 @@ export function input(): usize {
   return INPUT
 }
 
-export function inputBytes(): usize {
+export function inputBytes(): i32 {
   return INPUT_BYTES
 }
 

@@ -82,7 +82,8 @@ async function* blockDigests(path: string): AsyncGenerator<string> {
 async function recipeDigest(): Promise<string> {
   const hash = createHash('sha256').update(RELEASE)
   const names = (await readdir(import.meta.dirname)).filter((name) => /\.(sh|pl|py|service)$/.test(name))
-  for (const name of names.toSorted()) hash.update(name).update(await readFile(join(import.meta.dirname, name)))
+  for (const name of names.toSorted())
+    hash.update(name).update(await readFile(join(import.meta.dirname, name)))
   return hash.digest('hex').slice(0, 16)
 }
 
@@ -134,7 +135,10 @@ async function debianMirror(): Promise<string> {
 
 function run(command: string, args: readonly string[], env: Record<string, string> = {}): Promise<string> {
   return new Promise((resolve, reject) => {
-    const child = spawn(command, args, { env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'inherit'] })
+    const child = spawn(command, args, {
+      env: { ...process.env, ...env },
+      stdio: ['ignore', 'pipe', 'inherit'],
+    })
     const parts: Buffer[] = []
     child.stdout.on('data', (part: Buffer) => parts.push(part))
     child.on('error', reject)

@@ -1,5 +1,6 @@
 #!/usr/bin/perl
-# One line every 5 ms to the port that the lab watches: the lab's own clock tells from the gaps how long the guest stood.
+# A counter every 5 ms on the second serial port, as the tiny guest sends it: the lab stamps these with its own clock and
+# tells from the gaps how long the guest stood.
 use strict;
 use warnings;
 my ($path) = @ARGV;

@@ -20,9 +20,10 @@ for number in range(24):
         part.write(draw.randbytes(1 << 20))
 
 subprocess.run(['chroot', root, 'sh', '-ec', '''
+    git config --global gc.auto 0 # its gc goes on in the background and would hold the mount
     git init -q /srv/repository
     cd /srv/repository
-    cp -r /usr/share/perl5 /usr/lib/python3/dist-packages .
+    cp -r /usr/share/perl5 /usr/share/perl .
     git -c user.name=guest -c user.email=guest@localhost add .
     git -c user.name=guest -c user.email=guest@localhost commit -qm "everything"
 '''], check=True)

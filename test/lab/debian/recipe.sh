@@ -12,8 +12,8 @@ here=$(dirname "$(readlink -f "$0")")
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin
 
 base_packages=systemd-sysv,dbus,linux-image-cloud-amd64,initramfs-tools,openssh-server,openssh-client,python3,perl
-base_packages+=,ca-certificates,vim,man-db,less,curl,wget,rsync,bash-completion,file,xz-utils,zstd,locales,gnupg
-guest_packages=(nginx redis-server git build-essential sqlite3)
+base_packages+=,ca-certificates,vim-tiny,less,curl,wget,rsync,bash-completion,file,xz-utils,zstd
+guest_packages=(nginx redis-server git sqlite3 python3-django)
 
 step() { printf '%s %s\n' "$(date +%T)" "$1" >&2; }
 
@@ -40,7 +40,7 @@ enter() { # mounts what a chroot needs; all of it is private to our mount namesp
       cp "$CA_BUNDLE" "$root/run/ca.crt"
       echo 'Acquire::https::CaInfo "/run/ca.crt";'
     fi
-    echo 'APT::Install-Recommends "false"; Acquire::Languages "none";'
+    echo 'APT::Install-Recommends "false"; Acquire::Languages "none"; Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";'
   } > "$root/etc/apt/apt.conf.d/99lab"
 }
 
@@ -49,10 +49,12 @@ leave() {
   for place in tmp run dev sys proc; do umount -R "$root/$place"; done
 }
 
-close_image() { # IMAGE
+close_image() { # IMAGE [E2FSCK OPTION ...]
   umount "$root"
-  e2fsck -fp "$1" >&2 || [ $? -le 1 ] # 1: it mended something, such as an orphan
-  fallocate --dig-holes "$1"
+  local image=$1
+  shift
+  e2fsck -fp "$@" "$image" >&2 || [ $? -le 1 ] # 1: it mended something, such as an orphan
+  fallocate --dig-holes "$image"
 }
 
 build_base() {
@@ -81,7 +83,7 @@ build_base() {
     systemd-binfmt.service systemd-pstore.service systemd-update-utmp-runlevel.service \
     systemd-journal-flush.service sys-kernel-debug.mount sys-kernel-tracing.mount sys-fs-fuse-connections.mount \
     dev-hugepages.mount dev-mqueue.mount keyboard-setup.service console-setup.service \
-    serial-getty@ttyS0.service getty@tty1.service cron.service; do
+    serial-getty@ttyS0.service serial-getty@ttyS1.service getty@tty1.service cron.service; do
     ln -sf /dev/null "$root/etc/systemd/system/$unit"
   done
   install -m 755 "$here/heartbeat.pl" "$root/usr/local/sbin/swam-heartbeat"
@@ -89,10 +91,12 @@ build_base() {
   install -m 644 "$here/swam-heartbeat.service" "$here/swam-ready.service" "$root/etc/systemd/system/"
   chroot "$root" systemctl -q enable swam-heartbeat.service
   chroot "$root" apt-get clean
+  rm -rf "$root"/var/lib/apt/lists/*_* "$root"/var/cache/apt/*.bin
   leave
   cp --dereference "$root/vmlinuz" "$out/vmlinuz"
   cp --dereference "$root/initrd.img" "$out/initrd.img"
-  close_image "$out/base.raw"
+  # Drops what debootstrap deleted again; what the guest deletes later stays in its image, as it does in life.
+  close_image "$out/base.raw" -E discard
 }
 
 build_guest() {

@@ -1,0 +1,61 @@
+# From a fresh Debian 12 with git and make to a running demo: `make demo`. Everything else it needs, it installs.
+#   make demo       the Debian guest migrates plain, through SWAM, and back; writes out/demo.json and a table
+#   make test       types, lint, unit, contract, interop and end-to-end tests (under 30 minutes)
+#   make test-long  the end-to-end tests again, and those that take hours
+#   make check      types, lint, unit and contract tests
+#   make lint, make format
+# The lab makes namespaces, mounts and libvirts of its own: demo, test, test-long and bootstrap run as root, through
+# sudo for others. ARGS='...' is handed to the demo.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+NODE := bin/node
+BIN := node_modules/.bin
+
+# What Node's packages are built with; the lab's hosts and guests; the peers that the interop tests talk to.
+PACKAGES := ca-certificates git g++ gcc make python3 \
+  libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-utils \
+  nftables iproute2 procps openssh-server openssh-client debootstrap e2fsprogs cpio busybox-static xz-utils zstd \
+  nbdkit libnbd-bin python3-libnbd nbd-server
+
+.PHONY: demo test test-long check types lint format bootstrap
+
+ifeq ($(shell id -u),0)
+
+demo: node_modules/.bootstrapped
+	$(NODE) test/demo/demo.ts $(ARGS)
+
+# One run for all, a file at a time: the labs share the machine's cores, and the summary at the end counts everything.
+test: types lint
+	$(NODE) --test --test-concurrency=1 'test/unit/**/*.test.ts' 'test/contract/**/*.test.ts' \
+	  'test/interop/**/*.test.ts' 'test/e2e/**/*.test.ts'
+
+test-long: node_modules/.bootstrapped
+	$(NODE) --test --test-concurrency=1 'test/e2e/**/*.test.ts' 'test/long/**/*.test.ts'
+
+bootstrap: node_modules/.bootstrapped
+
+node_modules/.bootstrapped: package-lock.json bin/bootstrap
+	bin/bootstrap $(PACKAGES)
+	touch $@
+
+else
+
+demo test test-long bootstrap node_modules/.bootstrapped:
+	@command -v sudo >/dev/null || { echo "make $@: needs root (apt-get, namespaces, libvirt); this is uid $$(id -u) and there is no sudo" >&2; exit 1; }
+	sudo $(MAKE) --no-print-directory $@ ARGS='$(ARGS)'
+
+node_modules/.bootstrapped: package-lock.json bin/bootstrap
+
+endif
+
+check: types lint
+	$(NODE) --test 'test/unit/**/*.test.ts' 'test/contract/**/*.test.ts'
+
+types: node_modules/.bootstrapped
+	$(NODE) $(BIN)/tsc --noEmit
+
+lint: node_modules/.bootstrapped
+	$(NODE) $(BIN)/biome check --error-on-warnings .
+
+format: node_modules/.bootstrapped
+	$(NODE) $(BIN)/biome check --write .

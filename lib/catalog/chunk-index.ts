@@ -1,0 +1,195 @@
+/**
+ * Which image holds which chunk: an open-addressing table in shared memory, written by one thread (the indexer's) and
+ * read by any. An entry is 20 bytes: the first 8 bytes of the digest, image number, offset and length. What it says
+ * is a hint: the image may have changed and 8 bytes are no digest, so whoever uses a hit reads and verifies SHA-256.
+ * The table has a fixed size; when it is full it refuses more and counts that. A forgotten image's entries are no
+ * longer found, and new ones take their places where they come across them.
+ *
+ * A new entry is published by its length, stored last: a reader that sees a length sees the entry. One that takes a
+ * forgotten one's place may be seen half written; as said, what is found is verified.
+ */
+import { DIGEST_BYTES } from '../chunk/digest.ts'
+
+export interface ChunkLocation {
+  readonly image: number
+  readonly offset: number
+  readonly length: number
+}
+
+/** What a thread needs to attach to a table. */
+export interface SharedChunkIndex {
+  readonly buffer: SharedArrayBuffer
+}
+
+export const IMAGE_NUMBER_MAX: number = 0xffff
+const OFFSET_MAX = 2 ** 48 - 1
+/** Candidates of one digest: content that lies everywhere needs no more places to read it from. */
+const LOCATIONS_MAX = 4
+/** Linear probing is fast up to here. */
+const FILL_MAX = 0.8
+
+const COUNT = 0
+const REFUSED = 1
+const REPEATED = 2
+/** One bit for each image number. */
+const FORGOTTEN = 4
+const HEADER_WORDS = FORGOTTEN + (IMAGE_NUMBER_MAX + 1) / 32
+
+const ENTRY_WORDS = 5
+const KEY_A = 0
+const KEY_B = 1
+const OFFSET_LOW = 2
+/** Image number in the high half, the upper 16 bits of the offset in the low half. */
+const IMAGE_OFFSET = 3
+const LENGTH = 4
+
+export class ChunkIndex {
+  readonly shared: SharedChunkIndex
+  readonly #words: Uint32Array
+  readonly #slotCount: number
+  readonly #countMax: number
+
+  /** A table of at most `bytesMax` bytes; the memory is taken from the system as the table fills. */
+  static create(options: { readonly bytesMax: number }): ChunkIndex {
+    const slotCount = Math.floor((options.bytesMax / 4 - HEADER_WORDS) / ENTRY_WORDS)
+    if (!(slotCount >= 1)) throw new RangeError(`chunk index: ${options.bytesMax} bytes hold no entry`)
+    return new ChunkIndex({ buffer: new SharedArrayBuffer((HEADER_WORDS + slotCount * ENTRY_WORDS) * 4) })
+  }
+
+  /** Another thread's table. */
+  static attach(shared: SharedChunkIndex): ChunkIndex {
+    return new ChunkIndex(shared)
+  }
+
+  private constructor(shared: SharedChunkIndex) {
+    this.shared = shared
+    this.#words = new Uint32Array(shared.buffer)
+    this.#slotCount = Math.floor((this.#words.length - HEADER_WORDS) / ENTRY_WORDS)
+    this.#countMax = Math.max(1, Math.floor(this.#slotCount * FILL_MAX))
+  }
+
+  get bytes(): number {
+    return this.shared.buffer.byteLength
+  }
+
+  /** Entries in the table, those of forgotten images that still lie there included. */
+  get count(): number {
+    return Atomics.load(this.#words, COUNT)
+  }
+
+  /** Inserts that found the table full. */
+  get refused(): number {
+    return Atomics.load(this.#words, REFUSED)
+  }
+
+  /** Inserts of a digest that had its candidates already. */
+  get repeated(): number {
+    return Atomics.load(this.#words, REPEATED)
+  }
+
+  /**
+   * Adds a place where the chunk lies whose digest is in `digests` at `digestOffset`. False if it was left out: the
+   * table is full, or the digest has candidates enough. Only one thread may insert.
+   */
+  insert(digests: Uint8Array, digestOffset: number, location: ChunkLocation): boolean {
+    const { image, offset, length } = location
+    checkLocation(location)
+    const words = this.#words
+    const keyA = keyAt(digests, digestOffset)
+    const keyB = keyAt(digests, digestOffset + 4)
+    const offsetLow = offset % 2 ** 32
+    const imageOffset = image * 2 ** 16 + Math.floor(offset / 2 ** 32)
+    let candidates = 0
+    let reusable = 0
+    let at = this.#firstEntry(keyA)
+    while (words[at + LENGTH] !== 0) {
+      if (this.isForgotten(words[at + IMAGE_OFFSET]! >>> 16)) {
+        if (reusable === 0) reusable = at
+      } else if (words[at + KEY_A] === keyA && words[at + KEY_B] === keyB) {
+        // Found again by a second scan of the same image.
+        const same = words[at + OFFSET_LOW] === offsetLow && words[at + IMAGE_OFFSET] === imageOffset
+        if (same || ++candidates >= LOCATIONS_MAX) {
+          Atomics.add(words, REPEATED, 1)
+          return false
+        }
+      }
+      at = this.#nextEntry(at)
+    }
+    if (reusable !== 0) at = reusable
+    else if (words[COUNT]! >= this.#countMax) {
+      Atomics.add(words, REFUSED, 1)
+      return false
+    } else Atomics.add(words, COUNT, 1)
+    words[at + KEY_A] = keyA
+    words[at + KEY_B] = keyB
+    words[at + OFFSET_LOW] = offsetLow
+    words[at + IMAGE_OFFSET] = imageOffset
+    Atomics.store(words, at + LENGTH, length)
+    return true
+  }
+
+  /** From now on nothing of this image is found. Any thread may call it; the number must not be used again. */
+  forget(image: number): void {
+    checkLocation({ image, offset: 0, length: 1 })
+    Atomics.or(this.#words, FORGOTTEN + (image >>> 5), 1 << (image & 31))
+  }
+
+  isForgotten(image: number): boolean {
+    return (Atomics.load(this.#words, FORGOTTEN + (image >>> 5)) & (1 << (image & 31))) !== 0
+  }
+
+  /** Where the chunk with this digest may lie, in the order of insertion; hints only. */
+  lookup(digests: Uint8Array, digestOffset = 0): ChunkLocation[] {
+    const words = this.#words
+    const keyA = keyAt(digests, digestOffset)
+    const keyB = keyAt(digests, digestOffset + 4)
+    const found: ChunkLocation[] = []
+    let at = this.#firstEntry(keyA)
+    for (;;) {
+      const length = Atomics.load(words, at + LENGTH)
+      if (length === 0) return found
+      if (words[at + KEY_A] === keyA && words[at + KEY_B] === keyB) {
+        const imageOffset = words[at + IMAGE_OFFSET]!
+        const image = imageOffset >>> 16
+        const offset = (imageOffset & 0xffff) * 2 ** 32 + words[at + OFFSET_LOW]!
+        if (!this.isForgotten(image)) found.push({ image, offset, length })
+        if (found.length >= LOCATIONS_MAX) return found
+      }
+      at = this.#nextEntry(at)
+    }
+  }
+
+  /** SHA-256 is uniform, so its first word, scaled, is the slot. There is always a free slot, so probing ends. */
+  #firstEntry(keyA: number): number {
+    return HEADER_WORDS + Math.floor((keyA / 2 ** 32) * this.#slotCount) * ENTRY_WORDS
+  }
+
+  #nextEntry(at: number): number {
+    const next = at + ENTRY_WORDS
+    return next < HEADER_WORDS + this.#slotCount * ENTRY_WORDS ? next : HEADER_WORDS
+  }
+}
+
+function keyAt(digests: Uint8Array, at: number): number {
+  if (at < 0 || at + 4 > digests.length) {
+    throw new RangeError(
+      `chunk index: a digest of ${DIGEST_BYTES} bytes expected, only ${digests.length} there`,
+    )
+  }
+  return (digests[at]! | (digests[at + 1]! << 8) | (digests[at + 2]! << 16) | (digests[at + 3]! << 24)) >>> 0
+}
+
+function checkLocation({ image, offset, length }: ChunkLocation): void {
+  const fits =
+    Number.isInteger(image) &&
+    image >= 0 &&
+    image <= IMAGE_NUMBER_MAX &&
+    Number.isSafeInteger(offset) &&
+    offset >= 0 &&
+    offset <= OFFSET_MAX &&
+    Number.isInteger(length) &&
+    length >= 1 &&
+    length < 2 ** 32
+  if (!fits)
+    throw new RangeError(`chunk index: image ${image}, offset ${offset}, length ${length} do not fit`)
+}

@@ -1,0 +1,79 @@
+/**
+ * Where a sparse image holds data, so that its holes need not be read: reading them costs time and fills the page
+ * cache with zeroes. Node has no SEEK_HOLE; `qemu-img map`, which is on every host with libvirt, has. It gets our
+ * open file, told to take it as raw, without locking. Whatever goes wrong, the answer is "all of it": this is an
+ * optimisation, and holes read as zeroes.
+ */
+import { spawn } from 'node:child_process'
+import { alignDown, alignUp, BLOCK_BYTES, MIB } from '../core/units.ts'
+import type { ImageSource } from './image-files.ts'
+
+export interface DataExtent {
+  readonly offset: number
+  readonly end: number
+}
+
+/** Below this there is little to gain. */
+const HOLE_BYTES_MIN = 64 * MIB
+/** Shorter holes are read: a read costs more than they do. */
+const GAP_BYTES_MIN = MIB
+const MAP_BYTES_MAX = 16 * MIB
+const MAP_TIMEOUT_MS = 10_000
+
+/** The parts of the image that may hold data: block-aligned, in order, with holes of 1 MiB and more between them. */
+export async function dataExtents(source: ImageSource, signal?: AbortSignal): Promise<DataExtent[]> {
+  const { size } = source.identity
+  const all = size > 0 ? [{ offset: 0, end: size }] : []
+  if (size - source.allocatedBytes < HOLE_BYTES_MIN) return all
+  const output = await runQemuImgMap(source.fd, signal)
+  return (output === undefined ? undefined : parseMap(output, size)) ?? all
+}
+
+/** Exported for its test. Undefined if `output` is not a map that covers `size` bytes without gaps. */
+export function parseMap(output: string, size: number): DataExtent[] | undefined {
+  let entries: unknown
+  try {
+    entries = JSON.parse(output)
+  } catch {
+    return undefined
+  }
+  if (!Array.isArray(entries)) return undefined
+  const extents: { offset: number; end: number }[] = []
+  let covered = 0
+  for (const entry of entries as { start?: unknown; length?: unknown; zero?: unknown }[]) {
+    const { start, length, zero } = entry ?? {}
+    if (start !== covered || typeof length !== 'number' || !Number.isSafeInteger(length) || length < 1)
+      return undefined
+    covered += length
+    if (zero === true) continue
+    const offset = alignDown(start, BLOCK_BYTES)
+    const end = Math.min(size, alignUp(covered, BLOCK_BYTES))
+    const last = extents.at(-1)
+    if (last !== undefined && offset - last.end < GAP_BYTES_MIN) last.end = end
+    else if (offset < end) extents.push({ offset, end })
+  }
+  // qemu-img counts in sectors of 512 bytes.
+  return covered >= size && covered < size + 512 ? extents : undefined
+}
+
+function runQemuImgMap(fd: number, signal: AbortSignal | undefined): Promise<string | undefined> {
+  const options = 'driver=raw,file.driver=file,file.locking=off,file.filename=/dev/fd/3'
+  return new Promise((resolve) => {
+    const child = spawn('qemu-img', ['map', '--output=json', '--image-opts', options], {
+      stdio: ['ignore', 'pipe', 'ignore', fd],
+      timeout: MAP_TIMEOUT_MS,
+      killSignal: 'SIGKILL',
+      ...(signal === undefined ? {} : { signal }),
+    })
+    const parts: Buffer[] = []
+    let bytes = 0
+    // The fourth stdio entry hides from the types that the second is a pipe.
+    child.stdout?.on('data', (part: Buffer) => {
+      bytes += part.length
+      if (bytes > MAP_BYTES_MAX) child.kill('SIGKILL')
+      else parts.push(part)
+    })
+    child.on('error', () => resolve(undefined))
+    child.on('close', (code) => resolve(code === 0 ? Buffer.concat(parts).toString('utf8') : undefined))
+  })
+}

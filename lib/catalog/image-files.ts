@@ -1,0 +1,151 @@
+/**
+ * Image files as sources of bytes: which there are, what identifies one, and how it is read. Everything is raw bytes:
+ * formats are never probed (a guest can write a qcow2 header), and since every reuse is verified by digest, the raw
+ * bytes of a qcow2 file do no harm. Files are opened read-only, without following links, and must be regular.
+ */
+import { type BigIntStats, constants } from 'node:fs'
+import { type FileHandle, open, readdir, realpath, stat } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
+import { LostError, RefusedError } from '../core/errors.ts'
+import { MIB } from '../core/units.ts'
+
+/** What tells that a path still holds what was indexed. */
+export interface ImageIdentity {
+  readonly dev: bigint
+  readonly ino: bigint
+  readonly size: number
+  readonly mtimeNs: bigint
+}
+
+export interface ImageFile {
+  /** Without symbolic links. */
+  readonly path: string
+  readonly identity: ImageIdentity
+}
+
+/** Smaller files are firmware variables, configuration and the like. */
+export const IMAGE_BYTES_MIN: number = MIB
+
+export const IMAGE_READ_BYTES_MAX: number = 16 * MIB
+
+export function sameIdentity(one: ImageIdentity, other: ImageIdentity): boolean {
+  return (
+    one.dev === other.dev && one.ino === other.ino && one.size === other.size && one.mtimeNs === other.mtimeNs
+  )
+}
+
+function identityOf(stats: BigIntStats): ImageIdentity {
+  return { dev: stats.dev, ino: stats.ino, size: Number(stats.size), mtimeNs: stats.mtimeNs }
+}
+
+/**
+ * The regular files of at least 1 MiB that lie directly in `directories`, each once, by path. A symbolic link counts
+ * if what it points to lies directly in one of the directories too. What cannot be read is left out.
+ */
+export async function listImages(directories: readonly string[]): Promise<ImageFile[]> {
+  const allowed = new Set<string>()
+  for (const directory of directories) {
+    const real = await realpath(directory).catch(() => undefined)
+    if (real !== undefined) allowed.add(real)
+  }
+  const images = new Map<string, ImageFile>()
+  for (const directory of allowed) {
+    const names = await readdir(directory).catch(() => [])
+    for (const name of names) {
+      const image = await imageAt(join(directory, name), allowed)
+      if (image !== undefined) images.set(`${image.identity.dev}:${image.identity.ino}`, image)
+    }
+  }
+  return [...images.values()].sort((one, other) => (one.path < other.path ? -1 : 1))
+}
+
+async function imageAt(path: string, allowed: ReadonlySet<string>): Promise<ImageFile | undefined> {
+  try {
+    const real = await realpath(path)
+    if (!allowed.has(dirname(real))) return undefined
+    const stats = await stat(real, { bigint: true })
+    if (!stats.isFile() || stats.size < BigInt(IMAGE_BYTES_MIN)) return undefined
+    return { path: real, identity: identityOf(stats) }
+  } catch {
+    // It went away meanwhile, or a link points nowhere.
+    return undefined
+  }
+}
+
+/** An open image. Reads are positional and may run side by side. */
+export class ImageSource {
+  readonly path: string
+  readonly identity: ImageIdentity
+  /** What the file takes on its file system; less than its size if it has holes (or is compressed there). */
+  readonly allocatedBytes: number
+  readonly #handle: FileHandle
+
+  private constructor(path: string, stats: BigIntStats, handle: FileHandle) {
+    this.path = path
+    this.identity = identityOf(stats)
+    this.allocatedBytes = Number(stats.blocks) * 512
+    this.#handle = handle
+  }
+
+  /** `path` has been resolved and allowed by the caller; if it became a link or no regular file, this refuses. */
+  static async open(path: string): Promise<ImageSource> {
+    // O_NONBLOCK: a FIFO in the way would hold up a thread of the pool for ever.
+    const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK
+    const handle = await open(path, flags)
+    try {
+      const stats = await handle.stat({ bigint: true })
+      if (!stats.isFile()) throw new RefusedError(`open image ${path}: a regular file expected`)
+      return new ImageSource(path, stats, handle)
+    } catch (error) {
+      await handle.close()
+      throw error
+    }
+  }
+
+  /** For passing on to a child process; it stays open until `close`. */
+  get fd(): number {
+    return this.#handle.fd
+  }
+
+  /** True if the file was written to, or has another size, since it was opened. */
+  async isStale(): Promise<boolean> {
+    return !sameIdentity(this.identity, identityOf(await this.#handle.stat({ bigint: true })))
+  }
+
+  /** Exactly `length` bytes; they are what lies there now, so the caller verifies their digest. */
+  async read(offset: number, length: number): Promise<Buffer> {
+    if (!Number.isSafeInteger(length) || length < 1 || length > IMAGE_READ_BYTES_MAX) {
+      throw new RangeError(
+        `read image ${this.path}: 1 to ${IMAGE_READ_BYTES_MAX} bytes expected, not ${length}`,
+      )
+    }
+    const target = Buffer.allocUnsafe(length)
+    const bytesRead = await this.readInto(target, offset)
+    if (bytesRead < length) {
+      throw new LostError(
+        `read image ${this.path}: ${length} bytes at ${offset} expected, it ends after ${bytesRead}`,
+      )
+    }
+    return target
+  }
+
+  /** Fills `target` from `offset` on; returns less than its length only at the end of the file. */
+  async readInto(target: Uint8Array, offset: number): Promise<number> {
+    let filled = 0
+    while (filled < target.length) {
+      const { bytesRead } = await this.#handle.read(target, filled, target.length - filled, offset + filled)
+      if (bytesRead === 0) break
+      filled += bytesRead
+    }
+    return filled
+  }
+
+  /** Idempotent. */
+  async close(): Promise<void> {
+    await this.#handle.close()
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close()
+  }
+}

@@ -1,0 +1,83 @@
+/**
+ * Runs one program of the host (nft, virsh, qemu-img) with a deadline, a ceiling on its output and no shell. The
+ * environment is small and in the C locale, because the output is parsed. A program that overstays is killed.
+ * It does not stream and does not retry.
+ */
+import { spawn } from 'node:child_process'
+import { LostError, RefusedError, TimeoutError } from '../core/errors.ts'
+
+export interface CommandOptions {
+  readonly deadlineMs: number
+  readonly outputBytesMax: number
+  readonly input?: string
+  readonly signal?: AbortSignal
+}
+
+export type RunCommand = (argv: readonly string[], options: CommandOptions) => Promise<string>
+
+/** The program ran and failed. */
+export class CommandError extends RefusedError {
+  readonly exitCode: number | null
+  readonly stderr: string
+  constructor(argv: readonly string[], exitCode: number | null, stderr: string) {
+    const what = exitCode === null ? 'was killed' : `ended with ${exitCode}`
+    super(`${argv.join(' ')}: ${what}: ${stderr.trim() || 'no message'}`)
+    this.exitCode = exitCode
+    this.stderr = stderr
+  }
+}
+
+const STDERR_BYTES_MAX = 8192
+
+/** Gives standard output. Throws CommandError, TimeoutError, or LostError when the program cannot be started. */
+export const runCommand: RunCommand = (argv, options) =>
+  new Promise((resolve, reject) => {
+    const [program, ...rest] = argv
+    const child = spawn(program!, rest, {
+      stdio: ['pipe', 'pipe', 'pipe'],
+      env: { PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin', LC_ALL: 'C', HOME: '/' },
+    })
+    const output: Buffer[] = []
+    let outputBytes = 0
+    let stderr = ''
+    let failure: Error | undefined
+    const fail = (error: Error): void => {
+      failure ??= error
+      child.kill('SIGKILL')
+      // A grandchild may hold the pipes open: the answer does not wait for it.
+      child.stdout.destroy()
+      child.stderr.destroy()
+    }
+    const name = argv.slice(0, 3).join(' ')
+    const timer = setTimeout(
+      () => fail(new TimeoutError(`${name}: not done within ${options.deadlineMs} ms`)),
+      options.deadlineMs,
+    )
+    const onAbort = (): void => fail(new LostError(`${name}: no longer wanted`))
+    if (options.signal?.aborted === true) onAbort()
+    else options.signal?.addEventListener('abort', onAbort, { once: true })
+    child.stdout.on('data', (piece: Buffer) => {
+      outputBytes += piece.length
+      if (outputBytes > options.outputBytesMax) {
+        fail(
+          new RefusedError(`${name}: expected at most ${options.outputBytesMax} bytes of output, found more`),
+        )
+      } else output.push(piece)
+    })
+    child.stderr.on('data', (piece: Buffer) => {
+      if (stderr.length < STDERR_BYTES_MAX) stderr += piece.toString('utf8', 0, STDERR_BYTES_MAX)
+    })
+    child.on('error', (error) => {
+      failure ??= new LostError(`${name}: cannot start it: ${error.message}`, { cause: error })
+    })
+    // A program that does not read its input is judged by its exit status.
+    child.stdin.on('error', () => {})
+    child.stdin.end(options.input ?? '')
+    child.on('close', (code) => {
+      clearTimeout(timer)
+      options.signal?.removeEventListener('abort', onAbort)
+      if (failure !== undefined) reject(failure)
+      else if (code !== 0) reject(new CommandError(argv, code, stderr))
+      else resolve(Buffer.concat(output).toString('utf8'))
+    })
+  })

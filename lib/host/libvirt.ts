@@ -1,0 +1,161 @@
+/**
+ * Asks libvirt, read-only (`virsh -r`: a user without rights may, and it can change nothing): which guest runs under a
+ * uuid, how large and of what format its disks are, and how a job stands. Each call has its own deadline, because
+ * libvirt answers nothing about a guest while it works on it.
+ * It changes nothing and keeps no connection; a call takes 20 to 30 ms.
+ */
+import { errorText, ProtocolError, RefusedError } from '../core/errors.ts'
+import { COMMAND_OUTPUT_BYTES_MAX, IMAGE_BYTES_MAX, VIRSH_DEADLINE_MS } from '../core/limits.ts'
+import { CommandError, type RunCommand, runCommand } from './command.ts'
+import { type DomainDisk, isGuestName, isUuid, parseDomain } from './domain-xml.ts'
+
+export interface RunningDisk extends DomainDisk {
+  /** Bytes, as the guest sees the disk; undefined where libvirt does not know it (an empty drive). */
+  readonly capacity: number | undefined
+}
+
+export interface RunningDomain {
+  readonly name: string
+  readonly uuid: string
+  /** `running`, `paused`, … in libvirt's own words. */
+  readonly state: string
+  readonly disks: readonly RunningDisk[]
+}
+
+export interface JobInfo {
+  /** `None`, `Unbounded`, `Completed`, … in libvirt's own words. */
+  readonly type: string
+  /** `Outgoing migration`, `Incoming migration`, …; empty when there is no job. */
+  readonly operation: string
+  /** The remaining lines, sizes as bytes and times as milliseconds: `Time elapsed` 1234. */
+  readonly figures: ReadonlyMap<string, number>
+}
+
+export interface LibvirtOptions {
+  readonly uri?: string
+  /** The virsh program and what goes before it. */
+  readonly virsh?: readonly string[]
+  readonly run?: RunCommand
+  readonly deadlineMs?: number
+}
+
+const DISK_CALLS_AT_ONCE = 4
+
+export class Libvirt {
+  readonly #virsh: readonly string[]
+  readonly #run: RunCommand
+  readonly #deadlineMs: number
+
+  constructor(options: LibvirtOptions = {}) {
+    this.#virsh = [...(options.virsh ?? ['virsh']), '-r', '-q', '-c', options.uri ?? 'qemu:///system']
+    this.#run = options.run ?? runCommand
+    this.#deadlineMs = options.deadlineMs ?? VIRSH_DEADLINE_MS
+  }
+
+  /** The active guest with this uuid; undefined when there is none. */
+  async runningDomain(uuid: string, signal?: AbortSignal): Promise<RunningDomain | undefined> {
+    if (!isUuid(uuid))
+      throw new RefusedError(`libvirt: expected a uuid, found ${JSON.stringify(uuid.slice(0, 64))}`)
+    let xml: string
+    let state: string
+    try {
+      state = (await this.#call(['domstate', uuid], signal)).trim()
+      if (state === 'shut off' || state === 'crashed' || state === 'no state') return undefined
+      xml = await this.#call(['dumpxml', uuid], signal)
+    } catch (error) {
+      if (isNoSuchDomain(error)) return undefined
+      throw error
+    }
+    const domain = parseDomain(xml)
+    if (domain.uuid !== uuid)
+      throw new ProtocolError(`libvirt: asked for ${uuid}, got the XML of ${domain.uuid}`)
+    const disks = new Array<RunningDisk>(domain.disks.length)
+    const queue = domain.disks.entries()
+    const work = async (): Promise<void> => {
+      for (const [index, disk] of queue) {
+        const capacity =
+          disk.source === undefined ? undefined : await this.#capacity(uuid, disk.target, signal)
+        disks[index] = { ...disk, capacity }
+      }
+    }
+    await Promise.all(Array.from({ length: DISK_CALLS_AT_ONCE }, work))
+    return { name: domain.name, uuid, state, disks }
+  }
+
+  /** How the guest's current job stands, or with `completed` its last one. */
+  async jobInfo(name: string, options: { readonly completed?: boolean } = {}): Promise<JobInfo | undefined> {
+    if (!isGuestName(name))
+      throw new RefusedError(`libvirt: expected a guest's name, found ${JSON.stringify(name)}`)
+    const completed = options.completed === true ? ['--completed', '--keep-completed'] : []
+    try {
+      return parseJobInfo(await this.#call(['domjobinfo', ...completed, `--domain=${name}`]))
+    } catch (error) {
+      if (isNoSuchDomain(error)) return undefined
+      throw error
+    }
+  }
+
+  /** Throws with the reason when libvirt does not answer. */
+  async reachable(): Promise<void> {
+    await this.#call(['uri'])
+  }
+
+  async #capacity(uuid: string, target: string, signal: AbortSignal | undefined): Promise<number> {
+    const text = await this.#call(['domblkinfo', uuid, target], signal)
+    const capacity = Number(/^Capacity:\s+(\d{1,16})$/m.exec(text)?.[1] ?? Number.NaN)
+    if (!Number.isSafeInteger(capacity) || capacity > IMAGE_BYTES_MAX) {
+      throw new ProtocolError(
+        `virsh domblkinfo ${uuid} ${target}: expected a capacity of at most ${IMAGE_BYTES_MAX}`,
+      )
+    }
+    return capacity
+  }
+
+  #call(argv: readonly string[], signal?: AbortSignal): Promise<string> {
+    return this.#run([...this.#virsh, ...argv], {
+      deadlineMs: this.#deadlineMs,
+      outputBytesMax: COMMAND_OUTPUT_BYTES_MAX,
+      ...(signal === undefined ? {} : { signal }),
+    })
+  }
+}
+
+function isNoSuchDomain(error: unknown): boolean {
+  return (
+    error instanceof CommandError &&
+    /failed to get domain|Domain not found|domain is not running/i.test(errorText(error))
+  )
+}
+
+const UNITS: Readonly<Record<string, number>> = {
+  B: 1,
+  KiB: 2 ** 10,
+  MiB: 2 ** 20,
+  GiB: 2 ** 30,
+  TiB: 2 ** 40,
+  ms: 1,
+  s: 1000,
+}
+
+/** `Name: VALUE [UNIT]` lines; exported for its test. */
+export function parseJobInfo(text: string): JobInfo {
+  const figures = new Map<string, number>()
+  let type = 'None'
+  let operation = ''
+  for (const line of text.split('\n')) {
+    const match = /^([^:]{1,64}):\s+(.{1,64})$/.exec(line)
+    if (match === null) continue
+    const name = match[1]!.trim()
+    const value = match[2]!.trim()
+    if (name === 'Job type') type = value
+    else if (name === 'Operation') operation = value
+    else {
+      const [number = '', unit = ''] = value.split(/\s+/)
+      const factor = unit === '' ? 1 : UNITS[unit.replace(/\/s$/, '')]
+      // Rounded, because virsh prints three digits after the point.
+      if (/^\d+(\.\d+)?$/.test(number) && factor !== undefined)
+        figures.set(name, Math.round(Number(number) * factor))
+    }
+  }
+  return { type, operation, figures }
+}

@@ -1,0 +1,288 @@
+/**
+ * Dials a bundle: one SSH connection to the far host's own sshd, with one key and one known host key, and on it as many
+ * exec channels as asked for; the forced command of that key joins each to the far swamd. One TCP connection a bundle,
+ * so that its bytes can be told apart at the link.
+ *
+ * It never asks for another way to log in, never accepts an unknown host key, and does not reconnect.
+ */
+import { createHash, randomBytes } from 'node:crypto'
+import { createRequire } from 'node:module'
+import { connect, type Socket } from 'node:net'
+import ssh2, { type Client, type ClientChannel } from 'ssh2'
+import { errorText, LostError, RefusedError, TimeoutError } from '../core/errors.ts'
+import { type BundleKind, CHANNELS_MAX, commonFeatures, type Hello, PROTOCOL_VERSION } from '../wire/hello.ts'
+import { Bundle, type BundleTuning } from './bundle.ts'
+import { FrameChannel } from './channel.ts'
+import { greet } from './handshake.ts'
+import {
+  DIAL_MS_MAX,
+  IN_FLIGHT_BYTES_MAX,
+  PING_INTERVAL_MS,
+  SILENCE_MS_MAX,
+  STDERR_BYTES_MAX,
+} from './limits.ts'
+
+export interface DialOptions extends BundleTuning {
+  /** Tried in order. */
+  readonly addresses: readonly string[]
+  readonly port: number
+  readonly user: string
+  /** The content of the key file. */
+  readonly privateKey: string
+  /** One line as in known_hosts without the name: "ssh-ed25519 AAAA…". Compared exactly. */
+  readonly hostKey: string
+  readonly kind: BundleKind
+  /** A uuid, or empty. */
+  readonly migrationId: string
+  readonly channels: number
+  /** What this host calls itself. */
+  readonly localName: string
+  /** What this host calls the peer; its own name for itself when absent. */
+  readonly peer?: string
+  readonly features?: readonly string[]
+  readonly signal?: AbortSignal
+  readonly timeoutMs?: number
+}
+
+/** Which cipher code ssh2 loaded: it falls back to JavaScript without a word when its addon does not load. */
+export function sshCrypto(): 'native' | 'javascript' {
+  const internals = createRequire(import.meta.url)('ssh2/lib/protocol/crypto.js') as {
+    bindingAvailable: boolean
+  }
+  return internals.bindingAvailable ? 'native' : 'javascript'
+}
+
+export async function dialBundle(options: DialOptions): Promise<Bundle> {
+  const timeoutMs = options.timeoutMs ?? DIAL_MS_MAX
+  if (!Number.isInteger(options.channels) || options.channels < 1 || options.channels > CHANNELS_MAX) {
+    throw new RangeError(`dial: ${options.channels} channels, expected 1 to ${CHANNELS_MAX}`)
+  }
+  const deadline = AbortSignal.timeout(timeoutMs)
+  const signal = options.signal === undefined ? deadline : AbortSignal.any([options.signal, deadline])
+  const where = `ssh to ${options.user}@${options.addresses.join(',')} port ${options.port}`
+  let socket: Socket | undefined
+  const onAbort = (): void => {
+    socket?.destroy()
+  }
+  signal.addEventListener('abort', onAbort)
+  try {
+    signal.throwIfAborted()
+    socket = await connectFirst(options, signal, timeoutMs)
+    return await openBundle(options, socket)
+  } catch (error) {
+    socket?.destroy()
+    if (options.signal?.aborted === true) {
+      throw new LostError(`${where}: given up: ${errorText(options.signal.reason)}`, { cause: error })
+    }
+    if (deadline.aborted)
+      throw new TimeoutError(`${where}: not connected in ${timeoutMs} ms`, { cause: error })
+    if (error instanceof RefusedError) throw new RefusedError(`${where}: ${error.message}`, { cause: error })
+    throw new LostError(`${where}: ${errorText(error)}`, { cause: error })
+  } finally {
+    signal.removeEventListener('abort', onAbort)
+  }
+}
+
+async function connectFirst(options: DialOptions, signal: AbortSignal, timeoutMs: number): Promise<Socket> {
+  const failures: string[] = []
+  // An address that swallows packets must leave time for the next one.
+  const eachMs = timeoutMs / (options.addresses.length + 1)
+  for (const address of options.addresses) {
+    try {
+      return await connectOne(address, options.port, AbortSignal.any([signal, AbortSignal.timeout(eachMs)]))
+    } catch (error) {
+      failures.push(`${address}: ${errorText(error)}`)
+      signal.throwIfAborted()
+    }
+  }
+  throw new LostError(failures.length === 0 ? 'no address is known' : failures.join('; '))
+}
+
+function connectOne(host: string, port: number, signal: AbortSignal): Promise<Socket> {
+  return new Promise((resolve, reject) => {
+    const socket = connect({ host, port, noDelay: true })
+    const onAbort = (): void => {
+      socket.destroy(new TimeoutError('no answer'))
+    }
+    signal.addEventListener('abort', onAbort)
+    socket.once('error', (error) => {
+      signal.removeEventListener('abort', onAbort)
+      reject(error)
+    })
+    socket.once('connect', () => {
+      signal.removeEventListener('abort', onAbort)
+      resolve(socket)
+    })
+  })
+}
+
+async function openBundle(options: DialOptions, socket: Socket): Promise<Bundle> {
+  const { client, failed } = await login(options, socket)
+  const own: Omit<Hello, 'channel'> = {
+    version: PROTOCOL_VERSION,
+    bundle: randomBytes(16).toString('hex'),
+    kind: options.kind,
+    channels: options.channels,
+    name: options.localName,
+    migration: options.migrationId,
+    features: options.features ?? [],
+    windowBytes: IN_FLIGHT_BYTES_MAX,
+  }
+  // The requests for all channels leave at once; each goes on by itself.
+  const opening = Array.from({ length: options.channels }, (_, channel) =>
+    openChannel(client, { ...own, channel }),
+  )
+  let opened: Awaited<ReturnType<typeof openChannel>>[]
+  try {
+    opened = await Promise.race([Promise.all(opening), failed])
+  } catch (error) {
+    socket.destroy()
+    await Promise.allSettled(opening)
+    throw error
+  }
+  const [first] = opened
+  const bundle = new Bundle({
+    ...options,
+    id: own.bundle,
+    peer: options.peer ?? first!.answer.name,
+    features: commonFeatures(own.features, first!.answer.features),
+    dialed: true,
+    channels: opened.map(({ channel }) => channel),
+    connections: [
+      {
+        localAddress: socket.localAddress ?? '',
+        localPort: socket.localPort ?? 0,
+        remoteAddress: socket.remoteAddress ?? '',
+        remotePort: socket.remotePort ?? 0,
+      },
+    ],
+    peerWindowBytes: first!.answer.windowBytes,
+    dispose: () => endClient(client, socket),
+  })
+  failed.catch((error: Error) => bundle.lost(error))
+  return bundle
+}
+
+/** Says goodbye, and does not wait for ever until the far end has heard it. */
+function endClient(client: Client, socket: Socket): void {
+  client.end()
+  const timer = setTimeout(() => socket.destroy(), 1000)
+  timer.unref()
+  socket.once('close', () => clearTimeout(timer))
+}
+
+/** `failed` rejects when the connection is lost, at any later time. */
+function login(options: DialOptions, socket: Socket): Promise<{ client: Client; failed: Promise<never> }> {
+  const expected = parseHostKey(options.hostKey)
+  const client = new ssh2.Client()
+  let hostKeyError: RefusedError | undefined
+  let fail: (error: Error) => void = () => undefined
+  const failed = new Promise<never>((_, reject) => {
+    fail = reject
+  })
+  failed.catch(() => undefined)
+  return new Promise((resolve, reject) => {
+    const lose = (error: Error): void => {
+      const reason = hostKeyError ?? explain(error, options)
+      reject(reason)
+      fail(reason)
+    }
+    client.on('ready', () => resolve({ client, failed }))
+    client.on('error', lose)
+    client.on('close', () => lose(new LostError('the connection was closed')))
+    try {
+      client.connect({
+        sock: socket,
+        username: options.user,
+        privateKey: options.privateKey,
+        authHandler: ['publickey'],
+        algorithms: { serverHostKey: hostKeyAlgorithms(expected.type) },
+        hostVerifier: (key: Buffer) => {
+          if (key.equals(expected.blob)) return true
+          hostKeyError = new RefusedError(
+            `the host key ${fingerprint(key)} is not the one in the config, ${fingerprint(expected.blob)}`,
+          )
+          return false
+        },
+        readyTimeout: 0,
+        keepaliveInterval: options.pingIntervalMs ?? PING_INTERVAL_MS,
+        keepaliveCountMax: Math.ceil(
+          (options.silenceMs ?? SILENCE_MS_MAX) / (options.pingIntervalMs ?? PING_INTERVAL_MS),
+        ),
+      })
+    } catch (error) {
+      // ssh2 throws for a private key that it cannot read.
+      reject(new RefusedError(errorText(error), { cause: error }))
+    }
+  })
+}
+
+/** One exec channel through the hello. What the forced command said on stderr explains a failure best. */
+async function openChannel(client: Client, own: Hello): Promise<{ channel: FrameChannel; answer: Hello }> {
+  const stream = await new Promise<ClientChannel>((resolve, reject) => {
+    // The forced command runs whatever is asked for; a key without one finds out here.
+    client.exec('swam-peer', (error, channel) => (error === undefined ? resolve(channel) : reject(error)))
+  })
+  let said = ''
+  let status: number | null | undefined
+  const exited = new Promise<void>((resolve) => {
+    stream.on('exit', (code) => {
+      status = code
+      resolve()
+    })
+    stream.on('close', () => resolve())
+  })
+  stream.stderr.on('data', (bytes: Buffer) => {
+    if (said.length < STDERR_BYTES_MAX) said += bytes.toString('utf8')
+  })
+  stream.stderr.on('error', () => undefined)
+  const channel = new FrameChannel(stream)
+  try {
+    return { channel, answer: await greet(channel, own) }
+  } catch (error) {
+    if (error instanceof LostError) await exited
+    channel.close()
+    if (status === undefined || status === null) throw error
+    const line = said.trim().replace(/\p{C}+/gu, ' ')
+    throw new RefusedError(
+      `the far end's command ended with status ${status}: ${line || 'it said nothing'}`,
+      {
+        cause: error,
+      },
+    )
+  }
+}
+
+function explain(error: Error, options: DialOptions): Error {
+  if ((error as { level?: string }).level === 'client-authentication') {
+    return new RefusedError(`the far sshd does not take this key for user ${options.user}`, { cause: error })
+  }
+  if (/no matching host key format/i.test(error.message)) {
+    return new RefusedError(
+      `the far sshd has no host key of the type in the config (${options.hostKey.split(' ')[0]})`,
+      {
+        cause: error,
+      },
+    )
+  }
+  return error instanceof LostError ? error : new LostError(error.message, { cause: error })
+}
+
+function parseHostKey(line: string): { type: string; blob: Buffer } {
+  const [type, base64] = line.trim().split(/\s+/)
+  const blob = Buffer.from(base64 ?? '', 'base64')
+  // The blob repeats its type: a line that was cut or mixed up is seen here.
+  const named = blob.length > 4 ? blob.toString('latin1', 4, 4 + Math.min(blob.readUInt32BE(0), 64)) : ''
+  if (type === undefined || named !== type) {
+    throw new RefusedError(`the host key in the config is not one: ${JSON.stringify(line.slice(0, 40))}`)
+  }
+  return { type, blob }
+}
+
+function hostKeyAlgorithms(type: string): ssh2.ServerHostKeyAlgorithm[] {
+  return (type === 'ssh-rsa' ? ['rsa-sha2-512', 'rsa-sha2-256'] : [type]) as ssh2.ServerHostKeyAlgorithm[]
+}
+
+function fingerprint(key: Buffer): string {
+  return `SHA256:${createHash('sha256').update(key).digest('base64').replace(/=+$/, '')}`
+}

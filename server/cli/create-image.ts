@@ -1,0 +1,147 @@
+/**
+ * Creates one missing disk image, as root, on the word of a daemon that is not root: so the path must stand in the
+ * domain XML that libvirt gave, the directory must lie in one that root's config allows, and nothing that exists is
+ * ever opened, followed or overwritten. The directory is held open and entered through /proc/self/fd, so that nobody
+ * can swap it between check and use. Images are sparse.
+ * It does not make directories, and does not probe or change an image that is there already.
+ */
+import { randomBytes } from 'node:crypto'
+import { constants } from 'node:fs'
+import { type FileHandle, link, open, readlink, realpath, unlink } from 'node:fs/promises'
+import { basename, dirname } from 'node:path'
+import type { HookDomain, ImageToCreate } from '../../hooks/decision.ts'
+import { errorText, RefusedError } from '../../lib/core/errors.ts'
+import {
+  COMMAND_OUTPUT_BYTES_MAX,
+  IMAGE_BYTES_MAX,
+  PATH_BYTES_MAX,
+  QEMU_IMG_DEADLINE_MS,
+} from '../../lib/core/limits.ts'
+import { runCommand } from '../../lib/host/command.ts'
+import type { UserIds } from '../../lib/host/users.ts'
+
+export interface CreateOptions {
+  readonly domain: HookDomain
+  /** The directories of images that the config allows. */
+  readonly images: readonly string[]
+  /** Who shall own the image; undefined: root. */
+  readonly owner: UserIds | undefined
+}
+
+const CREATE_FLAGS = constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW | constants.O_RDWR
+
+/** True when it was made, false when something was there already. Throws RefusedError with the reason otherwise. */
+export async function createImage(image: ImageToCreate, options: CreateOptions): Promise<boolean> {
+  const { path, format, size } = image
+  const disk = options.domain.disks.find(
+    (candidate) => candidate.source === path && candidate.type === 'file',
+  )
+  if (disk === undefined) throw new RefusedError(`${path}: not a file disk of ${options.domain.name}`)
+  if (disk.format !== format)
+    throw new RefusedError(`${path}: the guest has it as ${disk.format}, not as ${format}`)
+  const directory = await openAllowed(dirname(path), options.images)
+  try {
+    const inside = `/proc/${process.pid}/fd/${directory.fd}`
+    const name = basename(path)
+    if (name === '' || name === '.' || name === '..')
+      throw new RefusedError(`${path}: expected the name of a file`)
+    if (format === 'raw') return await createRaw(`${inside}/${name}`, size, options.owner)
+    return await createQcow2(inside, name, size, options.owner)
+  } catch (error) {
+    if (error instanceof RefusedError) throw error
+    throw new RefusedError(`${path}: cannot create it: ${errorText(error)}`, { cause: error })
+  } finally {
+    await directory.close()
+  }
+}
+
+/** Checks what the daemon asks for before anything is done. */
+export function imageToCreate(value: unknown): ImageToCreate {
+  const image = (typeof value === 'object' && value !== null ? value : {}) as Record<string, unknown>
+  const { path, format, size } = image
+  if (
+    typeof path !== 'string' ||
+    !path.startsWith('/') ||
+    path.includes('\0') ||
+    Buffer.byteLength(path) > PATH_BYTES_MAX
+  ) {
+    throw new RefusedError('create: expected an absolute path')
+  }
+  if (format !== 'raw' && format !== 'qcow2') throw new RefusedError(`${path}: expected format raw or qcow2`)
+  if (typeof size !== 'number' || !Number.isSafeInteger(size) || size <= 0 || size > IMAGE_BYTES_MAX) {
+    throw new RefusedError(
+      `${path}: expected a size from 1 to ${IMAGE_BYTES_MAX} bytes, found ${String(size)}`,
+    )
+  }
+  return { path, format, size }
+}
+
+async function openAllowed(path: string, images: readonly string[]): Promise<FileHandle> {
+  const handle = await open(path, constants.O_RDONLY | constants.O_DIRECTORY).catch((error: unknown) => {
+    throw new RefusedError(`${path}: no such directory: ${errorText(error)}`, { cause: error })
+  })
+  try {
+    // What the kernel says about the open directory, after all symlinks.
+    const real = await readlink(`/proc/self/fd/${handle.fd}`)
+    for (const allowed of images) {
+      const root = await realpath(allowed).catch(() => undefined)
+      if (root !== undefined && (real === root || real.startsWith(`${root === '/' ? '' : root}/`)))
+        return handle
+    }
+    throw new RefusedError(`${path}: not inside a directory that "images" in swam.toml names`)
+  } catch (error) {
+    await handle.close()
+    throw error
+  }
+}
+
+async function createRaw(place: string, size: number, owner: UserIds | undefined): Promise<boolean> {
+  const file = await openNew(place)
+  if (file === undefined) return false
+  try {
+    await file.truncate(size)
+    if (owner !== undefined) await file.chown(owner.uid, owner.gid)
+    return true
+  } catch (error) {
+    await unlink(place).catch(() => {})
+    throw error
+  } finally {
+    await file.close()
+  }
+}
+
+/** qemu-img would overwrite what is there, so it writes a file of another name, which is then linked exclusively. */
+async function createQcow2(
+  inside: string,
+  name: string,
+  size: number,
+  owner: UserIds | undefined,
+): Promise<boolean> {
+  const temporary = `${inside}/.swam-${randomBytes(8).toString('hex')}.tmp`
+  const file = await openNew(temporary)
+  if (file === undefined) throw new RefusedError('the temporary name was taken')
+  try {
+    await runCommand(['qemu-img', 'create', '-q', '-f', 'qcow2', temporary, String(size)], {
+      deadlineMs: QEMU_IMG_DEADLINE_MS,
+      outputBytesMax: COMMAND_OUTPUT_BYTES_MAX,
+    })
+    if (owner !== undefined) await file.chown(owner.uid, owner.gid)
+    await link(temporary, `${inside}/${name}`)
+    return true
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false
+    throw error
+  } finally {
+    await file.close()
+    await unlink(temporary)
+  }
+}
+
+async function openNew(place: string): Promise<FileHandle | undefined> {
+  try {
+    return await open(place, CREATE_FLAGS, 0o600)
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'EEXIST') return undefined
+    throw error
+  }
+}

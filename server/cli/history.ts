@@ -1,0 +1,60 @@
+/** `swam history`: every migration of this host, finished or failed, the latest last. */
+import {
+  type BySource,
+  emptyBySource,
+  type HistoryReport,
+  type MigrationReport,
+  SOURCE_NAMES,
+} from '../report.ts'
+import { ask, type GlobalOptions, type Output } from './context.ts'
+import { bytesText, durationText, plainText, tableText, timeText } from './format.ts'
+import { bySourceText } from './status.ts'
+
+export async function historyCommand(options: GlobalOptions, output: Output): Promise<void> {
+  const report = (await ask(options, 'history')) as unknown as HistoryReport
+  output.out(options.json === true ? `${JSON.stringify(report)}\n` : `${historyText(report)}\n`)
+}
+
+export function historyText(report: HistoryReport): string {
+  if (report.migrations.length === 0) return 'no migration yet'
+  const heads = [
+    'when',
+    'guest',
+    '',
+    'peer',
+    'result',
+    'time',
+    'downtime',
+    'disk asked',
+    'memory',
+    'wire',
+    '',
+  ]
+  const rows = report.migrations.map((migration) => [
+    timeText(migration.startedAt),
+    migration.guest,
+    migration.direction === 'out' ? 'to' : 'from',
+    migration.peer,
+    resultText(migration),
+    durationText(migration.elapsedMs),
+    durationText(migration.downtimeMs),
+    bytesText(migration.disks.reduce((sum, disk) => sum + disk.askedBytes, 0)),
+    bytesText(migration.ram.askedBytes),
+    bytesText(migration.wireBytes),
+    explanation(migration),
+  ])
+  return tableText(heads, rows)
+}
+
+function resultText(migration: MigrationReport): string {
+  if (migration.phase !== 'done') return migration.phase
+  return migration.accelerated ? 'done' : 'done, direct'
+}
+
+function explanation(migration: MigrationReport): string {
+  if (migration.error !== null) return plainText(migration.error)
+  if (!migration.accelerated) return plainText(migration.reason ?? 'not accelerated')
+  const sum = emptyBySource()
+  for (const disk of migration.disks) for (const name of SOURCE_NAMES) sum[name] += disk.bySource[name]
+  return bySourceText(sum satisfies BySource)
+}

@@ -1,0 +1,81 @@
+/**
+ * The commands of `swam` and how they are called (commander). Gives an exit code instead of ending the process, so that
+ * tests can run it; server/cli/main.ts is the only place that knows argv and ends the process.
+ */
+import { readFileSync } from 'node:fs'
+import { Command, CommanderError } from 'commander'
+import { ConfigFindingsError, findingText } from '../../config/load.ts'
+import { errorText } from '../../lib/core/errors.ts'
+import { configCheckCommand } from './config-check.ts'
+import type { GlobalOptions, Output } from './context.ts'
+import { EXIT, exitCodeOf } from './exit-codes.ts'
+import { plainText } from './format.ts'
+import { historyCommand } from './history.ts'
+import { hookCommand } from './hook.ts'
+import { statusCommand } from './status.ts'
+
+/** `argv` without node and script. */
+export async function runSwam(
+  argv: readonly string[],
+  stdin: AsyncIterable<Buffer>,
+  output: Output,
+): Promise<number> {
+  let exitCode: number = EXIT.done
+  const program = new Command('swam')
+    .description('Looks at swamd, the daemon that accelerates live migrations of libvirt guests.')
+    .version(release())
+    .option('--config <file>', 'the daemon of this config (default: /etc/swam/swam.toml)')
+    .option('--socket <path>', 'the daemon at this control socket')
+    .option('--json', 'print one JSON object')
+    .exitOverride()
+    .configureOutput({ writeOut: (text) => output.out(text), writeErr: (text) => output.err(text) })
+  const settings = (command: Command): GlobalOptions => command.optsWithGlobals<GlobalOptions>()
+
+  program
+    .command('status')
+    .description('the daemon, its peers, and the migrations that run now')
+    .action((_options, command: Command) => statusCommand(settings(command), output))
+  program
+    .command('history')
+    .description('every migration, finished or failed')
+    .action((_options, command: Command) => historyCommand(settings(command), output))
+  program
+    .command('config')
+    .description('the config file')
+    .command('check')
+    .description('says what is wrong with it')
+    .argument('[file]', 'the file (default: that of --config)')
+    .action(async (file: string | undefined, _options, command: Command) => {
+      exitCode = await configCheckCommand(file, settings(command), output)
+    })
+  program
+    .command('hook', { hidden: true })
+    .description("for libvirt's hook script only")
+    .argument('<guest>')
+    .argument('<operation>')
+    .argument('<suboperation>')
+    .argument('[extra]')
+    .action(
+      async (guest: string, operation: string, suboperation: string, _extra, _options, command: Command) => {
+        const input = { argv: [guest, operation, suboperation], stdin }
+        exitCode = await hookCommand(input, settings(command), output)
+      },
+    )
+
+  try {
+    await program.parseAsync(argv, { from: 'user' })
+    return exitCode
+  } catch (error) {
+    // commander has said its own already.
+    if (error instanceof ConfigFindingsError) {
+      for (const finding of error.findings) output.err(`swam: ${plainText(findingText(finding))}\n`)
+    } else if (!(error instanceof CommanderError)) output.err(`swam: ${plainText(errorText(error))}\n`)
+    return exitCodeOf(error)
+  }
+}
+
+function release(): string {
+  const text = readFileSync(new URL('../../package.json', import.meta.url), 'utf8')
+  const { version } = JSON.parse(text) as { version: string }
+  return version
+}

@@ -1,0 +1,135 @@
+/**
+ * What the daemon answers to `status` and `history`, as `--json` prints it. The keys are promised to users' scripts:
+ * adding one is free, changing one is not. Sizes are bytes, times are milliseconds (`startedAt`: since 1970), unknown
+ * is null. Every object that stands by itself carries `version: 1`.
+ */
+
+/** Where the bytes of a disk (or of memory) came from; their sum is `appliedBytes`. */
+export const SOURCE_NAMES = [
+  'zero',
+  'inPlace',
+  'chunk',
+  'block',
+  'session',
+  'neighbour',
+  'delta',
+  'literal',
+  'digest',
+] as const
+
+export type SourceName = (typeof SOURCE_NAMES)[number]
+
+export type BySource = Readonly<Record<SourceName, number>>
+
+export type MigrationPhase =
+  /** Announced by the hook; nothing has connected yet. */
+  | 'announced'
+  /** The bulk of the disks. */
+  | 'copying'
+  /** The mirror is READY; memory is moving. */
+  | 'ready'
+  /** The guest is paused. */
+  | 'switching'
+  | 'done'
+  | 'failed'
+
+export interface DiskReport {
+  /** `vda`. */
+  readonly target: string
+  readonly size: number
+  /** What QEMU asked to be written, each byte as often as it was written. */
+  readonly askedBytes: number
+  readonly appliedBytes: number
+  readonly bySource: BySource
+}
+
+export interface RamReport {
+  readonly askedBytes: number
+  readonly wireBytes: number
+  readonly bySource: BySource
+}
+
+/** A TCP connection that carries bytes of this migration over the link, as `ss` shows it at this host. */
+export interface ConnectionReport {
+  readonly kind: 'disk' | 'ram' | 'control'
+  readonly localAddress: string
+  readonly localPort: number
+  readonly remoteAddress: string
+  readonly remotePort: number
+}
+
+export interface MigrationReport {
+  readonly version: 1
+  readonly id: string
+  readonly guest: string
+  readonly uuid: string
+  readonly peer: string
+  readonly direction: 'out' | 'in'
+  readonly phase: MigrationPhase
+  readonly accelerated: boolean
+  /** Why it was not accelerated, or null. */
+  readonly reason: string | null
+  readonly startedAt: number
+  readonly elapsedMs: number
+  readonly downtimeMs: number | null
+  readonly disks: readonly DiskReport[]
+  readonly ram: RamReport
+  readonly wireBytes: number
+  readonly etaMs: number | null
+  readonly verified: boolean | null
+  readonly error: string | null
+  readonly connections: readonly ConnectionReport[]
+}
+
+export interface RedirectReport {
+  readonly mode: 'nft' | 'off'
+  /** False while the table is missing or cannot be made. */
+  readonly ok: boolean
+  readonly armed: number
+  /** How often somebody else took the table or a part of it away, and what was repaired last. */
+  readonly repairs: number
+  readonly lastRepair: string | null
+  readonly error: string | null
+}
+
+export interface PeerReport {
+  readonly name: string
+  readonly site: string
+  readonly address: string
+  readonly up: boolean
+  readonly rttMs: number | null
+  readonly error: string | null
+}
+
+export interface DaemonReport {
+  readonly pid: number
+  readonly release: string
+  readonly startedAt: number
+}
+
+export interface StatusReport {
+  readonly version: 1
+  readonly daemon: DaemonReport
+  readonly redirect: RedirectReport
+  readonly peers: readonly PeerReport[]
+  readonly migrations: readonly MigrationReport[]
+}
+
+export interface HistoryReport {
+  readonly version: 1
+  readonly migrations: readonly MigrationReport[]
+}
+
+export function emptyBySource(): Record<SourceName, number> {
+  return {
+    zero: 0,
+    inPlace: 0,
+    chunk: 0,
+    block: 0,
+    session: 0,
+    neighbour: 0,
+    delta: 0,
+    literal: 0,
+    digest: 0,
+  }
+}

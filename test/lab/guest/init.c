@@ -1,0 +1,205 @@
+/*
+ * init of the tiny guest: the whole user space of a virtual machine that is up in two seconds and writes for ever.
+ *
+ * It loads the virtio modules, then writes numbered records to /dev/vda and says "D n" on the first serial port only
+ * after the fsync that covers record n has returned: a checker can so hold the disk to what the guest was told.
+ * A second process sends a counter on the second serial port every 5 ms: the lab stamps these heartbeats.
+ *
+ * Kernel command line: swam.write=RECORD_BYTES,INTERVAL_MS,PATTERN,BATCH,AREA_OFFSET,AREA_BYTES with PATTERN `sequential`,
+ * `scattered` or `idle`, and swam.dirty=MIB,MIB_PER_S for memory that changes. The layout of a record is in records.ts.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <time.h>
+#include <unistd.h>
+
+#define BLOCK 4096u
+#define BEAT_NS 5000000
+#define MAGIC "SWAMREC1"
+
+static int console = 2;
+
+static void say(const char *format, ...) {
+  char line[256];
+  va_list arguments;
+  va_start(arguments, format);
+  int length = vsnprintf(line, sizeof line, format, arguments);
+  va_end(arguments);
+  if (write(console, line, (size_t)length) < 0) return;
+}
+
+static void fail(const char *what) {
+  say("F %s: %s\n", what, strerror(errno));
+  for (;;) pause();
+}
+
+static int serial(const char *path) {
+  int fd = open(path, O_RDWR | O_NOCTTY);
+  if (fd < 0) return -1;
+  struct termios settings;
+  if (!tcgetattr(fd, &settings)) {
+    cfmakeraw(&settings);
+    cfsetspeed(&settings, B115200);
+    tcsetattr(fd, TCSANOW, &settings);
+  }
+  return fd;
+}
+
+static void load_modules(void) {
+  FILE *list = fopen("/modules/order", "r");
+  char name[128], path[256];
+  while (list && fscanf(list, "%127s", name) == 1) {
+    snprintf(path, sizeof path, "/modules/%s", name);
+    int fd = open(path, O_RDONLY);
+    if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) && errno != EEXIST)) fail(path);
+    close(fd);
+  }
+}
+
+static void beat(void) {
+  int fd = serial("/dev/ttyS1");
+  if (fd < 0) fail("/dev/ttyS1");
+  struct sched_param high = {.sched_priority = 50};
+  sched_setscheduler(0, SCHED_FIFO, &high);
+  struct timespec next;
+  clock_gettime(CLOCK_MONOTONIC, &next);
+  for (unsigned n = 1;; n++) {
+    char line[16];
+    int length = snprintf(line, sizeof line, "%u\n", n);
+    if (write(fd, line, (size_t)length) < 0) fail("write of a heartbeat");
+    next.tv_nsec += BEAT_NS;
+    if (next.tv_nsec >= 1000000000) next.tv_nsec -= 1000000000, next.tv_sec++;
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &next, NULL)) {}
+    struct timespec now; /* after a long stop do not catch up with a burst */
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (now.tv_sec > next.tv_sec + 1) next = now;
+  }
+}
+
+static uint32_t seed_of(uint64_t n, uint32_t index) {
+  uint32_t x = (uint32_t)n * 2654435761u ^ (uint32_t)(n >> 32) * 2246822519u ^ (index + 1) * 3266489917u;
+  x ^= x >> 15;
+  x *= 2246822519u;
+  x ^= x >> 13;
+  return x ? x : 1;
+}
+
+static void fill(uint8_t *record, uint32_t bytes, uint64_t n) {
+  for (uint32_t index = 0; index * BLOCK < bytes; index++) {
+    uint8_t *block = record + index * BLOCK;
+    memcpy(block, MAGIC, 8);
+    memcpy(block + 8, &n, 8);
+    memcpy(block + 16, &index, 4);
+    uint32_t x = seed_of(n, index);
+    memcpy(block + 20, &x, 4);
+    for (uint32_t at = 24; at < BLOCK; at += 4) {
+      x ^= x << 13;
+      x ^= x >> 17;
+      x ^= x << 5;
+      memcpy(block + at, &x, 4);
+    }
+  }
+}
+
+/* Numbers go on where an earlier life of this disk stopped: an old record must never look newer than a new one. */
+static uint64_t newest_on(int fd, uint64_t offset, uint64_t area) {
+  static uint8_t piece[1 << 20];
+  uint64_t newest = 0;
+  for (uint64_t at = 0; at < area;) {
+    uint64_t want = area - at < sizeof piece ? area - at : sizeof piece;
+    ssize_t have = pread(fd, piece, want, (off_t)(offset + at));
+    if (have <= 0) fail("read of the record area");
+    for (ssize_t i = 0; i + (ssize_t)BLOCK <= have; i += BLOCK) {
+      uint64_t n;
+      if (memcmp(piece + i, MAGIC, 8)) continue;
+      memcpy(&n, piece + i + 8, 8);
+      if (n > newest) newest = n;
+    }
+    at += (uint64_t)have;
+  }
+  posix_fadvise(fd, (off_t)offset, (off_t)area, POSIX_FADV_DONTNEED); /* the migrated memory is not to be all page cache */
+  return newest;
+}
+
+static void dirty(unsigned mib, unsigned rate) {
+  size_t bytes = (size_t)mib << 20, at = 0;
+  uint32_t *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+  if (memory == MAP_FAILED) fail("memory to dirty");
+  for (uint32_t round = 1;;) {
+    for (unsigned page = 0; page < rate * 256 / 50; page++, at = (at + BLOCK) % bytes)
+      for (unsigned word = 0; word < BLOCK / 4; word += 16) memory[at / 4 + word] = round++ * 2654435761u;
+    usleep(20000);
+  }
+}
+
+int main(void) {
+  mount("devtmpfs", "/dev", "devtmpfs", 0, "");
+  mount("proc", "/proc", "proc", 0, "");
+  console = serial("/dev/ttyS0");
+  if (console < 0) console = 2;
+  load_modules();
+
+  char line[4096] = "", pattern[16] = "sequential";
+  int fd = open("/proc/cmdline", O_RDONLY);
+  ssize_t length = read(fd, line, sizeof line - 1);
+  line[length > 0 ? length : 0] = 0;
+  unsigned long bytes = 65536, interval = 200, batch = 1, offset = 0, area = 64ul << 20;
+  unsigned dirty_mib = 0, dirty_rate = 0;
+  char *option = strstr(line, "swam.write=");
+  if (option) sscanf(option + 11, "%lu,%lu,%15[a-z],%lu,%lu,%lu", &bytes, &interval, pattern, &batch, &offset, &area);
+  if ((option = strstr(line, "swam.dirty="))) sscanf(option + 11, "%u,%u", &dirty_mib, &dirty_rate);
+  uint64_t slots = bytes ? area / bytes : 0;
+  if (!bytes || bytes % BLOCK || !slots || (slots & (slots - 1)) || !batch || batch > slots) {
+    errno = EINVAL;
+    fail("swam.write");
+  }
+
+  int disk = -1;
+  for (int i = 0; i < 500 && (disk = open("/dev/vda", O_RDWR)) < 0; i++) usleep(10000);
+  if (disk < 0) fail("/dev/vda");
+  uint64_t n = newest_on(disk, offset, area);
+  if (!fork()) beat();
+  if (dirty_mib && !fork()) dirty(dirty_mib, dirty_rate);
+  say("R %lu\n", n);
+  if (!strcmp(pattern, "idle"))
+    for (;;) pause();
+
+  int scattered = !strcmp(pattern, "scattered");
+  uint8_t *record = aligned_alloc(BLOCK, bytes);
+  struct timespec next;
+  clock_gettime(CLOCK_MONOTONIC, &next);
+  for (;;) {
+    for (unsigned long i = 0; i < batch; i++) {
+      n++;
+      fill(record, (uint32_t)bytes, n);
+      uint64_t slot = (scattered ? n * 2654435761u : n) & (slots - 1);
+      if (pwrite(disk, record, bytes, (off_t)(offset + slot * bytes)) != (ssize_t)bytes) fail("write");
+    }
+    if (fdatasync(disk)) fail("fsync");
+    say("D %lu\n", n);
+    if (!interval) continue;
+    next.tv_nsec += (long)(interval % 1000) * 1000000;
+    next.tv_sec += (time_t)(interval / 1000) + next.tv_nsec / 1000000000;
+    next.tv_nsec %= 1000000000;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (now.tv_sec > next.tv_sec) next = now; /* the disk was slower than the plan: no burst afterwards */
+    clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &next, NULL);
+  }
+}
