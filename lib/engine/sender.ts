@@ -17,7 +17,13 @@ import type { Slab, SlabPool } from '../chunk/slab.ts'
 import { compress } from '../chunk/zstd.ts'
 import { errorText, LostError, ProtocolError, RefusedError, SwamError } from '../core/errors.ts'
 import { MIB } from '../core/units.ts'
-import { type DiskMessage, type DiskMessageBody, LITERAL_BYTES_MAX, type SourceName } from '../wire/disk.ts'
+import {
+  type DiskMessage,
+  type DiskMessageBody,
+  LITERAL_BYTES_MAX,
+  LITERAL_CHUNKS_MAX,
+  type SourceName,
+} from '../wire/disk.ts'
 import type { DiskAccount } from './account.ts'
 import {
   CLASS_BULK,
@@ -398,7 +404,11 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
     while (this.#literals < LITERALS_IN_FLIGHT && this.#wants.length > 0 && this.#lost === undefined) {
       const batch: ChunkRecord[] = []
       let bytes = 0
-      while (this.#wants.length > 0 && bytes + this.#wants[0]!.length <= LITERAL_BYTES_MAX) {
+      while (
+        this.#wants.length > 0 &&
+        batch.length < LITERAL_CHUNKS_MAX &&
+        bytes + this.#wants[0]!.length <= LITERAL_BYTES_MAX
+      ) {
         const record = this.#wants.shift()!
         batch.push(record)
         bytes += record.length
