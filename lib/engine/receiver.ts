@@ -55,6 +55,10 @@ interface Task {
   readonly gotBytes: (bytes: Buffer | undefined) => void
   /** Set while a literal is asked for. */
   literal: ((bytes: Buffer) => void) | undefined
+  /** A literal that came before it was asked for; not verified yet. */
+  eager: Buffer | undefined
+  /** Its bytes are known and are being written. */
+  taken: boolean
 }
 
 /** Chunks that are looked for at once: enough to keep the disk busy, few enough to keep memory small. */
@@ -210,6 +214,8 @@ export class DiskReceiver implements DiskEndpoint {
       bytes,
       gotBytes,
       literal: undefined,
+      eager: undefined,
+      taken: false,
     }
     this.#tasks.set(task.seq, task)
     this.#latest.set(start, end, task)
@@ -263,6 +269,10 @@ export class DiskReceiver implements DiskEndpoint {
       const bytes = await readBytes(this.#device, task.start, length)
       if (verify(bytes)) return this.#apply(task, bytes, 'inPlace')
     }
+    if (task.eager !== undefined) {
+      this.#take(task, task.eager)
+      return
+    }
     if (same !== undefined && same !== task) {
       // The same content is under way for another place: no need to ask for it twice. Its literal may take a round
       // trip, so the place in the queue is given back meanwhile.
@@ -290,21 +300,30 @@ export class DiskReceiver implements DiskEndpoint {
       this.#apply(task, found.data, found.source)
       return
     }
-    task.literal = (bytes) => {
-      task.literal = undefined
-      // I3: nothing that does not match the sender's digest is ever written.
-      if (!verify(bytes)) {
-        throw new ProtocolError(
-          `LITERAL of chunk ${task.seq} at ${task.start}: ${bytes.length} bytes do not match the digest ` +
-            `${digest.toString('hex', 0, 8)}…`,
-        )
-      }
-      this.#apply(task, bytes, 'literal')
+    if (task.eager !== undefined) {
+      this.#take(task, task.eager)
+      return
     }
+    task.literal = (bytes) => this.#take(task, bytes)
     this.#wants.push(task.seq)
     this.#report()
   }
 
+  /** I3: nothing that does not match the sender's digest is ever written. */
+  #take(task: Task, bytes: Buffer): void {
+    task.literal = undefined
+    task.eager = undefined
+    const digest = task.digest!
+    if (bytes.length !== task.end - task.start || !sha256(bytes).equals(digest)) {
+      throw new ProtocolError(
+        `LITERAL of chunk ${task.seq} at ${task.start}: ${bytes.length} bytes do not match the digest ` +
+          `${digest.toString('hex', 0, 8)}…`,
+      )
+    }
+    this.#apply(task, bytes, 'literal')
+  }
+
+  /** Chunks that were asked for, or not yet (the sender guessed), or not any more (they were found here). */
   async #literal(
     chunks: readonly { seq: number; length: number }[],
     codec: 'raw' | 'zstd',
@@ -313,8 +332,8 @@ export class DiskReceiver implements DiskEndpoint {
     let total = 0
     for (const { seq, length } of chunks) {
       const task = this.#tasks.get(seq)
-      if (task?.literal === undefined || task.end - task.start !== length) {
-        throw new ProtocolError(`LITERAL: chunk ${seq} of ${length} bytes was not asked for`)
+      if (seq >= this.#nextSeq || (task !== undefined && task.end - task.start !== length)) {
+        throw new ProtocolError(`LITERAL: chunk ${seq} of ${length} bytes was not described`)
       }
       total += length
     }
@@ -322,16 +341,20 @@ export class DiskReceiver implements DiskEndpoint {
     if (raw.length !== total) throw new ProtocolError(`LITERAL: ${raw.length} bytes, expected ${total}`)
     let at = 0
     for (const { seq, length } of chunks) {
-      const take = this.#tasks.get(seq)?.literal
       if (this.#failed !== undefined) return
-      if (take === undefined) throw new ProtocolError(`LITERAL: chunk ${seq} came twice`)
-      take(raw.subarray(at, at + length))
+      const bytes = raw.subarray(at, at + length)
       at += length
+      const task = this.#tasks.get(seq)
+      // Applied already, or zeroes, which have no literal.
+      if (task?.digest === undefined || task.taken) continue
+      if (task.literal !== undefined) this.#take(task, bytes)
+      else task.eager = bytes
     }
   }
 
   /** The bytes are verified: write what is not in place, then report. */
   #apply(task: Task, bytes: Buffer, source: SourceName): void {
+    task.taken = true
     task.gotBytes(bytes)
     void this.#write(task, bytes, source).catch((error: unknown) => this.#fail(error))
   }

@@ -16,7 +16,7 @@ import type { DescribedRun } from '../chunk/describer.ts'
 import type { Slab, SlabPool } from '../chunk/slab.ts'
 import { compress } from '../chunk/zstd.ts'
 import { errorText, LostError, ProtocolError, RefusedError, SwamError } from '../core/errors.ts'
-import { MIB } from '../core/units.ts'
+import { KIB, MIB } from '../core/units.ts'
 import {
   type DiskMessage,
   type DiskMessageBody,
@@ -63,6 +63,8 @@ interface ChunkRecord {
   readonly slab: Slab | undefined
   readonly slabOffset: number
   wanted: boolean
+  /** Sent before it was asked for: a want that crosses it is no breach. */
+  eager: boolean
 }
 
 interface Waiter {
@@ -81,6 +83,8 @@ const RUN_BYTES_MAX = 16 * MIB
 const DESCRIBING_MAX = 2
 const LITERAL_TARGET_BYTES = 512 * 1024
 const LITERALS_IN_FLIGHT = 3
+const EAGER_RUN_BYTES_MAX = 256 * KIB
+const EAGER_OUTSTANDING_BYTES = 512 * KIB
 /** What rests in the stage this long is sent without waiting for neighbours. */
 const STAGE_IDLE_MS = 40
 const UNDETERMINED_BYTES_MIN = 24 * MIB
@@ -353,11 +357,12 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
 
   async #sendDescription(base: number, slab: Slab, run: DescribedRun): Promise<void> {
     const firstSeq = this.#nextSeq
+    const eager = this.#isEager(run.length)
     let at = run.offset
     for (const length of run.lengths) {
       const seq = this.#nextSeq++
       slab.retain()
-      this.#records.set(seq, { seq, length, slab, slabOffset: at, wanted: false })
+      this.#records.set(seq, { seq, length, slab, slabOffset: at, wanted: false, eager: false })
       this.#sentBytes += length
       at += length
     }
@@ -366,11 +371,29 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
       CLASS_FINAL,
     )
     this.account.bySource.digest += bytes
+    if (!eager) return
+    for (let seq = firstSeq; seq < firstSeq + run.lengths.length; seq++) {
+      // It may have been found in place meanwhile.
+      const record = this.#records.get(seq)
+      if (record === undefined || record.wanted) continue
+      record.eager = true
+      this.#queueLiteral(record)
+    }
+    this.#pumpLiterals()
+  }
+
+  /**
+   * Whether a run is sent without asking first. Hash before send pays in the bulk; a small run while the link has
+   * nothing else to do, or while a FLUSH waits for it, gains a whole round trip, which in the end is downtime.
+   */
+  #isEager(length: number): boolean {
+    if (length > EAGER_RUN_BYTES_MAX) return false
+    return this.#flushing !== undefined || this.#sentBytes + length <= EAGER_OUTSTANDING_BYTES
   }
 
   async #sendZeroes(offset: number, length: number): Promise<void> {
     const seq = this.#nextSeq++
-    this.#records.set(seq, { seq, length, slab: undefined, slabOffset: 0, wanted: false })
+    this.#records.set(seq, { seq, length, slab: undefined, slabOffset: 0, wanted: false, eager: false })
     const bytes = await this.#send({ type: 'zero', seq, offset, length }, CLASS_FINAL)
     this.account.bySource.digest += bytes
   }
@@ -410,10 +433,13 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
         bytes + this.#wants[0]!.length <= LITERAL_BYTES_MAX
       ) {
         const record = this.#wants.shift()!
+        // Found at the far side before its turn came: its slab is gone.
+        if (!this.#records.has(record.seq)) continue
         batch.push(record)
         bytes += record.length
         if (bytes >= LITERAL_TARGET_BYTES) break
       }
+      if (batch.length === 0) continue
       this.#literals++
       void this.#sendLiteral(batch, bytes)
         .catch((error: unknown) => this.#fail(error))
@@ -499,11 +525,16 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
       if (record === undefined || record.slab === undefined) {
         throw new ProtocolError(`WANT of chunk ${seq}, which is not under way`)
       }
+      if (record.eager) continue
       if (record.wanted) throw new ProtocolError(`WANT of chunk ${seq}, which was wanted before`)
-      record.wanted = true
-      this.#wantedBytes += record.length
-      this.#wants.push(record)
+      this.#queueLiteral(record)
     }
+  }
+
+  #queueLiteral(record: ChunkRecord): void {
+    record.wanted = true
+    this.#wantedBytes += record.length
+    this.#wants.push(record)
   }
 
   #applied(seq: number, source: SourceName): void {

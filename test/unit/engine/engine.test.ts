@@ -6,7 +6,7 @@ import assert from 'node:assert/strict'
 import { after, test } from 'node:test'
 import { LostError, RefusedError } from '../../../lib/core/errors.ts'
 import { MIB } from '../../../lib/core/units.ts'
-import { DISK_LITERAL } from '../../../lib/wire/disk.ts'
+import { DISK_LITERAL, DISK_WANT } from '../../../lib/wire/disk.ts'
 import { closeRigs, random, rig } from './rig.ts'
 
 after(closeRigs)
@@ -242,4 +242,36 @@ test('a superseded write that was still staged never crosses', async () => {
   await sender.flush()
   assert.equal(sender.account.bySource.literal, 65536)
   assert.ok(device.durable.subarray(0, 65536).equals(noise(65536, 3)))
+})
+
+test('a small write and its FLUSH take one round trip: no WANT is waited for', async () => {
+  const { sender, device, wire } = await rig({ contents: Buffer.alloc(4 * MIB) })
+  const data = noise(65536, 1)
+  wire.dropped.add(DISK_WANT)
+  await sender.write(MIB, Buffer.from(data))
+  await sender.flush()
+  assert.ok(device.durable.subarray(MIB, MIB + 65536).equals(data))
+})
+
+test('I3: a literal that was sent unasked is verified too', async () => {
+  const { sender, device, wire } = await rig({ contents: Buffer.alloc(4 * MIB) })
+  wire.tamper = (type, payload) => {
+    if (type !== DISK_LITERAL) return payload
+    const changed = Buffer.from(payload)
+    changed[changed.length - 9]! ^= 1
+    return changed
+  }
+  await sender.write(0, noise(65536, 9))
+  await assert.rejects(sender.flush(), { errno: 5 })
+  assert.equal(device.writes, 0)
+})
+
+test('bytes that are in place are not written even if their literal came unasked', async () => {
+  const contents = Buffer.alloc(MIB)
+  noise(65536, 3).copy(contents, 0)
+  const { sender, device } = await rig({ contents: Buffer.from(contents) })
+  await sender.write(0, noise(65536, 3))
+  await sender.flush()
+  assert.equal(device.writes, 0)
+  assert.equal(sender.account.bySource.inPlace, 65536)
 })

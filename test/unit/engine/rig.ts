@@ -121,6 +121,8 @@ export interface Wire {
   readonly b: FrameChannel
   /** Bytes that crossed, both ways. */
   bytes: number
+  /** Types of messages from the receiver that get lost. */
+  readonly dropped: Set<number>
   cut(error: Error): void
   /** Changes a payload on its way to the receiver; undefined drops it. */
   tamper: ((type: number, payload: Buffer) => Buffer | undefined) | undefined
@@ -170,6 +172,7 @@ export function wire(): Wire {
     a,
     b,
     bytes: 0,
+    dropped: new Set(),
     tamper: undefined,
     cut(error) {
       dead = true
@@ -177,7 +180,10 @@ export function wire(): Wire {
     },
   }
   a.out = deliver(b, true)
-  b.out = deliver(a, false)
+  const toSender = deliver(a, false)
+  b.out = (type, payload) => {
+    if (!result.dropped.has(type)) toSender(type, payload)
+  }
   return result
 }
 
