@@ -14,7 +14,9 @@ import {
   PEER_ADDRESSES_MAX,
   PEERS_MAX,
 } from '../lib/core/limits.ts'
-import { LOG_LEVELS } from '../lib/core/log.ts'
+
+/** pino's own; named here so that the hook, which must be quick, need not load pino. */
+const LOG_LEVELS: readonly string[] = ['trace', 'debug', 'info', 'warn', 'error', 'silent']
 
 export interface SshConfig {
   readonly user: string

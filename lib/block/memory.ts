@@ -49,16 +49,18 @@ export class MemoryDevice implements BlockDevice {
     return whole
   }
 
+  /** A page that is covered whole keeps its part of `data`, which belongs to this device from the call on. */
   async write(offset: number, data: Buffer): Promise<void> {
     this.#walk(offset, data.length, (page, start, end, at) => {
-      data.copy(this.#page(page, end - start === PAGE_BYTES), start, at, at + end - start)
+      if (end - start === PAGE_BYTES) this.#pages.set(page, data.subarray(at, at + PAGE_BYTES))
+      else data.copy(this.#page(page), start, at, at + end - start)
     })
   }
 
   async writeZeroes(offset: number, length: number, flags?: { readonly noHole?: boolean }): Promise<void> {
     this.#walk(offset, length, (page, start, end) => {
       const whole = end - start === PAGE_BYTES || page * PAGE_BYTES + end === this.size
-      if (flags?.noHole === true) this.#page(page, false).fill(0, start, end)
+      if (flags?.noHole === true) this.#page(page).fill(0, start, end)
       else if (start === 0 && whole) this.#pages.delete(page)
       else this.#pages.get(page)?.fill(0, start, end)
     })
@@ -103,10 +105,10 @@ export class MemoryDevice implements BlockDevice {
     }
   }
 
-  #page(page: number, overwritten: boolean): Buffer {
+  #page(page: number): Buffer {
     let bytes = this.#pages.get(page)
     if (bytes === undefined) {
-      bytes = overwritten ? Buffer.allocUnsafeSlow(PAGE_BYTES) : Buffer.alloc(PAGE_BYTES)
+      bytes = Buffer.alloc(PAGE_BYTES)
       this.#pages.set(page, bytes)
     }
     return bytes

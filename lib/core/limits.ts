@@ -77,7 +77,7 @@ export const REDIRECT_ELEMENTS_MAX: number = 65_536
 export const HOOK_DEADLINE_MS_MAX: number = 120_000
 
 /** The hook's work at started, stopped and release. libvirt holds the guest's lock meanwhile. */
-export const HOOK_LATER_DEADLINE_MS: number = 3_000
+export const HOOK_LATER_DEADLINE_MS: number = 5_000
 
 /** One request line at control.sock: a command with a few words. */
 export const CONTROL_REQUEST_BYTES_MAX: number = 64 * KIB

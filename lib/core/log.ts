@@ -5,8 +5,6 @@
  */
 import { type DestinationStream, destination, pino } from 'pino'
 
-export const LOG_LEVELS: readonly string[] = ['trace', 'debug', 'info', 'warn', 'error', 'silent']
-
 export type LogFields = Readonly<Record<string, unknown>>
 
 export interface Log {

@@ -219,6 +219,8 @@ export class DiskReceiver implements DiskEndpoint {
     }
     this.#tasks.set(task.seq, task)
     this.#latest.set(start, end, task)
+    // What the source was asked for and superseded before it was sent is not known here.
+    this.account.askedBytes += end - start
     if (digest !== undefined) this.#outstandingBytes += end - start
     return task
   }

@@ -3,14 +3,11 @@
  * whole reply shows (chunks that overlap, data that are missing, a status that came twice), and settles the promise.
  */
 import { ProtocolError } from '../core/errors.ts'
-import { NBD_CMD_BLOCK_STATUS, NBD_CMD_READ } from './protocol/constants.ts'
+import { NBD_CMD_BLOCK_STATUS, NBD_CMD_READ, NBD_READ_PIECES_MAX } from './protocol/constants.ts'
 import type { WireExtent } from './protocol/encode.ts'
 import { allowedErrno, refused } from './protocol/errno.ts'
 import { commandName } from './protocol/names.ts'
 import type { Expectation, NbdReply } from './protocol/replies.ts'
-
-/** Separate pieces that a READ's answer may consist of at a time; neighbours count as one. */
-const PIECES_MAX = 1024
 
 export class PendingReply {
   readonly promise: Promise<PendingReply>
@@ -108,7 +105,7 @@ export class PendingReply {
       pieces.splice(index, 1)
     }
     pieces.push({ start, end })
-    if (pieces.length > PIECES_MAX)
-      throw new ProtocolError(`${this.#what}: more than ${PIECES_MAX} scattered chunks`)
+    if (pieces.length > NBD_READ_PIECES_MAX)
+      throw new ProtocolError(`${this.#what}: more than ${NBD_READ_PIECES_MAX} scattered chunks`)
   }
 }

@@ -6,7 +6,7 @@
  */
 import type { Duplex } from 'node:stream'
 import type { BlockDevice } from '../block/device.ts'
-import { NBD_PAYLOAD_BYTES_MAX } from './protocol/constants.ts'
+import { NBD_IN_FLIGHT_BYTES_MAX, NBD_REQUESTS_MAX } from './protocol/constants.ts'
 import { ServerHandshake } from './server-handshake.ts'
 import { Transmission } from './transmission.ts'
 
@@ -28,10 +28,6 @@ export interface NbdServerOptions {
   readonly log?: (message: string) => void
 }
 
-/** Default for both ends: enough for QEMU's 16, nbdcopy's 64 and then some. */
-const REQUESTS_MAX = 256
-const IN_FLIGHT_BYTES_MAX: number = 2 * NBD_PAYLOAD_BYTES_MAX
-
 export async function serveNbd(stream: Duplex, options: NbdServerOptions): Promise<void> {
   const { signal } = options
   const log = options.log ?? (() => {})
@@ -50,8 +46,8 @@ export async function serveNbd(stream: Duplex, options: NbdServerOptions): Promi
     signal?.throwIfAborted()
     if (chosen !== undefined) {
       const transmission = new Transmission(stream, chosen, {
-        requestsMax: options.requestsMax ?? REQUESTS_MAX,
-        inFlightBytesMax: options.inFlightBytesMax ?? IN_FLIGHT_BYTES_MAX,
+        requestsMax: options.requestsMax ?? NBD_REQUESTS_MAX,
+        inFlightBytesMax: options.inFlightBytesMax ?? NBD_IN_FLIGHT_BYTES_MAX,
         log,
       })
       await transmission.run(signal)

@@ -31,9 +31,6 @@ export interface TransmissionLimits {
   readonly log: (message: string) => void
 }
 
-/** Extents of one BLOCK_STATUS reply; a client asks again for the rest. */
-const REPLY_EXTENTS_MAX = 65536
-
 export class Transmission {
   readonly #stream: Duplex
   readonly #chosen: ChosenExport
@@ -189,7 +186,7 @@ export class Transmission {
       }
       case 'blockStatus': {
         const extents = await device.blockStatus(offset, length)
-        const count = (flags & nbd.NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : REPLY_EXTENTS_MAX
+        const count = (flags & nbd.NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : nbd.NBD_REPLY_EXTENTS_MAX
         const wire = wireExtents(extents, length, count)
         this.#send(encodeStatusChunk(cookie, ALLOCATION_CONTEXT_ID, wire, true))
         return

@@ -8,7 +8,7 @@ import { chmod, lstat, unlink } from 'node:fs/promises'
 import { connect, createServer, type Server, type Socket } from 'node:net'
 import { errorText, ProtocolError, RefusedError, SwamError, TimeoutError } from '../core/errors.ts'
 import { CHANNELS_MAX, commonFeatures, type Hello, PROTOCOL_VERSION } from '../wire/hello.ts'
-import { Bundle, type BundleConnection, type BundleTuning } from './bundle.ts'
+import { Bundle } from './bundle.ts'
 import { FrameChannel } from './channel.ts'
 import { receiveHello, refuse, sendHello } from './handshake.ts'
 import {
@@ -18,6 +18,7 @@ import {
   IN_FLIGHT_BYTES_MAX,
   PREAMBLE_BYTES_MAX,
 } from './limits.ts'
+import type { BundleConnection, BundleTuning } from './options.ts'
 import { parsePreamble, readPreamble } from './preamble.ts'
 
 export interface PeerListenerOptions extends BundleTuning {

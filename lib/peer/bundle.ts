@@ -28,6 +28,7 @@ import {
 } from '../wire/frame.ts'
 import type { BundleKind } from '../wire/hello.ts'
 import type { FrameChannel } from './channel.ts'
+import { Keepalive } from './keepalive.ts'
 import {
   ABORT_REASON_BYTES_MAX,
   CLOSE_MS_MAX,
@@ -38,44 +39,13 @@ import {
   PING_INTERVAL_MS,
   SILENCE_MS_MAX,
 } from './limits.ts'
+import type { BundleConnection, BundleOptions, FrameHandler } from './options.ts'
 import { Pacing } from './pacing.ts'
 import { frameBytes, type QueuedFrame, SendQueue } from './queue.ts'
 import { Reorder } from './reorder.ts'
 
-export interface BundleConnection {
-  readonly localAddress: string
-  readonly localPort: number
-  readonly remoteAddress: string
-  readonly remotePort: number
-}
-
-/** What may be tuned; tests shorten the times. */
-export interface BundleTuning {
-  readonly pingIntervalMs?: number
-  readonly silenceMs?: number
-  readonly closeMs?: number
-}
-
-export interface BundleOptions extends BundleTuning {
-  readonly id: string
-  readonly kind: BundleKind
-  readonly peer: string
-  readonly migrationId: string
-  readonly features: ReadonlySet<string>
-  /** True at the end that made the connection. */
-  readonly dialed: boolean
-  readonly channels: readonly FrameChannel[]
-  readonly connections: readonly BundleConnection[]
-  /** What the far end is willing to hold undelivered. */
-  readonly peerWindowBytes: number
-  /** Called once, after the channels were told to close. */
-  readonly dispose?: () => void
-}
-
-export type FrameHandler = (type: number, payload: Buffer, cls: FrameClass) => void
-
-const ACK_BYTES = 128 * KIB
-const TICK_MS = 500
+// Reached only at rates at which one turn of the event loop reads more than this.
+const ACK_BYTES = 512 * KIB
 const SENT: Promise<void> = Promise.resolve()
 
 export class Bundle {
@@ -95,10 +65,8 @@ export class Bundle {
   readonly #queue = new SendQueue()
   readonly #reorder: Reorder
   readonly #dispose: (() => void) | undefined
-  readonly #pingIntervalMs: number
-  readonly #silenceMs: number
+  readonly #keepalive: Keepalive
   readonly #closeMs: number
-  readonly #timer: NodeJS.Timeout
   #resolveClosed: (error: Error | undefined) => void = () => undefined
 
   #sequence = 0
@@ -112,12 +80,6 @@ export class Bundle {
   #ended = false
   #closeTimer: NodeJS.Timeout | undefined
 
-  #heardAt = performance.now()
-  #tickAt = performance.now()
-  #pingedAt = Number.NEGATIVE_INFINITY
-  #pingToken = 0
-  #pingPending = false
-
   constructor(options: BundleOptions) {
     this.id = options.id
     this.kind = options.kind
@@ -129,8 +91,6 @@ export class Bundle {
     this.#channels = options.channels
     this.#outstandingBytes = new Float64Array(options.channels.length)
     this.#dispose = options.dispose
-    this.#pingIntervalMs = options.pingIntervalMs ?? PING_INTERVAL_MS
-    this.#silenceMs = options.silenceMs ?? SILENCE_MS_MAX
     this.#closeMs = options.closeMs ?? CLOSE_MS_MAX
     this.#pacing = new Pacing({
       clock: () => performance.now(),
@@ -143,9 +103,21 @@ export class Bundle {
     this.closed = new Promise((resolve) => {
       this.#resolveClosed = resolve
     })
-    const tickMs = Math.min(TICK_MS, this.#pingIntervalMs, this.#silenceMs / 4)
-    this.#timer = setInterval(() => this.#tick(tickMs), tickMs)
-    this.#timer.unref()
+    const silenceMs = options.silenceMs ?? SILENCE_MS_MAX
+    this.#keepalive = new Keepalive({
+      pingIntervalMs: options.pingIntervalMs ?? PING_INTERVAL_MS,
+      silenceMs,
+      busy: () => this.#pacing.inFlightBytes > 0,
+      ping: (token) => this.#sendOwn(FRAME_PING, encodeU48(token)),
+      roundTrip: (ms) => {
+        this.#pacing.roundTrip(ms)
+        this.#pump()
+      },
+      silent: (ms) => {
+        const text = `nothing was heard for ${Math.round(ms)} ms, at most ${silenceMs} ms are allowed`
+        this.#finish(new LostError(`${this.#name}: ${text}`))
+      },
+    })
     for (const [index, channel] of this.#channels.entries()) {
       channel.listen({
         frame: (frame) => this.#receive(frame),
@@ -153,7 +125,7 @@ export class Bundle {
         gone: (error) => this.#channelGone(index, error),
       })
     }
-    this.#ping()
+    this.#keepalive.ping()
   }
 
   get onFrame(): FrameHandler | undefined {
@@ -322,13 +294,6 @@ export class Bundle {
     this.#sendOwn(FRAME_ACK, encodeU48(this.#deliveredBytes))
   }
 
-  #ping(): void {
-    this.#pingToken += 1
-    this.#pingPending = true
-    this.#pingedAt = performance.now()
-    this.#sendOwn(FRAME_PING, encodeU48(this.#pingToken))
-  }
-
   // ---- receiving ----
 
   #receive(frame: Frame): void {
@@ -353,10 +318,7 @@ export class Bundle {
         this.#sendOwn(FRAME_PONG, frame.payload)
         return
       case FRAME_PONG:
-        if (decodeU48('PONG', frame.payload) !== this.#pingToken || !this.#pingPending) return
-        this.#pingPending = false
-        this.#pacing.roundTrip(performance.now() - this.#pingedAt)
-        this.#pump()
+        this.#keepalive.pong(decodeU48('PONG', frame.payload))
         return
       case FRAME_ABORT: {
         const text = frame.payload.toString('utf8', 0, ABORT_REASON_BYTES_MAX)
@@ -380,7 +342,7 @@ export class Bundle {
   }
 
   #afterRead(): void {
-    this.#heardAt = performance.now()
+    this.#keepalive.heard()
     this.#deliver()
   }
 
@@ -427,23 +389,6 @@ export class Bundle {
 
   // ---- life ----
 
-  #tick(tickMs: number): void {
-    const now = performance.now()
-    // When we ourselves were stopped, the far end's bytes may still wait in the sockets: give them one turn.
-    const late = now - this.#tickAt > tickMs + this.#silenceMs / 2
-    this.#tickAt = now
-    if (now - this.#heardAt >= this.#silenceMs && !late) {
-      this.#finish(
-        new LostError(
-          `${this.#name}: nothing was heard for ${Math.round(now - this.#heardAt)} ms, at most ${this.#silenceMs} ms are allowed`,
-        ),
-      )
-      return
-    }
-    const busy = this.#pacing.inFlightBytes > 0 && !this.#pingPending
-    if (busy || now - this.#pingedAt >= this.#pingIntervalMs) this.#ping()
-  }
-
   #channelGone(index: number, error: Error): void {
     if (this.#ended) return
     if (error instanceof ProtocolError) this.#abort(error)
@@ -466,7 +411,7 @@ export class Bundle {
   #finish(error: Error | undefined): void {
     if (this.#ended) return
     this.#ended = true
-    clearInterval(this.#timer)
+    this.#keepalive.stop()
     clearTimeout(this.#closeTimer)
     for (const channel of this.#channels) channel.close()
     const loss = new LostError(

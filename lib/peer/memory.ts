@@ -5,10 +5,11 @@
 import { randomBytes } from 'node:crypto'
 import { Duplex, duplexPair } from 'node:stream'
 import { type BundleKind, commonFeatures, type Hello, PROTOCOL_VERSION } from '../wire/hello.ts'
-import { Bundle, type BundleTuning } from './bundle.ts'
+import { Bundle } from './bundle.ts'
 import { FrameChannel } from './channel.ts'
 import { greet, receiveHello, sendHello } from './handshake.ts'
 import { IN_FLIGHT_BYTES_MAX } from './limits.ts'
+import type { BundleTuning } from './options.ts'
 
 export interface MemoryOptions extends BundleTuning {
   readonly kind?: BundleKind
@@ -131,11 +132,14 @@ class Link {
   #wait(): void {
     const first = this.#carried[0]
     if (first === undefined || this.#timer !== undefined) return
-    this.#timer = setTimeout(() => {
-      this.#timer = undefined
-      const now = performance.now()
-      while (this.#carried[0] !== undefined && this.#carried[0].at <= now) this.#carried.shift()!.arrive()
-      this.#wait()
-    }, first.at - performance.now())
+    this.#timer = setTimeout(
+      () => {
+        this.#timer = undefined
+        const now = performance.now()
+        while (this.#carried[0] !== undefined && this.#carried[0].at <= now) this.#carried.shift()!.arrive()
+        this.#wait()
+      },
+      Math.max(0, first.at - performance.now()),
+    )
   }
 }

@@ -4,7 +4,7 @@
  */
 import type { Socket } from 'node:net'
 import { LostError, ProtocolError } from '../core/errors.ts'
-import type { BundleConnection } from './bundle.ts'
+import type { BundleConnection } from './options.ts'
 
 export interface Preamble {
   readonly peer: string

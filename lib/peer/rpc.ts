@@ -5,8 +5,9 @@
  */
 import { errorText, LostError, ProtocolError, RefusedError, SwamError, TimeoutError } from '../core/errors.ts'
 import { FRAME_CONTROL } from '../wire/frame.ts'
-import type { Bundle, FrameHandler } from './bundle.ts'
+import type { Bundle } from './bundle.ts'
 import { RPC_BYTES_MAX, RPC_CALLS_MAX, RPC_TIMEOUT_MS } from './limits.ts'
+import type { FrameHandler } from './options.ts'
 
 export const RPC_REQUEST: number = 64
 export const RPC_RESPONSE: number = 65

@@ -11,7 +11,7 @@ import { connect, type Socket } from 'node:net'
 import ssh2, { type Client, type ClientChannel } from 'ssh2'
 import { errorText, LostError, RefusedError, TimeoutError } from '../core/errors.ts'
 import { type BundleKind, CHANNELS_MAX, commonFeatures, type Hello, PROTOCOL_VERSION } from '../wire/hello.ts'
-import { Bundle, type BundleTuning } from './bundle.ts'
+import { Bundle } from './bundle.ts'
 import { FrameChannel } from './channel.ts'
 import { greet } from './handshake.ts'
 import {
@@ -21,6 +21,7 @@ import {
   SILENCE_MS_MAX,
   STDERR_BYTES_MAX,
 } from './limits.ts'
+import type { BundleTuning } from './options.ts'
 
 export interface DialOptions extends BundleTuning {
   /** Tried in order. */

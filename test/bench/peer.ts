@@ -156,17 +156,32 @@ async function startLink(port: number, delayMs: number, bytesPerSecond: number) 
   const startedAt = performance.now()
   const relay = (from: Socket, to: Socket): void => {
     let freeAt = 0
+    let timer: NodeJS.Timeout | undefined
+    const carried: { at: number; bytes: Buffer }[] = []
+    // One timer and one queue: timers of their own would overtake one another.
+    const wait = (): void => {
+      const first = carried[0]
+      if (first === undefined || timer !== undefined) return
+      timer = setTimeout(
+        () => {
+          timer = undefined
+          const now = performance.now()
+          while (carried[0] !== undefined && carried[0].at <= now + 0.5) to.write(carried.shift()!.bytes)
+          wait()
+        },
+        Math.max(0, first.at - performance.now()),
+      )
+    }
     from.on('data', (bytes) => {
       const now = performance.now()
       freeAt = Math.max(freeAt, now) + (bytes.length / bytesPerSecond) * 1000
-      // The kernel's own slow start and the relay's read sizes show in the first second.
+      // The kernel's own slow start and the relay's read sizes show in the first seconds.
       if (now - startedAt > 3000) longestQueueMs = Math.max(longestQueueMs, freeAt - now)
-      const waitMs = freeAt + delayMs - now
-      if (waitMs < 0.5) to.write(bytes)
-      else setTimeout(() => to.write(bytes), waitMs)
+      carried.push({ at: freeAt + delayMs, bytes })
+      wait()
     })
     from.on('error', () => to.destroy())
-    from.on('close', () => setTimeout(() => to.destroy(), delayMs))
+    from.on('close', () => setTimeout(() => to.destroy(), delayMs + 100))
   }
   const server: Server = createServer({ noDelay: true }, (near) => {
     const far = connect({ port, host: '127.0.0.1', noDelay: true })

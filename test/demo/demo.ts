@@ -124,7 +124,6 @@ class Demo {
     const equal = compared.code === 0 && sha256 === sourceSha256
     const done: DemoRun = {
       name,
-      diskBytes,
       ...bytes,
       totalMs: round(result.totalMs),
       equal,

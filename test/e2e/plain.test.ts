@@ -86,6 +86,8 @@ test('plain migration there and back: disks equal, records there, bytes counted'
       assert.ok(durable > told, `no record became durable during the migration: ${told}, then ${durable}`)
       const check = await guest.check(guest.imagePath(to), durable)
       assert.ok(check.ok, check.faults.join('\n'))
+      const beyond = await guest.check(guest.imagePath(to), durable + 100)
+      assert.ok(!beyond.ok, 'the check must miss records that were never written')
       assert.ok(statSync(guest.imagePath(to)).blocks * 512 < (RANDOM_MIB + 64 + 8) * MIB, 'holes stay holes')
 
       const stats = await lab.wan.stats()
@@ -108,11 +110,17 @@ test('plain migration there and back: disks equal, records there, bytes counted'
   assert.deepEqual(inNetworks(networks), [])
 })
 
-test('plain migration over IPv6 and ssh', { timeout: 240_000 }, async () => {
+test('plain migration over IPv6 and ssh, scattered writes on a qcow2', { timeout: 240_000 }, async () => {
   const name = `${PREFIX}-v6`
   {
     await using lab = await Lab.up({ name, rttMs: 10, mbit: 1000, ipFamily: 6 })
-    const guest = lab.tinyGuest({ ...GUEST, randomMiB: 16, format: 'qcow2' })
+    const guest = lab.tinyGuest({
+      ...GUEST,
+      randomMiB: 16,
+      format: 'qcow2',
+      write: { bytes: 4096, pattern: 'scattered', intervalMs: 20, batch: 8, areaOffset: 32 * MIB },
+      dirty: { mib: 16, mibPerSecond: 4 },
+    })
     await guest.create('hosta')
     await guest.waitBoot()
     await guest.waitProgress(1)
@@ -149,8 +157,14 @@ test('the link can be changed and cut while it is used', { timeout: 120_000 }, a
   await assert.rejects(uuid)
   const { total } = await lab.wan.stats()
   assert.ok(total.droppedAB > 0)
-  await lab.wan.set({ cut: false, rttMs: 1 })
+  await lab.wan.set({ cut: false, rttMs: 1, mbit: 1000 })
   assert.match(await uuid(), /hostb/)
+  await lab.wan.set({ loss: 0.1 })
+  await until('packets to be lost', 30_000, async () => {
+    await lab.host('hosta').exec('virsh', ['-c', 'qemu+tcp://hostb/system', 'capabilities'], { check: false })
+    const { total } = await lab.wan.stats()
+    return total.lostAB + total.lostBA > 0 ? true : undefined
+  })
   await assert.rejects(lab.wan.set({ loss: 2 }), /out of range/)
 })
 

@@ -10,7 +10,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { LostError, RefusedError, TimeoutError } from '../../lib/core/errors.ts'
 import { MIB } from '../../lib/core/units.ts'
 import { PeerListener } from '../../lib/peer/accept.ts'
-import type { Bundle, BundleTuning } from '../../lib/peer/bundle.ts'
+import type { Bundle } from '../../lib/peer/bundle.ts'
+import type { BundleTuning } from '../../lib/peer/options.ts'
 import { Rpc } from '../../lib/peer/rpc.ts'
 import { type DialOptions, dialBundle, sshCrypto } from '../../lib/peer/ssh.ts'
 import { StreamMux } from '../../lib/peer/stream.ts'
@@ -212,9 +213,9 @@ test('sshd killed: both ends know at once', async (context) => {
 })
 
 test('sshd that stands still: both ends know within the silence allowed', async (context) => {
-  const { sshd, accepted, dial } = await start(context, undefined, { pingIntervalMs: 200, silenceMs: 1000 })
+  const { sshd, accepted, dial } = await start(context, undefined, { pingIntervalMs: 300, silenceMs: 2000 })
   const near = await dial()
-  await sleep(1500)
+  await sleep(2500)
   assert.equal(near.ended, false, 'idle is not silent')
   const { execFileSync } = await import('node:child_process')
   const serving = execFileSync('pgrep', ['-P', String(sshd.process.pid)], { encoding: 'utf8' })

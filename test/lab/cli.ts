@@ -115,7 +115,7 @@ async function main(argv: readonly string[]): Promise<number> {
       const from = hostName(places[0], 'hosta')
       const to = hostName(places[1], from === 'hosta' ? 'hostb' : 'hosta')
       await lab.wan.reset()
-      const done = await lab.migrate(tiny, from, to, { args, createTarget: true })
+      const done = await lab.migrate(tiny, from, to, { args })
       if (!done.ok) {
         process.stderr.write(`${done.stderr}\n`)
         return 1

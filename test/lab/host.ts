@@ -4,8 +4,10 @@
  * ends with it. swamd is started as a real host's unit would: as user swam with two capabilities and no more.
  */
 import { readFileSync, writeFileSync } from 'node:fs'
+import { parse, stringify } from 'smol-toml'
 import { SwamError } from '../../lib/core/errors.ts'
 import { type RunOptions, type RunResult, run, until } from './run.ts'
+import { mergeConfig, type SwamKeys } from './seed.ts'
 import { type HostName, isAlive, type ProcessRecord } from './state.ts'
 
 const ENVIRONMENT = ['PATH=/usr/sbin:/usr/bin:/sbin:/bin', 'HOME=/root', 'LC_ALL=C.UTF-8', 'USER=root']
@@ -48,8 +50,10 @@ export class LabHost {
 
   async exec(command: string, args: readonly string[] = [], options: RunOptions = {}): Promise<RunResult> {
     if (!isAlive(this.#init)) throw new SwamError('LAB_HOST', `${this.name} is down (its process 1 is gone)`)
+    const { env, ...rest } = options
+    const variables = Object.entries(env ?? {}).map(([key, value]) => `${key}=${value}`)
     const [program, ...words] = this.enter()
-    return await run(program!, [...words, command, ...args], options)
+    return await run(program!, [...words, ...variables, command, ...args], rest)
   }
 
   async shell(script: string, options: RunOptions = {}): Promise<RunResult> {
@@ -164,6 +168,12 @@ export class LabHost {
     } catch {
       return ''
     }
+  }
+
+  /** Changes keys of /etc/swam/swam.toml; a running swamd reads it at its next start. */
+  async configureSwam(keys: SwamKeys): Promise<void> {
+    const config = mergeConfig(parse(await this.read('/etc/swam/swam.toml')), keys)
+    await this.exec('tee', ['/etc/swam/swam.toml'], { input: `${stringify(config)}\n` })
   }
 
   /** The CLI, as root. Never throws for an exit status: tests look at it. */

@@ -17,7 +17,7 @@ import {
 } from 'node:fs'
 import { basename } from 'node:path'
 import { SwamError } from '../../lib/core/errors.ts'
-import { CACHE_DIR } from './release.ts'
+import { CACHE_DIR, settle } from './release.ts'
 import { run } from './run.ts'
 
 /** What the guest needs; what these need themselves stands in each module (`depends=`). */
@@ -69,7 +69,7 @@ async function unpackKernel(): Promise<string> {
     const file = readdirSync(fresh).find((entry) => entry.endsWith('.deb'))
     if (file === undefined) throw new SwamError('LAB_KERNEL', `apt-get download ${name} left no package`)
     await run('dpkg', ['-x', file, 'tree'], { cwd: fresh })
-    if (!existsSync(target)) renameSync(`${fresh}/tree`, target)
+    settle(`${fresh}/tree`, target)
   } finally {
     rmSync(fresh, { recursive: true, force: true })
   }

@@ -25,6 +25,15 @@ const PACKAGES = [
   'libnbd-bin',
 ]
 
+/** Moves a finished directory to its place in the cache, unless another lab was first. */
+export function settle(fresh: string, target: string): void {
+  try {
+    renameSync(fresh, target)
+  } catch (error) {
+    if (!existsSync(target)) throw error
+  }
+}
+
 /** Where Debian comes from on this machine: the first Debian archive in apt's own sources. */
 async function archive(): Promise<string> {
   const { stdout } = await run('apt-get', ['indextargets', '--format', '$(REPO_URI) $(ORIGIN) $(COMPONENT)'])
@@ -81,7 +90,7 @@ export async function releaseRoot(release: string | undefined): Promise<string> 
     await inside('apt-get', 'install', '-y', '-q', '--no-install-recommends', ...PACKAGES)
     await inside('apt-get', 'clean')
     writeFileSync(`${fresh}/.complete`, `${new Date().toISOString()}\n`)
-    if (!existsSync(root)) renameSync(fresh, root)
+    settle(fresh, root)
     return root
   } finally {
     rmSync(fresh, { recursive: true, force: true })

@@ -14,9 +14,12 @@ export type IpFamily = 4 | 6 | 'both'
 export interface SeedOptions {
   readonly ipFamily: IpFamily
   readonly swam: boolean
-  /** Laid over the generated swam.toml: top-level keys, sections merged by key. */
-  readonly swamConfig?: Readonly<Record<string, unknown>>
+  readonly swamConfig?: SwamConfig
 }
+
+/** Keys of swam.toml that replace the generated ones; sections are merged by key. */
+export type SwamKeys = Readonly<Record<string, unknown>>
+export type SwamConfig = SwamKeys | ((host: HostName) => SwamKeys)
 
 export const ADDRESSES: Readonly<Record<HostName, { readonly v4: string; readonly v6: string }>> = {
   hosta: { v4: '10.8.0.1', v6: 'fd08::1' },
@@ -83,7 +86,7 @@ function hostsFile(family: IpFamily): string {
   return `${lines.join('\n')}\n`
 }
 
-function swamToml(name: HostName, hostKeys: Record<HostName, string>, over: Record<string, unknown>): string {
+function swamToml(name: HostName, hostKeys: Record<HostName, string>, over: SwamKeys): string {
   const other = otherHost(name)
   const config: Record<string, unknown> = {
     site: SITES[name],
@@ -99,12 +102,21 @@ function swamToml(name: HostName, hostKeys: Record<HostName, string>, over: Reco
       },
     ],
   }
+  return `${stringify(mergeConfig(config, over))}\n`
+}
+
+function keysOf(config: SwamConfig | undefined, name: HostName): SwamKeys {
+  return typeof config === 'function' ? config(name) : { ...config }
+}
+
+export function mergeConfig(config: SwamKeys, over: SwamKeys): Record<string, unknown> {
+  const section = (x: unknown): x is object => typeof x === 'object' && x !== null && !Array.isArray(x)
+  const merged: Record<string, unknown> = { ...config }
   for (const [key, value] of Object.entries(over)) {
-    const present = config[key]
-    const merge = (x: unknown): x is object => typeof x === 'object' && x !== null && !Array.isArray(x)
-    config[key] = merge(present) && merge(value) ? { ...present, ...value } : value
+    const present = merged[key]
+    merged[key] = section(present) && section(value) ? { ...present, ...value } : value
   }
-  return `${stringify(config)}\n`
+  return merged
 }
 
 async function newKey(file: string, comment: string): Promise<string> {
@@ -146,7 +158,7 @@ export async function writeSeeds(dir: string, options: SeedOptions): Promise<voi
     put('/root/.ssh/authorized_keys', `${root}\n`, 0o600)
     if (!options.swam) continue
     const entry = `/usr/lib/swam/bin/swam-peer --peer ${other} --socket /run/swam/peer.sock`
-    put('/etc/swam/swam.toml', swamToml(name, hostKeys, { ...options.swamConfig }))
+    put('/etc/swam/swam.toml', swamToml(name, hostKeys, keysOf(options.swamConfig, name)))
     put('/etc/swam/id_ed25519', readFileSync(`${keys}/swam-${name}`, 'utf8'), 0o600)
     put('/var/lib/swam/.ssh/authorized_keys', `restrict,command="${entry}" ${swamKeys[other]}\n`, 0o600)
   }

@@ -22,6 +22,7 @@ export interface LabRecord {
   readonly version: 1
   readonly name: string
   readonly dir: string
+  readonly samplesDir: string
   /** Who holds the lab; absent when it was made to outlive its maker (the command line). */
   readonly owner?: ProcessRecord
   readonly swam: boolean

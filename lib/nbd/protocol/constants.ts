@@ -146,5 +146,13 @@ export const NBD_ERROR_CHUNK_BYTES_MAX: number = 2 * NBD_STRING_BYTES_MAX
 export const NBD_RANGE_BYTES_MAX: number = 1024 * 1024 * 1024
 /** Options that one client may send before it chooses an export. */
 export const NBD_OPTIONS_MAX = 1024
+/** Server: requests handed to the device and not answered yet. Enough for QEMU's 16, nbdcopy's 64 and then some. */
+export const NBD_REQUESTS_MAX = 256
+/** Server: bytes of WRITE payloads and READ replies held at a time; one payload more may be arriving. */
+export const NBD_IN_FLIGHT_BYTES_MAX: number = 2 * NBD_PAYLOAD_BYTES_MAX
+/** Server: extents of one BLOCK_STATUS reply (512 KiB); a client asks again for the rest. */
+export const NBD_REPLY_EXTENTS_MAX = 65536
+/** Client: separate pieces that the data of one READ may arrive in at a time; neighbours count as one. */
+export const NBD_READ_PIECES_MAX = 1024
 /** Exports that the client accepts in one list. */
 export const NBD_EXPORTS_MAX = 10_000

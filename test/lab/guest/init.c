@@ -118,8 +118,10 @@ static void fill(uint8_t *record, uint32_t bytes, uint64_t n) {
 }
 
 /* Numbers go on where an earlier life of this disk stopped: an old record must never look newer than a new one. */
-static uint64_t newest_on(int fd, uint64_t offset, uint64_t area) {
-  static uint8_t piece[1 << 20];
+static uint64_t newest_on(uint64_t offset, uint64_t area) {
+  static uint8_t piece[1 << 20] __attribute__((aligned(4096)));
+  int fd = open("/dev/vda", O_RDONLY | O_DIRECT); /* or the memory to migrate would be mostly page cache */
+  if (fd < 0) fail("/dev/vda");
   uint64_t newest = 0;
   for (uint64_t at = 0; at < area;) {
     uint64_t want = area - at < sizeof piece ? area - at : sizeof piece;
@@ -133,7 +135,7 @@ static uint64_t newest_on(int fd, uint64_t offset, uint64_t area) {
     }
     at += (uint64_t)have;
   }
-  posix_fadvise(fd, (off_t)offset, (off_t)area, POSIX_FADV_DONTNEED); /* the migrated memory is not to be all page cache */
+  close(fd);
   return newest;
 }
 
@@ -173,7 +175,7 @@ int main(void) {
   int disk = -1;
   for (int i = 0; i < 500 && (disk = open("/dev/vda", O_RDWR)) < 0; i++) usleep(10000);
   if (disk < 0) fail("/dev/vda");
-  uint64_t n = newest_on(disk, offset, area);
+  uint64_t n = newest_on(offset, area);
   if (!fork()) beat();
   if (dirty_mib && !fork()) dirty(dirty_mib, dirty_rate);
   say("R %lu\n", n);

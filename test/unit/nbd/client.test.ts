@@ -437,7 +437,7 @@ describe('client, requests', () => {
     [
       'an unknown cookie',
       (d) => d.flush(),
-      ({ cookie }) => [encodeSimpleReply(cookie + 1n, 0)],
+      ({ cookie }) => [encodeSimpleReply(cookie + 77n, 0)],
       /has the cookie/,
     ],
     [

@@ -121,16 +121,17 @@ test('a receiver that pauses stops the sender, and loses nothing', async () => {
   }
   let sent = 0
   const sending = (async () => {
-    for (; sent < 64; sent += 1) await near.send(16, [Buffer.alloc(64 * KIB)], FRAME_BULK)
+    for (; sent < 1024; sent += 1) await near.send(16, [Buffer.alloc(64 * KIB)], FRAME_BULK)
   })()
   for (let index = 0; index < 50; index += 1) await turn()
   assert.equal(got, 64 * KIB)
-  assert.ok(near.inFlightBytes <= 2 * MIB, `${near.inFlightBytes} in flight`)
-  assert.ok(sent < 64)
+  // On a link without delay the rate, and with it the limit, may be anything up to the ceiling.
+  assert.ok(near.inFlightBytes <= 33 * MIB, `${near.inFlightBytes} in flight`)
+  assert.ok(sent < 600, `${sent} frames went out`)
   far.resume()
   await sending
   await near.close()
-  assert.equal(got, 64 * 64 * KIB)
+  assert.equal(got, 1024 * 64 * KIB)
 })
 
 test('frames wait for onFrame', async () => {
