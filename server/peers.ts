@@ -16,7 +16,10 @@ import type { PeerReport } from './report.ts'
 const BACKOFF_MS_MIN = 1000
 const BACKOFF_MS_MAX = 60_000
 const CALL_MS = 8000
-/** Disk and RAM bundles: enough channels that 2 MiB windows do not limit a 100 ms link. */
+/**
+ * Enough channels that windows of 2 MiB do not limit a 100 ms link (four: 80 MB/s), few because each costs the far side
+ * a process start of some 80 ms.
+ */
 const CHANNELS = { control: 1, disk: 4, ram: 4 } as const
 
 export class Peer {

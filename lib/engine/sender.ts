@@ -81,8 +81,9 @@ export const STAGE_BYTES: number = 16 * MIB
 const STAGE_PIECES_MAX = 16384
 const RUN_BYTES_MAX = 16 * MIB
 const DESCRIBING_MAX = 2
-const LITERAL_TARGET_BYTES = 512 * 1024
-const LITERALS_IN_FLIGHT = 3
+/** A frame of about 100 KiB compressed: acknowledged often enough for the pacing. */
+const LITERAL_TARGET_BYTES = 192 * KIB
+const LITERALS_IN_FLIGHT = 4
 const EAGER_RUN_BYTES_MAX = 256 * KIB
 const EAGER_OUTSTANDING_BYTES = 512 * KIB
 /** What rests in the stage this long is sent without waiting for neighbours. */

@@ -1,20 +1,33 @@
 /**
  * Joins a TCP connection and a stream to the far side, byte for byte, each direction with its own end and
- * backpressure. RAM and everything that is not NBD goes this way, unchanged. A loss at one side resets the other, so
- * that QEMU sees a broken connection and not a silent end of its stream.
+ * backpressure. RAM and everything that is not NBD goes this way, unchanged; between the two swamds it travels in blocks
+ * that may be compressed (blocks.ts). A loss at one side resets the other, so that QEMU sees a broken connection
+ * and not a silent end of its stream.
  */
 import type { Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
+import { errorText, ProtocolError } from '../core/errors.ts'
+import { BlockDecoder, BlockEncoder } from './blocks.ts'
 
 export interface Counts {
-  /** Bytes from the connection to the stream, and back. */
+  /** Bytes from the connection to the stream, and back, as QEMU sees them. */
   toStream: number
   fromStream: number
 }
 
-/** Resolves when both directions are over; never rejects. The count goes on while it runs. */
-export function passThrough(socket: Socket, stream: Duplex, counts: Counts): Promise<void> {
+/**
+ * Resolves when both directions are over; never rejects. The count goes on while it runs.
+ * @param worthCompressing asked for each piece: whether the link, not the processor, is what limits
+ */
+export function passThrough(
+  socket: Socket,
+  stream: Duplex,
+  counts: Counts,
+  worthCompressing: () => boolean,
+): Promise<void> {
   return new Promise((resolve) => {
+    const encoder = new BlockEncoder()
+    const decoder = new BlockDecoder()
     let open = 2
     const over = (): void => {
       open--
@@ -22,16 +35,32 @@ export function passThrough(socket: Socket, stream: Duplex, counts: Counts): Pro
     }
     socket.on('data', (bytes: Buffer) => {
       counts.toStream += bytes.length
-      if (!stream.write(bytes)) socket.pause()
+      let room = true
+      stream.cork()
+      for (const piece of encoder.encode(bytes, worthCompressing())) room = stream.write(piece)
+      stream.uncork()
+      if (!room) socket.pause()
     })
     stream.on('drain', () => socket.resume())
     socket.on('end', () => stream.end())
     stream.on('data', (bytes: Buffer) => {
-      counts.fromStream += bytes.length
-      if (!socket.write(bytes)) stream.pause()
+      let room = true
+      try {
+        for (const raw of decoder.push(bytes)) {
+          counts.fromStream += raw.length
+          room = socket.write(raw)
+        }
+      } catch (error) {
+        stream.destroy(error instanceof Error ? error : new ProtocolError(errorText(error)))
+        return
+      }
+      if (!room) stream.pause()
     })
     socket.on('drain', () => stream.resume())
-    stream.on('end', () => socket.end())
+    stream.on('end', () => {
+      if (decoder.whole) socket.end()
+      else stream.destroy(new ProtocolError('the stream ended within a block'))
+    })
     socket.on('error', (error) => stream.destroy(error))
     stream.on('error', () => socket.resetAndDestroy())
     socket.once('close', () => {
@@ -44,4 +73,12 @@ export function passThrough(socket: Socket, stream: Duplex, counts: Counts): Pro
       over()
     })
   })
+}
+
+/** Above this rate the processor would limit, not the link. Bytes a second. */
+const COMPRESS_RATE_MAX = 60_000_000
+
+/** The rule for `worthCompressing`: a link whose measured rate zstd outruns by far. */
+export function slowLink(link: { readonly rateBytesPerSecond: number }): () => boolean {
+  return () => link.rateBytesPerSecond < COMPRESS_RATE_MAX
 }

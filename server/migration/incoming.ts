@@ -20,7 +20,7 @@ import { negotiateNbd } from '../../lib/nbd/client.ts'
 import type { Bundle } from '../../lib/peer/bundle.ts'
 import type { StreamMeta } from '../../lib/peer/stream.ts'
 import { StreamMux } from '../../lib/peer/stream.ts'
-import { type Counts, passThrough } from '../../lib/ram/passthrough.ts'
+import { type Counts, passThrough, slowLink } from '../../lib/ram/passthrough.ts'
 import type { DiskMessage } from '../../lib/wire/disk.ts'
 import type { ExportInfo } from './outgoing.ts'
 import { MigrationRecord } from './record.ts'
@@ -66,6 +66,7 @@ export class IncomingMigration {
   readonly #ready: Promise<void>
   #bundles: Bundle[] = []
   #disk: DiskLink | undefined
+  #ram: Bundle | undefined
   #ended = false
 
   constructor(options: IncomingOptions) {
@@ -118,6 +119,7 @@ export class IncomingMigration {
       })
     }
     this.#disk = new DiskLink(disk, (message) => this.#opened(message))
+    this.#ram = ram
     new StreamMux(ram, (meta, stream) => this.#stream(meta, stream))
   }
 
@@ -221,7 +223,7 @@ export class IncomingMigration {
     const counts: Counts = { toStream: 0, fromStream: 0 }
     this.record.addStream(counts)
     if (this.record.phase === 'copying') this.record.phase = 'ready'
-    void passThrough(socket, stream, counts)
+    void passThrough(socket, stream, counts, slowLink(this.#ram!))
   }
 
   // ---- disks -------------------------------------------------------------------------------------------------

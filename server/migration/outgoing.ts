@@ -28,7 +28,7 @@ import {
 import { serveNbd } from '../../lib/nbd/server.ts'
 import type { Bundle } from '../../lib/peer/bundle.ts'
 import { StreamMux } from '../../lib/peer/stream.ts'
-import { type Counts, passThrough } from '../../lib/ram/passthrough.ts'
+import { type Counts, passThrough, slowLink } from '../../lib/ram/passthrough.ts'
 import { MigrationRecord } from './record.ts'
 
 export interface ExportInfo {
@@ -286,7 +286,7 @@ export class OutgoingMigration {
     const counts: Counts = { toStream: 0, fromStream: 0 }
     this.record.addStream(counts)
     if (port.kind === 'stream' && this.record.phase === 'copying') this.record.phase = 'ready'
-    void passThrough(socket, stream, counts)
+    void passThrough(socket, stream, counts, slowLink(this.#ram!.bundle))
     socket.resume()
     stream.resume()
   }

@@ -42,6 +42,7 @@ export async function run(): Promise<object> {
       rawSocketMiBPerSecond: raw,
       sshMiBPerSecondByChannels: channels,
       dial: await measureDial(dial),
+      at100msMiBPerSecondByChannels: await measureLong(source, dial),
       wan: await measureWan(source, dial),
       digestsVerified: true,
     }
@@ -147,6 +148,17 @@ async function measureWan(source: ChildProcess, dial: DialOptions): Promise<obje
     rttUnderLoadMs: report.rttMs,
     minRttMs: report.minRttMs,
   }
+}
+
+/** What windows of 2 MiB a channel leave of a long path. The relay ends TCP, so its windows play no part. */
+async function measureLong(source: ChildProcess, dial: DialOptions): Promise<object> {
+  const bytes = 96 * MIB
+  const result: Record<string, number> = {}
+  for (const channels of [1, 4, 8]) {
+    await using link = await startLink(dial.port, 50, Number.POSITIVE_INFINITY)
+    result[channels] = await bundleTransfer(source, { ...dial, port: link.port, channels }, bytes)
+  }
+  return result
 }
 
 /** A TCP relay with a delay and a rate, and a queue without end: what keeps it short is the pacing alone. */

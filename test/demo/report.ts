@@ -28,7 +28,7 @@ export interface DemoImage {
 
 export interface DemoRun {
   readonly name: 'plain-out' | 'swam-out' | 'swam-back'
-  /** What QEMU asked to be written at the far side. */
+  /** What QEMU asked to be written at the far side, without zeroes of holes. */
   readonly diskBytes: number
   readonly diskWireBytes: number
   readonly wireBytes: number

@@ -107,29 +107,40 @@ function unclosing(device: BlockDevice): BlockDevice {
 export async function withServer(
   command: string,
   args: readonly string[],
-  socket: string,
+  path: string,
   work: (dial: () => Promise<Socket>, kill: () => void) => Promise<void>,
 ): Promise<void> {
+  // nbdkit leaves its socket behind, and then refuses to start.
+  await rm(path, { force: true })
   const child = spawn(command, args, { env: ENVIRONMENT, stdio: ['ignore', 'ignore', 'pipe'] })
   let stderr = ''
   child.stderr.on('data', (chunk: Buffer) => (stderr += chunk.toString()))
   const gone = exit(child)
+  const sockets: Socket[] = []
+  const dialAgain = async (): Promise<Socket> => {
+    const socket = await dial(path)
+    sockets.push(socket)
+    return socket
+  }
   try {
     // The connection that showed the server to be up is the first one given out: `nbd-server -d` takes no second.
     let first: Socket | undefined = await dialUntil(
-      socket,
+      path,
       gone,
       () => `${command} ${args.join(' ')}: ${stderr}`,
     )
+    sockets.push(first)
     await work(
       async () => {
-        const connection = first ?? (await dial(socket))
+        const connection = first ?? (await dialAgain())
         first = undefined
         return connection
       },
       () => void child.kill('SIGKILL'),
     )
   } finally {
+    // nbdkit waits for its connections to end before it obeys.
+    for (const socket of sockets) socket.destroy()
     child.kill('SIGTERM')
     await gone
   }

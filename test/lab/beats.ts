@@ -36,7 +36,13 @@ export async function readBeats(file: string): Promise<Beat[]> {
     if (host === undefined || real === undefined) continue // the last line is still being written
     beats.push({ host, n: Number(n), atMs: Number(mono) / 1000, epochMs: Number(real) / 1000 })
   }
-  return beats.sort((x, y) => x.atMs - y.atMs)
+  beats.sort((x, y) => x.atMs - y.atMs)
+  return beats.map((beat, at) => {
+    // A migration may cut a line in two, each half at another host: its neighbours tell the number.
+    const before = beats[at - 1]?.n
+    const torn = before !== undefined && beat.n !== before + 1 && beats[at + 1]?.n === before + 2
+    return torn ? { ...beat, n: before + 1 } : beat
+  })
 }
 
 /** The longest silence that touches [fromMs, toMs]. A guest that never came back is silent until `toMs`. */

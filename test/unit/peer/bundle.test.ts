@@ -1,3 +1,4 @@
+/** Bundles over linked pairs: order over several channels, pacing, keepalive, endings, hostile frames. */
 import assert from 'node:assert/strict'
 import { duplexPair } from 'node:stream'
 import { test } from 'node:test'

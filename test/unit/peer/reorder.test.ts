@@ -1,3 +1,4 @@
+/** Frames of several channels are put in order again, within bounds. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'

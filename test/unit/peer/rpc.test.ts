@@ -1,3 +1,4 @@
+/** Requests and answers over a control bundle: errors carried, ceilings, timeouts, loss. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { LostError, ProtocolError, RefusedError, SwamError, TimeoutError } from '../../../lib/core/errors.ts'

@@ -1,3 +1,4 @@
+/** Byte streams over one bundle: order, half close, resets, credits, hostile frames. */
 import assert from 'node:assert/strict'
 import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'

@@ -1,3 +1,4 @@
+/** The frame codec: golden bytes, every split, truncation, ceilings. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'

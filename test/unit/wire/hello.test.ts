@@ -1,3 +1,4 @@
+/** The hello: round trip, versions that do not fit, hostile JSON. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { ProtocolError, RefusedError } from '../../../lib/core/errors.ts'
