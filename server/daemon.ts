@@ -273,6 +273,7 @@ export class Daemon {
     await this.#incoming.get(domain.name)?.abort('the guest is announced anew')
     const { peer, source } = located
     const id = randomUUID()
+    const since = Date.now()
     const targets = domain.disks.flatMap((disk) => (disk.source === undefined ? [] : [disk.source]))
     const migration = new IncomingMigration({
       id,
@@ -284,7 +285,7 @@ export class Daemon {
       targets,
       dial: async (kind) => await peer.dial(kind, id),
       call: (method, params) => peer.call(method, params),
-      outcome: () => this.#outcome(domain.uuid, 'in'),
+      outcome: () => this.#outcome(domain.uuid, 'in', since),
       downtimeMs: async () =>
         (await this.#libvirt.jobInfo(domain.name, { completed: true }))?.figures.get('Total downtime') ??
         null,
@@ -487,6 +488,7 @@ export class Daemon {
       if (other.record.uuid === uuid) await other.abort('the guest is announced anew')
     }
     const config = this.#config.peers.find((one) => one.name === peer)!
+    const since = Date.now()
     const migration = new OutgoingMigration({
       id,
       uuid,
@@ -499,7 +501,7 @@ export class Daemon {
       describe: (bytes) => this.#describer.describe(bytes),
       limits: { windowBytes: (this.#config.limits.windowMiB * MIB) / 2, drainMs: DRAIN_MS },
       pickListenPort: () => this.#pickListenPort(),
-      outcome: () => this.#outcome(uuid, 'out'),
+      outcome: () => this.#outcome(uuid, 'out', since),
       onEnd: (ended) => {
         this.#outgoing.delete(ended.id)
         this.#ended(ended)
@@ -524,9 +526,16 @@ export class Daemon {
 
   // ---- where the guest is ------------------------------------------------------------------------------------
 
-  /** Asks libvirt until it has decided: a paused guest is on its way, for some seconds. */
-  async #outcome(uuid: string, direction: 'in' | 'out'): Promise<'here' | 'gone' | 'unknown'> {
+  /**
+   * Asks libvirt until it has decided: a paused guest is on its way, for some seconds. A migration the other way that
+   * was announced since says it too, because a peer saw the guest run: and what libvirt shows then is that one's.
+   */
+  async #outcome(uuid: string, direction: 'in' | 'out', since: number): Promise<'here' | 'gone' | 'unknown'> {
+    const others = direction === 'out' ? this.#incoming : this.#outgoing
     for (let attempt = 0; attempt < 20; attempt++) {
+      for (const { record } of others.values()) {
+        if (record.uuid === uuid && record.startedAt > since) return direction === 'out' ? 'gone' : 'here'
+      }
       const domain = await this.#libvirt.runningDomain(uuid)
       if (domain === undefined) return 'gone'
       if (domain.state === 'running') return 'here'

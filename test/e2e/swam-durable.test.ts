@@ -14,7 +14,7 @@ const MIGRATIONS = 20
 test(`what is durable is there after each of ${MIGRATIONS} migrations`, { timeout: 1_200_000 }, async (t) => {
   await using lab = await swamLab('durable')
   await startBoth(lab)
-  const write = { bytes: 16384, intervalMs: 5, areaBytes: 16 << 20 }
+  const write = { bytes: 16384, intervalMs: 20, areaBytes: 16 << 20 }
   const guest = lab.tinyGuest({ diskMiB: 64, randomMiB: 16, ramMiB: 80, write })
   await guest.create('hosta')
   await guest.waitBoot()

@@ -82,7 +82,7 @@ export class TinyGuest {
   xml(): string {
     const write = [this.plan.bytes, this.plan.intervalMs, this.plan.pattern, this.plan.batch]
     const words = [
-      'console=ttyS0 quiet panic=-1',
+      'console=ttyS0 quiet panic=0',
       `swam.write=${write},${this.plan.areaOffset},${this.plan.areaBytes}`,
     ]
     const dirty = this.#options.dirty
@@ -157,14 +157,26 @@ ${serial('beat', 1)}
 
   async waitBoot(timeoutMs = 60_000): Promise<void> {
     await until(`guest ${this.name} to boot`, timeoutMs, () => {
-      const text = this.#place
-        .hosts()
-        .map((host) => this.console(host.name))
-        .join('\n')
-      const failed = /^F .*$/m.exec(text)
-      if (failed) throw new SwamError('LAB_GUEST', `guest ${this.name}: ${failed[0]}`)
+      const text = this.#consoles()
+      this.#checkHealth(text)
       return /^R \d+\r?$/m.test(text) ? true : undefined
     })
+  }
+
+  #consoles(): string {
+    return this.#place
+      .hosts()
+      .map((host) => this.console(host.name))
+      .join('\n')
+  }
+
+  /** A guest that panicked, rebooted or failed must not look like one that is slow. */
+  #checkHealth(text: string): void {
+    const failed = /^F .*$/m.exec(text) ?? /Kernel panic[^\r\n]*|BUG:[^\r\n]*|Oops:[^\r\n]*/.exec(text)
+    if (failed)
+      throw new SwamError('LAB_GUEST', `guest ${this.name}: ${failed[0]}\n${text.slice(failed.index - 200)}`)
+    const boots = text.match(/^R \d+\r?$/gm)?.length ?? 0
+    if (boots > 1) throw new SwamError('LAB_GUEST', `guest ${this.name} booted ${boots} times`)
   }
 
   /** The largest record number that the guest was told is durable; 0: none yet. */
@@ -181,6 +193,7 @@ ${serial('beat', 1)}
   async waitProgress(more = 3, timeoutMs = 30_000): Promise<number> {
     const from = this.durable()
     return await until(`guest ${this.name} to write ${more} records after ${from}`, timeoutMs, () => {
+      this.#checkHealth(this.#consoles())
       const now = this.durable()
       return now >= from + more ? now : undefined
     })
