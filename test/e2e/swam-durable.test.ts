@@ -22,7 +22,7 @@ test(`what is durable is there after each of ${MIGRATIONS} migrations`, { timeou
   await lab.wan.reset()
   let at: HostName = 'hosta'
   for (let i = 1; i <= MIGRATIONS; i++) {
-    const from = at
+    const from: HostName = at
     const to: HostName = from === 'hosta' ? 'hostb' : 'hosta'
     const before = guest.durable()
     const done = await lab.migrate(guest, from, to, { args: ['--suspend'] })

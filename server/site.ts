@@ -1,0 +1,72 @@
+/**
+ * What both sides of a host share: the config, the log, libvirt, and the end of a migration. Where the guest is after a
+ * migration is asked of libvirt, since no hook tells it on every path.
+ */
+import type { Config } from '../config/schema.ts'
+import type { Log } from '../lib/core/log.ts'
+import { Libvirt } from '../lib/host/libvirt.ts'
+import type { History } from './history.ts'
+import type { MigrationRecord } from './migration/record.ts'
+
+/** Migrations under way at once, each way. */
+export const MIGRATIONS_MAX: number = 64
+/** Guests whose last beginning is remembered. */
+const BEGUN_MAX = 4096
+const OUTCOME_ASKS_MAX = 20
+const OUTCOME_ASK_MS = 500
+/** `--suspend` leaves the guest paused at the destination: paused this many times is arrived. */
+const OUTCOME_PAUSED_ASKS = 8
+
+export class Site {
+  readonly config: Config
+  readonly log: Log
+  readonly libvirt: Libvirt = new Libvirt()
+  readonly history: History
+  readonly #begun = new Map<string, number>()
+
+  constructor(config: Config, log: Log, history: History) {
+    this.config = config
+    this.log = log
+    this.history = history
+  }
+
+  /** A migration is over: say so, and remember it. */
+  ended(record: MigrationRecord): void {
+    const report = record.report()
+    const { id, guest, peer, direction, phase, accelerated, wireBytes, error } = report
+    this.log.info({ id, guest, peer, direction, phase, accelerated, wireBytes, error }, 'a migration ended')
+    void this.history
+      .append(report)
+      .catch((failure: unknown) => this.log.error({ error: failure }, 'the history is not written'))
+  }
+
+  /** A migration begins: what libvirt shows of the guest from now on may be this one's. */
+  begun(record: MigrationRecord): void {
+    this.#begun.set(`${record.direction} ${record.uuid}`, record.startedAt)
+    if (this.#begun.size > BEGUN_MAX) {
+      for (const oldest of this.#begun.keys()) {
+        this.#begun.delete(oldest)
+        break
+      }
+    }
+  }
+
+  /**
+   * Asks libvirt until it has decided: a paused guest is on its way, for some seconds. A migration the other way that
+   * began since says it too, because a peer saw the guest run: and what libvirt shows then is that one's.
+   * @param since when the migration began that is asked about, milliseconds since 1970
+   */
+  async outcome(uuid: string, direction: 'in' | 'out', since: number): Promise<'here' | 'gone' | 'unknown'> {
+    const other = direction === 'out' ? 'in' : 'out'
+    for (let attempt = 0; attempt < OUTCOME_ASKS_MAX; attempt++) {
+      if ((this.#begun.get(`${other} ${uuid}`) ?? 0) > since) return direction === 'out' ? 'gone' : 'here'
+      const domain = await this.libvirt.runningDomain(uuid)
+      if (domain === undefined) return 'gone'
+      if (domain.state === 'running') return 'here'
+      // `--suspend` leaves it paused at the destination.
+      if (direction === 'in' && attempt >= OUTCOME_PAUSED_ASKS) return 'here'
+      await new Promise((resolve) => setTimeout(resolve, OUTCOME_ASK_MS))
+    }
+    return 'unknown'
+  }
+}

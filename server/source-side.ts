@@ -1,0 +1,170 @@
+/**
+ * This host as a source: answers what peers ask on the control bundles that they dialed, and keeps the outgoing
+ * migrations. A peer may announce only a guest that runs here, arm only its own migration, and only ports of the
+ * migration range. The redirect catches what the armed migrations want; the daemon refreshes it.
+ */
+import type { DescribedRun } from '../lib/chunk/describer.ts'
+import type { SlabPool } from '../lib/chunk/slab.ts'
+import { errorText, RefusedError } from '../lib/core/errors.ts'
+import { MIB } from '../lib/core/units.ts'
+import type { Redirect, RedirectEntry } from '../lib/host/redirect.ts'
+import type { Bundle } from '../lib/peer/bundle.ts'
+import { OutgoingMigration } from './migration/outgoing.ts'
+import { Params } from './params.ts'
+import { answerPeer } from './peers.ts'
+import { MIGRATIONS_MAX, type Site } from './site.ts'
+
+/** How long what is acknowledged may take to drain. */
+const DRAIN_MS = 1000
+
+export interface SourceOptions {
+  /** Undefined: redirect = "off". */
+  readonly redirect: Redirect | undefined
+  /** Users whose connections are caught. */
+  readonly uids: readonly number[]
+  readonly slabs: SlabPool
+  readonly describe: (bytes: Uint8Array) => Promise<DescribedRun[]>
+}
+
+export class SourceSide {
+  readonly #site: Site
+  readonly #options: SourceOptions
+  readonly #outgoing = new Map<string, OutgoingMigration>()
+  #listenPort = 0
+
+  constructor(site: Site, options: SourceOptions) {
+    this.#site = site
+    this.#options = options
+  }
+
+  get migrations(): OutgoingMigration[] {
+    return [...this.#outgoing.values()]
+  }
+
+  /** What has to be caught now. */
+  get entries(): RedirectEntry[] {
+    return this.migrations.flatMap((migration) => migration.entries)
+  }
+
+  /** A bundle that a peer dialed. */
+  takeBundle(bundle: Bundle): void {
+    const known = this.#site.config.peers.some((peer) => peer.name === bundle.peer)
+    const refuse = (reason: string): void => {
+      this.#site.log.warn({ peer: bundle.peer, kind: bundle.kind }, `refused a bundle: ${reason}`)
+      void bundle.close(new RefusedError(reason))
+    }
+    if (!known) {
+      refuse(`${bundle.peer} is not a peer of this host`)
+      return
+    }
+    if (bundle.kind === 'control') {
+      answerPeer(bundle, {
+        locate: (params) => this.#answerLocate(params),
+        announce: (params, peer) => this.#answerAnnounce(params, peer),
+        arm: (params, peer) => this.#answerArm(params, peer),
+        classify: async (params, peer) => {
+          const given = new Params('classify', params)
+          this.#outgoingOf(given, peer).classify(given.port('port'), given.exports('exports'))
+          return {}
+        },
+        stop: async (params, peer) => {
+          const given = new Params('stop', params)
+          await this.#outgoing.get(given.uuid('migrationId'))?.stop(given.text('reason', 1000))
+          return { peer }
+        },
+      })
+      return
+    }
+    const migration = this.#outgoing.get(bundle.migrationId)
+    if (migration === undefined || migration.peer !== bundle.peer) {
+      refuse('it belongs to no announced migration')
+      return
+    }
+    try {
+      migration.attach(bundle)
+    } catch (error) {
+      refuse(errorText(error))
+    }
+  }
+
+  #outgoingOf(params: Params, peer: string): OutgoingMigration {
+    const id = params.uuid('migrationId')
+    const migration = this.#outgoing.get(id)
+    if (migration === undefined || migration.peer !== peer) {
+      throw new RefusedError(`migration ${id} is not known here`)
+    }
+    return migration
+  }
+
+  async #answerLocate(params: unknown): Promise<object> {
+    const domain = await this.#site.libvirt.runningDomain(new Params('locate', params).uuid('uuid'))
+    if (domain === undefined) return { found: false }
+    return {
+      found: true,
+      name: domain.name,
+      disks: domain.disks.map(({ target, format, capacity }) => ({
+        target,
+        format,
+        capacity: capacity ?? null,
+      })),
+    }
+  }
+
+  async #answerAnnounce(params: unknown, peer: string): Promise<object> {
+    const given = new Params('announce', params)
+    const id = given.uuid('migrationId')
+    const uuid = given.uuid('uuid')
+    if (this.#outgoing.size >= MIGRATIONS_MAX) throw new RefusedError('too many migrations are under way')
+    if (this.#outgoing.has(id)) throw new RefusedError(`migration ${id} is known already`)
+    const domain = await this.#site.libvirt.runningDomain(uuid)
+    if (domain === undefined) throw new RefusedError(`guest ${uuid} does not run here`)
+    for (const other of [...this.#outgoing.values()]) {
+      if (other.record.uuid === uuid) await other.abort('the guest is announced anew')
+    }
+    const config = this.#site.config.peers.find((one) => one.name === peer)!
+    const since = Date.now()
+    const migration = new OutgoingMigration({
+      id,
+      uuid,
+      guest: domain.name,
+      peer,
+      peerAddresses: config.addresses,
+      log: this.#site.log.child({ migration: id, guest: domain.name }),
+      uids: this.#options.uids,
+      slabs: this.#options.slabs,
+      describe: this.#options.describe,
+      limits: { windowBytes: (this.#site.config.limits.windowMiB * MIB) / 2, drainMs: DRAIN_MS },
+      pickListenPort: () => this.#pickListenPort(),
+      outcome: () => this.#site.outcome(uuid, 'out', since),
+      onEnd: (ended) => {
+        this.#outgoing.delete(ended.id)
+        this.#site.ended(ended.record)
+      },
+    })
+    this.#outgoing.set(id, migration)
+    this.#site.begun(migration.record)
+    return {}
+  }
+
+  async #answerArm(params: unknown, peer: string): Promise<object> {
+    const given = new Params('arm', params)
+    const migration = this.#outgoingOf(given, peer)
+    const [low, high] = this.#site.config.migrationPorts
+    const ports = given.ports('ports', 8)
+    const outside = ports.find((port) => port < low || port > high)
+    if (outside !== undefined) throw new RefusedError(`port ${outside} is outside of ${low} to ${high}`)
+    if (this.#options.redirect === undefined) throw new RefusedError('redirect = "off" at the source')
+    await migration.arm(ports)
+    await this.#options.redirect.arm(migration.entries)
+    return {}
+  }
+
+  /** Ports for listeners: below the migration range, one after the other; a taken one is skipped by the caller. */
+  #pickListenPort(): number {
+    const [low, high] = this.#site.config.migrationPorts
+    for (;;) {
+      const port = 20_000 + (this.#listenPort++ % 10_000)
+      if (port < low || port > high) return port
+    }
+  }
+}

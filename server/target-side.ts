@@ -1,0 +1,251 @@
+/**
+ * This host as a destination: libvirt's hook events in, incoming migrations out. At `migrate begin` it finds the peer that
+ * runs the guest, says which images root's hook has to create, and starts an IncomingMigration; at `started begin` it
+ * hands it the new QEMU's ports. A migration that cannot be accelerated goes direct, and is never silent.
+ */
+import { randomUUID } from 'node:crypto'
+import { access, rm, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { HookAnswer } from '../hooks/decision.ts'
+import type { ImageStock } from '../lib/catalog/stock.ts'
+import { errorText, RefusedError } from '../lib/core/errors.ts'
+import { HOOK_REQUEST_BYTES_MAX } from '../lib/core/limits.ts'
+import { type Domain, parseDomain } from '../lib/host/domain-xml.ts'
+import type { RunningDomain } from '../lib/host/libvirt.ts'
+import { IncomingMigration } from './migration/incoming.ts'
+import { Params } from './params.ts'
+import type { Peer } from './peers.ts'
+import { emptyBySource } from './report.ts'
+import { MIGRATIONS_MAX, type Site } from './site.ts'
+
+const NOTHING: HookAnswer = { action: 'none', create: [], message: '' }
+const LOCATE_MS = 6000
+
+export class TargetSide {
+  readonly #site: Site
+  readonly #peers: readonly Peer[]
+  readonly #stock: ImageStock
+  readonly #incoming = new Map<string, IncomingMigration>()
+
+  constructor(site: Site, peers: readonly Peer[], stock: ImageStock) {
+    this.#site = site
+    this.#peers = peers
+    this.#stock = stock
+  }
+
+  get migrations(): IncomingMigration[] {
+    return [...this.#incoming.values()]
+  }
+
+  async hook(params: unknown): Promise<HookAnswer> {
+    const event = new Params('hook', params)
+    const op = `${event.text('op', 32)} ${event.text('sub', 32)}`
+    const guest = event.text('guest')
+    const started = performance.now()
+    try {
+      switch (op) {
+        case 'migrate begin':
+          return await this.#migrateBegin(parseDomain(event.text('xml', HOOK_REQUEST_BYTES_MAX)))
+        case 'started begin':
+          return await this.#started(guest, event.has('ports') ? event.list('ports', 256) : [])
+        case 'stopped end':
+        case 'release end':
+          await this.#incoming.get(guest)?.stopped()
+          return NOTHING
+        default:
+          return NOTHING
+      }
+    } catch (error) {
+      this.#site.log.warn({ error, op, guest }, 'a hook event failed')
+      return this.#refuseOr(errorText(error))
+    } finally {
+      this.#site.log.debug({ op, guest, ms: Math.round(performance.now() - started) }, 'hook event')
+    }
+  }
+
+  /** What root's hook made of the images that it was asked to create. */
+  async hookReport(params: unknown): Promise<object> {
+    const report = new Params('hookReport', params)
+    for (const item of report.list('images', 256)) {
+      const image = new Params('hookReport: images', item)
+      const path = image.text('path', 4096)
+      this.#site.log.info(
+        { guest: report.text('guest'), path, created: image.flag('created') },
+        'image at this host',
+      )
+    }
+    return {}
+  }
+
+  #refuseOr(message: string): HookAnswer {
+    return this.#site.config.strict ? { action: 'refuse', create: [], message } : { ...NOTHING, message }
+  }
+
+  async #migrateBegin(domain: Domain): Promise<HookAnswer> {
+    if (this.#incoming.size >= MIGRATIONS_MAX) throw new RefusedError('too many migrations are under way')
+    const located = await this.#locate(domain.uuid)
+    if (located === undefined) {
+      const asked = this.#peers.map((peer) => peer.config.name).join(', ') || 'none'
+      const reason = `no peer runs this guest with a swamd that answers (asked: ${asked})`
+      await this.#direct(domain, reason)
+      return this.#refuseOr(`SWAM: ${reason}`)
+    }
+    await this.#incoming.get(domain.name)?.abort('the guest is announced anew')
+    const { peer, source } = located
+    const id = randomUUID()
+    const since = Date.now()
+    const targets = domain.disks.flatMap((disk) => (disk.source === undefined ? [] : [disk.source]))
+    const migration = new IncomingMigration({
+      id,
+      uuid: domain.uuid,
+      guest: domain.name,
+      peer: peer.config.name,
+      log: this.#site.log.child({ migration: id, guest: domain.name }),
+      stock: this.#stock,
+      targets,
+      dial: async (kind) => await peer.dial(kind, id),
+      call: (method, params) => peer.call(method, params),
+      outcome: () => this.#site.outcome(domain.uuid, 'in', since),
+      downtimeMs: async () =>
+        (await this.#site.libvirt.jobInfo(domain.name, { completed: true }))?.figures.get('Total downtime') ??
+        null,
+      onEnd: (ended) => {
+        if (this.#incoming.get(ended.guest) === ended) {
+          this.#incoming.delete(ended.guest)
+          void rm(this.#marker(ended.guest), { force: true })
+        }
+        this.#site.ended(ended.record)
+      },
+    })
+    this.#incoming.set(domain.name, migration)
+    this.#site.begun(migration.record)
+    await writeFile(this.#marker(domain.name), `${id}\n`)
+    // Nobody waits for the index: what is not in it yet is asked as a literal.
+    void this.#stock
+      .refresh(this.#sharedDirectories(), new Set(targets))
+      .catch((error: unknown) => this.#site.log.warn({ error }, 'the images here could not be listed'))
+    const { create, problem } = await this.#missingImages(domain, source)
+    if (problem !== undefined) {
+      this.#site.log.warn({ guest: domain.name }, problem)
+      if (this.#site.config.strict) return { action: 'refuse', create: [], message: problem }
+    }
+    return { action: create.length > 0 ? 'create' : 'none', create, message: problem ?? '' }
+  }
+
+  #marker(guest: string): string {
+    if (guest.includes('/') || guest.startsWith('.'))
+      throw new RefusedError(`guest name ${JSON.stringify(guest)}`)
+    return join(this.#site.config.runDir, 'incoming', guest)
+  }
+
+  #sharedDirectories(): readonly string[] {
+    const { share, images } = this.#site.config
+    return share === 'images' ? images : share === 'none' ? [] : share
+  }
+
+  async #locate(uuid: string): Promise<{ peer: Peer; source: RunningDomain } | undefined> {
+    const asked = this.#peers.map(async (peer) => {
+      const answer = new Params('locate', await peer.call('locate', { uuid }, LOCATE_MS))
+      return { peer, source: locatedDomain(answer, uuid) }
+    })
+    const found = await Promise.any(
+      asked.map(async (one) => {
+        const { peer, source } = await one
+        if (source === undefined) throw new RefusedError(`${peer.config.name} does not run it`)
+        return { peer, source }
+      }),
+    ).catch(() => undefined)
+    return found
+  }
+
+  /** What has to be made so that libvirt finds its disks, with the size that the source's disk has. */
+  async #missingImages(
+    domain: Domain,
+    source: RunningDomain,
+  ): Promise<{ create: HookAnswer['create']; problem: string | undefined }> {
+    const create: { path: string; format: 'raw' | 'qcow2'; size: number }[] = []
+    let problem: string | undefined
+    for (const disk of domain.disks) {
+      if (disk.source === undefined || disk.readOnly || disk.shareable) continue
+      const there = await access(disk.source).then(
+        () => true,
+        () => false,
+      )
+      if (there) continue
+      const size = source.disks.find((one) => one.target === disk.target)?.capacity
+      const format = disk.format === 'raw' || disk.format === 'qcow2' ? disk.format : undefined
+      if (disk.type !== 'file')
+        problem = `SWAM cannot create ${disk.source} (${disk.type}) for ${disk.target}: create it first`
+      else if (size === undefined || format === undefined) {
+        problem = `SWAM cannot create ${disk.source} for ${disk.target}: format ${disk.format}, size ${size ?? 'unknown'}`
+      } else create.push({ path: disk.source, format, size })
+    }
+    return { create, problem }
+  }
+
+  async #started(guest: string, reported: readonly unknown[]): Promise<HookAnswer> {
+    const migration = this.#incoming.get(guest)
+    if (migration === undefined) return NOTHING
+    const [low, high] = this.#site.config.migrationPorts
+    const ports = reported
+      .map((item) => {
+        const port = new Params('port', item)
+        return { address: port.text('address', 64), port: port.port('port') }
+      })
+      .filter(({ port }) => port >= low && port <= high)
+    try {
+      await migration.started(ports)
+    } catch (error) {
+      migration.record.reason ??= errorText(error)
+      await migration.abort(`not armed: ${errorText(error)}`)
+      throw error
+    }
+    return NOTHING
+  }
+
+  /** A migration that goes direct is not silent. */
+  async #direct(domain: Domain, reason: string): Promise<void> {
+    const now = Date.now()
+    this.#site.log.warn({ guest: domain.name, reason }, 'a migration goes direct')
+    await this.#site.history
+      .append({
+        version: 1,
+        id: randomUUID(),
+        guest: domain.name,
+        uuid: domain.uuid,
+        peer: '',
+        direction: 'in',
+        phase: 'done',
+        accelerated: false,
+        reason,
+        startedAt: now,
+        elapsedMs: 0,
+        downtimeMs: null,
+        disks: [],
+        ram: { askedBytes: 0, wireBytes: 0, bySource: emptyBySource() },
+        wireBytes: 0,
+        etaMs: null,
+        verified: null,
+        error: null,
+        connections: [],
+      })
+      .catch((error: unknown) => this.#site.log.error({ error }, 'the history is not written'))
+  }
+}
+
+function locatedDomain(answer: Params, uuid: string): RunningDomain | undefined {
+  if (answer.flag('found') === false) return undefined
+  const disks = answer.list('disks', 256).map((item) => {
+    const disk = new Params('locate: disks', item)
+    return {
+      target: disk.text('target'),
+      type: 'file',
+      source: undefined,
+      format: disk.text('format', 32),
+      readOnly: false,
+      shareable: false,
+      capacity: disk.optionalInteger('capacity', 0, 2 ** 53 - 1),
+    }
+  })
+  return { name: answer.text('name'), uuid, state: 'running', disks }
+}
