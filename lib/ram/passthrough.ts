@@ -75,10 +75,19 @@ export function passThrough(
   })
 }
 
-/** Above this rate the processor would limit, not the link. Bytes a second. */
+/** Above this rate zstd would limit, not the link. Bytes a second. */
 const COMPRESS_RATE_MAX = 60_000_000
+const FULL_SHARE = 0.7
 
-/** The rule for `worthCompressing`: a link whose measured rate zstd outruns by far. */
-export function slowLink(link: { readonly rateBytesPerSecond: number }): () => boolean {
-  return () => link.rateBytesPerSecond < COMPRESS_RATE_MAX
+/** What is asked of a bundle: its measured rate, and how full the path is by its own pacing. */
+export interface PathState {
+  readonly rateBytesPerSecond: number
+  readonly inFlightBytes: number
+  readonly limitBytes: number
+}
+
+/** The rule for `worthCompressing`: a slow path that is full. One that is not full waits for a processor, not for it. */
+export function slowLink(path: PathState): () => boolean {
+  return () =>
+    path.rateBytesPerSecond < COMPRESS_RATE_MAX && path.inFlightBytes >= path.limitBytes * FULL_SHARE
 }
