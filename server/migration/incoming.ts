@@ -214,7 +214,6 @@ export class IncomingMigration {
       return false
     }
     this.record.accelerated = true
-    if (this.record.phase === 'announced') this.record.phase = 'copying'
     await this.#options.call('classify', { migrationId: this.id, port, exports })
     return true
   }
@@ -222,7 +221,6 @@ export class IncomingMigration {
   #pass(socket: Socket, stream: Duplex): void {
     const counts: Counts = { toStream: 0, fromStream: 0 }
     this.record.addStream(counts)
-    if (this.record.phase === 'copying') this.record.phase = 'ready'
     void passThrough(socket, stream, counts, slowLink(this.#ram!))
   }
 

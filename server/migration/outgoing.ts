@@ -155,7 +155,6 @@ export class OutgoingMigration {
     known.kind = 'nbd'
     known.exports = exports
     this.record.accelerated = true
-    if (this.record.phase === 'announced') this.record.phase = 'copying'
     for (const decided of [...known.undecided]) decided()
   }
 
@@ -285,7 +284,6 @@ export class OutgoingMigration {
   #pass(port: Port, socket: Socket, stream: ReturnType<StreamMux['open']>): void {
     const counts: Counts = { toStream: 0, fromStream: 0 }
     this.record.addStream(counts)
-    if (port.kind === 'stream' && this.record.phase === 'copying') this.record.phase = 'ready'
     void passThrough(socket, stream, counts, slowLink(this.#ram!.bundle))
     socket.resume()
     stream.resume()

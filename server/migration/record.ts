@@ -17,7 +17,7 @@ export class MigrationRecord {
   readonly peer: string
   readonly direction: 'out' | 'in'
   readonly startedAt: number = Date.now()
-  phase: MigrationPhase = 'announced'
+  #outcome: 'done' | 'failed' | undefined
   accelerated = false
   reason: string | null = null
   error: string | null = null
@@ -69,9 +69,17 @@ export class MigrationRecord {
 
   finish(phase: 'done' | 'failed'): void {
     if (this.#endedAt !== undefined) return
-    this.phase = phase
+    this.#outcome = phase
     this.#endedAt = Date.now()
     if (!this.accelerated) this.reason ??= this.error ?? 'no disk connection came through SWAM'
+  }
+
+  /** QEMU sends memory only once every disk's mirror is READY: the first byte of a stream tells. */
+  get phase(): MigrationPhase {
+    if (this.#outcome !== undefined) return this.#outcome
+    if (!this.accelerated) return 'announced'
+    const streaming = this.#streams.some(({ toStream, fromStream }) => toStream + fromStream > 0)
+    return streaming ? 'ready' : 'copying'
   }
 
   get ended(): boolean {
