@@ -243,7 +243,7 @@ export class OutgoingMigration {
     const stream = this.#ram!.mux.open({ port: port.port })
     stream.on('error', () => undefined)
     if (port.kind === 'stream') {
-      this.#pass(port, socket, stream)
+      this.#pass(socket, stream)
       return
     }
     const undecide = (): void => {
@@ -266,7 +266,7 @@ export class OutgoingMigration {
       if (port.kind === 'nbd') {
         stream.destroy()
         void this.#serve(port, socket)
-      } else this.#pass(port, socket, stream)
+      } else this.#pass(socket, stream)
     }
     const gone = (): void => {
       undecide()
@@ -281,7 +281,7 @@ export class OutgoingMigration {
     first()
   }
 
-  #pass(port: Port, socket: Socket, stream: ReturnType<StreamMux['open']>): void {
+  #pass(socket: Socket, stream: ReturnType<StreamMux['open']>): void {
     const counts: Counts = { toStream: 0, fromStream: 0 }
     this.record.addStream(counts)
     void passThrough(socket, stream, counts, slowLink(this.#ram!.bundle))

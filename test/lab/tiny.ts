@@ -93,6 +93,7 @@ export class TinyGuest {
     return `<domain type='qemu'>
 <name>${this.name}</name><uuid>${this.uuid}</uuid>
 <memory unit='MiB'>${this.#options.ramMiB ?? 128}</memory><vcpu>1</vcpu>
+<cputune><vcpusched vcpus='0' scheduler='fifo' priority='1'/></cputune>
 <os><type arch='x86_64' machine='${this.#options.machine ?? 'pc'}'>hvm</type>
 <kernel>${INSIDE}/lab/vmlinuz</kernel><initrd>${INSIDE}/lab/initrd</initrd><cmdline>${words.join(' ')}</cmdline></os>
 <features><acpi/><apic/></features>
