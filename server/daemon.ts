@@ -204,13 +204,14 @@ export class Daemon {
     if (this.#closed) return
     this.#closed = true
     clearInterval(this.#timer)
-    await this.#redirect
-      ?.close()
-      .catch((error: unknown) => this.#log.warn({ error }, 'the nft table is not removed'))
+    const problem = (error: unknown): void => this.#log.warn({ error }, 'the nft table is not removed')
+    await this.#redirect?.disarm(this.#source?.entries ?? []).catch(problem)
     for (const socket of this.#sockets) await socket.close()
     const reason = 'swamd was stopped'
     const migrations = [...this.#target.migrations, ...(this.#source?.migrations ?? [])]
     await Promise.allSettled(migrations.map((migration) => migration.abort(reason)))
+    // Last: with the table goes the translation of what is connected, and QEMU would never hear that its peer is gone.
+    await this.#redirect?.close().catch(problem)
     await this.#listener?.close()
     await Promise.allSettled(this.#peers.map((peer) => peer.close()))
     await this.#describer.close()
