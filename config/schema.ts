@@ -223,16 +223,21 @@ export const CONFIG_SCHEMA: Group = {
     [49152, 49215],
     isPortRange,
   ),
-  ram: choice('"on": memory goes through SWAM too. "off": only disks do.', 'on', 'on', 'off'),
+  ram: choice(
+    'A guest\'s memory passes through SWAM byte for byte. "on": compressed on the way where the link is slow. "off": as it is.',
+    'on',
+    'on',
+    'off',
+  ),
   verify: choice(
-    'Proof at the end of a migration: "map" by the digests of what was applied, "read" by reading back, "off" none.',
+    'Proof at the end of a migration: "map" by the digests of what was applied, "read" by reading back, "off" none. Not acted on yet.',
     'map',
     'map',
     'read',
     'off',
   ),
   share: leaf(
-    'What neighbours of the same site may fetch blocks of: "images", "none", or a list of directories.',
+    'What neighbours of the same site may fetch blocks of: "images", "none", or a list of directories. Not acted on yet.',
     `"images", "none" or ${DIRECTORIES_EXPECTED}`,
     'images',
     (value) => value === 'images' || value === 'none' || isDirectories(value),
@@ -251,7 +256,12 @@ export const CONFIG_SCHEMA: Group = {
     HOOK_DEADLINE_MS_MAX,
   ),
   limits: {
-    wanMbit: integer('Rate toward other sites in Mbit/s; 0: no cap.', 0, 0, 1_000_000),
+    wanMbit: integer(
+      'What this host may send to peers in Mbit/s, all migrations together; 0: no cap.',
+      0,
+      0,
+      1_000_000,
+    ),
     windowMiB: integer(
       'Writes of a guest that are acknowledged but not applied yet, in MiB.',
       256,
@@ -262,7 +272,7 @@ export const CONFIG_SCHEMA: Group = {
   },
   status: {
     listen: leaf(
-      'Where the status page and the metrics are served: a unix socket (default: status.sock in runDir), loopback, or "off".',
+      'Where the status page and the metrics are served: a unix socket (default: status.sock in runDir), loopback, or "off". Not acted on yet.',
       '"unix:/PATH", "127.0.0.1:PORT", "[::1]:PORT" or "off"',
       'unix:/run/swam/status.sock',
       isStatusListen,

@@ -15,9 +15,11 @@ import { ConfigError, errorText } from '../lib/core/errors.ts'
 import { CONTROL_REQUEST_BYTES_MAX, HOOK_REQUEST_BYTES_MAX, REDIRECT_REFRESH_MS } from '../lib/core/limits.ts'
 import type { Log } from '../lib/core/log.ts'
 import { MIB } from '../lib/core/units.ts'
+import { NatAnchor } from '../lib/host/nat-anchor.ts'
 import { Redirect } from '../lib/host/redirect.ts'
 import { userIds } from '../lib/host/users.ts'
 import { PeerListener } from '../lib/peer/accept.ts'
+import { RateLimit } from '../lib/peer/rate-limit.ts'
 import { sshCrypto } from '../lib/peer/ssh.ts'
 import { type ControlServer, serveControl } from './control.ts'
 import { History } from './history.ts'
@@ -31,6 +33,9 @@ import { TargetSide } from './target-side.ts'
 export const RELEASE: string = '0.1.0'
 
 const IMAGES_MAX = 256
+const MBIT_BYTES = 125_000
+/** What SSH, TCP and IP leave of the link's bytes. */
+const PAYLOAD_SHARE = 0.94
 
 export class Daemon {
   readonly #config: Config
@@ -39,6 +44,8 @@ export class Daemon {
   readonly #startedAt = Date.now()
   readonly #describer = new Describer({ workers: 1 })
   readonly #stock: ImageStock
+  readonly #anchor: NatAnchor
+  readonly #rateLimit: RateLimit | undefined
   readonly #peers: readonly Peer[]
   readonly #target: TargetSide
   readonly #repairs: { count: number; last: string | null; error: string | null } = {
@@ -63,7 +70,17 @@ export class Daemon {
       imagesMax: IMAGES_MAX,
       onProblem: (text) => log.warn({}, text),
     })
-    this.#peers = config.peers.map((peer) => new Peer(peer, log))
+    this.#anchor = new NatAnchor({
+      table: `swam_hold_${process.pid}`,
+      onProblem: (text) =>
+        log.warn({ text }, 'a flush of all nft rules would break migrations that are under way'),
+    })
+    const { wanMbit } = config.limits
+    if (wanMbit > 0) {
+      const bytesPerSecond = wanMbit * MBIT_BYTES * PAYLOAD_SHARE
+      this.#rateLimit = new RateLimit({ bytesPerSecond, clock: () => performance.now() })
+    }
+    this.#peers = config.peers.map((peer) => new Peer(peer, log, this.#rateLimit))
     this.#target = new TargetSide(this.#site, this.#peers, this.#stock)
   }
 
@@ -73,6 +90,7 @@ export class Daemon {
     const uids = await this.#caughtUids()
     if (this.#config.redirect === 'nft') {
       this.#redirect = new Redirect({ uids, ownUid: process.getuid?.() ?? 0 })
+      this.#anchor.keep()
       await this.#redirect.start()
     }
     const source = new SourceSide(this.#site, {
@@ -118,6 +136,7 @@ export class Daemon {
       path: join(runDir, 'peer.sock'),
       localName: 'swamd',
       onBundle: (bundle) => source.takeBundle(bundle),
+      ...(this.#rateLimit === undefined ? {} : { rateLimit: this.#rateLimit }),
       onRefused: (peer, error) => this.#log.warn({ peer, error }, 'refused a channel'),
     })
     const target = this.#target
@@ -184,6 +203,7 @@ export class Daemon {
     if (this.#redirect === undefined || this.#refreshing || this.#closed) return
     this.#refreshing = true
     try {
+      this.#anchor.keep()
       for (const repair of await this.#redirect.check()) {
         this.#repairs.count++
         this.#repairs.last = repair.detail
@@ -212,6 +232,7 @@ export class Daemon {
     await Promise.allSettled(migrations.map((migration) => migration.abort(reason)))
     // Last: with the table goes the translation of what is connected, and QEMU would never hear that its peer is gone.
     await this.#redirect?.close().catch(problem)
+    await this.#anchor.close()
     await this.#listener?.close()
     await Promise.allSettled(this.#peers.map((peer) => peer.close()))
     await this.#describer.close()

@@ -26,6 +26,10 @@ export class Params {
     return value
   }
 
+  optionalText(key: string, charsMax: number): string | undefined {
+    return this.#values[key] === null || !this.has(key) ? undefined : this.text(key, charsMax)
+  }
+
   uuid(key: string): string {
     const value = this.text(key)
     if (!/^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(value)) throw this.#wrong(key, 'a uuid')

@@ -9,6 +9,7 @@ import type { PeerConfig } from '../config/schema.ts'
 import { errorText, LostError, TimeoutError } from '../lib/core/errors.ts'
 import type { Log } from '../lib/core/log.ts'
 import type { Bundle } from '../lib/peer/bundle.ts'
+import type { RateLimit } from '../lib/peer/rate-limit.ts'
 import { Rpc, type RpcHandler } from '../lib/peer/rpc.ts'
 import { dialBundle } from '../lib/peer/ssh.ts'
 import type { PeerReport } from './report.ts'
@@ -25,6 +26,7 @@ const CHANNELS = { control: 1, disk: 4, ram: 4 } as const
 export class Peer {
   readonly config: PeerConfig
   readonly #log: Log
+  readonly #rateLimit: RateLimit | undefined
   #bundle: Bundle | undefined
   #rpc: Rpc | undefined
   #dialing: Promise<Rpc> | undefined
@@ -33,9 +35,11 @@ export class Peer {
   #error: string | null = null
   #closed = false
 
-  constructor(config: PeerConfig, log: Log) {
+  /** @param rateLimit what all that this host sends shares, if there is a cap */
+  constructor(config: PeerConfig, log: Log, rateLimit: RateLimit | undefined) {
     this.config = config
     this.#log = log
+    this.#rateLimit = rateLimit
   }
 
   /** Dials, and goes on dialing. */
@@ -70,6 +74,7 @@ export class Peer {
       channels: CHANNELS[kind],
       localName: hostname(),
       peer: name,
+      ...(this.#rateLimit === undefined ? {} : { rateLimit: this.#rateLimit }),
     })
   }
 

@@ -134,6 +134,7 @@ export class SourceSide {
       slabs: this.#options.slabs,
       describe: this.#options.describe,
       limits: { windowBytes: (this.#site.config.limits.windowMiB * MIB) / 2, drainMs: DRAIN_MS },
+      compress: this.#site.config.ram === 'on',
       pickListenPort: () => this.#pickListenPort(),
       outcome: () => this.#site.outcome(uuid, 'out', since),
       onEnd: (ended) => {

@@ -69,10 +69,11 @@ export class TargetSide {
     for (const item of report.list('images', 256)) {
       const image = new Params('hookReport: images', item)
       const path = image.text('path', 4096)
-      this.#site.log.info(
-        { guest: report.text('guest'), path, created: image.flag('created') },
-        'image at this host',
-      )
+      const guest = report.text('guest')
+      const error = image.optionalText('error', 1000)
+      if (error === undefined) {
+        this.#site.log.info({ guest, path, created: image.flag('created') }, 'image at this host')
+      } else this.#site.log.warn({ guest, path, error }, 'an image cannot be created at this host')
     }
     return {}
   }
@@ -122,7 +123,7 @@ export class TargetSide {
     await writeFile(this.#marker(domain.name), `${id}\n`)
     // Nobody waits for the index: what is not in it yet is asked as a literal.
     void this.#stock
-      .refresh(this.#sharedDirectories(), new Set(targets))
+      .refresh(this.#site.config.images, new Set(targets))
       .catch((error: unknown) => this.#site.log.warn({ error }, 'the images here could not be listed'))
     const { create, problem } = await this.#missingImages(domain, source)
     if (problem !== undefined) {
@@ -136,11 +137,6 @@ export class TargetSide {
     if (guest.includes('/') || guest.startsWith('.'))
       throw new RefusedError(`guest name ${JSON.stringify(guest)}`)
     return join(this.#site.config.runDir, 'incoming', guest)
-  }
-
-  #sharedDirectories(): readonly string[] {
-    const { share, images } = this.#site.config
-    return share === 'images' ? images : share === 'none' ? [] : share
   }
 
   async #locate(uuid: string): Promise<{ peer: Peer; source: RunningDomain } | undefined> {

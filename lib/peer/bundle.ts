@@ -42,6 +42,7 @@ import {
 import type { BundleConnection, BundleOptions, FrameHandler } from './options.ts'
 import { Pacing } from './pacing.ts'
 import { frameBytes, type QueuedFrame, SendQueue } from './queue.ts'
+import type { RateLimit } from './rate-limit.ts'
 import { Reorder } from './reorder.ts'
 
 // Reached only at rates at which one turn of the event loop reads more than this.
@@ -62,6 +63,8 @@ export class Bundle {
   readonly #channels: readonly FrameChannel[]
   readonly #outstandingBytes: Float64Array
   readonly #pacing: Pacing
+  readonly #rateLimit: RateLimit | undefined
+  #rateTimer: NodeJS.Timeout | undefined
   readonly #queue = new SendQueue()
   readonly #reorder: Reorder
   readonly #dispose: (() => void) | undefined
@@ -92,6 +95,7 @@ export class Bundle {
     this.#outstandingBytes = new Float64Array(options.channels.length)
     this.#dispose = options.dispose
     this.#closeMs = options.closeMs ?? CLOSE_MS_MAX
+    this.#rateLimit = options.rateLimit
     this.#pacing = new Pacing({
       clock: () => performance.now(),
       ceilingBytes: Math.min(IN_FLIGHT_BYTES_MAX, options.peerWindowBytes),
@@ -254,7 +258,18 @@ export class Bundle {
         pacing.inFlightFrames < IN_FLIGHT_FRAMES_MAX + CONTROL_EXTRA_FRAMES
       )
     }
-    return pacing.open && pacing.inFlightFrames < IN_FLIGHT_FRAMES_MAX
+    return pacing.open && pacing.inFlightFrames < IN_FLIGHT_FRAMES_MAX && this.#underRate()
+  }
+
+  /** False while the shared cap is used up; a timer then goes on where this stopped. */
+  #underRate(): boolean {
+    const waitMs = this.#rateLimit?.waitMs() ?? 0
+    if (waitMs === 0) return true
+    this.#rateTimer ??= setTimeout(() => {
+      this.#rateTimer = undefined
+      this.#pump()
+    }, waitMs)
+    return false
   }
 
   #pump(): void {
@@ -273,6 +288,7 @@ export class Bundle {
     this.#sequence += 1
     this.#outstandingBytes[index]! += bytes
     this.#pacing.sent(bytes, index)
+    this.#rateLimit?.sent(bytes)
   }
 
   #leastOutstanding(): number {
@@ -413,6 +429,7 @@ export class Bundle {
     this.#ended = true
     this.#keepalive.stop()
     clearTimeout(this.#closeTimer)
+    clearTimeout(this.#rateTimer)
     for (const channel of this.#channels) channel.close()
     const loss = new LostError(
       `send to ${this.#name}: ${error === undefined ? 'the far end closed the bundle' : error.message}`,

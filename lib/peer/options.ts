@@ -2,6 +2,7 @@
 import type { FrameClass } from '../wire/frame.ts'
 import type { BundleKind } from '../wire/hello.ts'
 import type { FrameChannel } from './channel.ts'
+import type { RateLimit } from './rate-limit.ts'
 
 export interface BundleConnection {
   readonly localAddress: string
@@ -15,6 +16,8 @@ export interface BundleTuning {
   readonly pingIntervalMs?: number
   readonly silenceMs?: number
   readonly closeMs?: number
+  /** Shared by the bundles that are to stay below a rate together; none: no cap. */
+  readonly rateLimit?: RateLimit
 }
 
 export interface BundleOptions extends BundleTuning {

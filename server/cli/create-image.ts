@@ -39,7 +39,7 @@ export async function createImage(image: ImageToCreate, options: CreateOptions):
   if (disk === undefined) throw new RefusedError(`${path}: not a file disk of ${options.domain.name}`)
   if (disk.format !== format)
     throw new RefusedError(`${path}: the guest has it as ${disk.format}, not as ${format}`)
-  const directory = await openAllowed(dirname(path), options.images)
+  const directory = await openAllowed(path, options.images)
   try {
     const inside = `/proc/${process.pid}/fd/${directory.fd}`
     const name = basename(path)
@@ -76,10 +76,13 @@ export function imageToCreate(value: unknown): ImageToCreate {
   return { path, format, size }
 }
 
+/** The directory of an image, held open. */
 async function openAllowed(path: string, images: readonly string[]): Promise<FileHandle> {
-  const handle = await open(path, constants.O_RDONLY | constants.O_DIRECTORY).catch((error: unknown) => {
-    throw new RefusedError(`${path}: no such directory: ${errorText(error)}`, { cause: error })
-  })
+  const handle = await open(dirname(path), constants.O_RDONLY | constants.O_DIRECTORY).catch(
+    (error: unknown) => {
+      throw new RefusedError(`${path}: no such directory: ${errorText(error)}`, { cause: error })
+    },
+  )
   try {
     // What the kernel says about the open directory, after all symlinks.
     const real = await readlink(`/proc/self/fd/${handle.fd}`)

@@ -50,6 +50,8 @@ export interface OutgoingOptions {
   readonly describe: (bytes: Uint8Array) => Promise<DescribedRun[]>
   readonly limits: SenderLimits
   readonly pickListenPort: () => number
+  /** Whether passed-through streams may be compressed. */
+  readonly compress: boolean
   /** Whether the guest stayed at this host or left; waits while libvirt has not decided. */
   readonly outcome: () => Promise<'here' | 'gone' | 'unknown'>
   readonly onEnd: (migration: OutgoingMigration) => void
@@ -284,7 +286,8 @@ export class OutgoingMigration {
   #pass(socket: Socket, stream: ReturnType<StreamMux['open']>): void {
     const counts: Counts = { toStream: 0, fromStream: 0 }
     this.record.addStream(counts)
-    void passThrough(socket, stream, counts, slowLink(this.#ram!.bundle))
+    const worth = this.#options.compress ? slowLink(this.#ram!.bundle) : () => false
+    void passThrough(socket, stream, counts, worth)
     socket.resume()
     stream.resume()
   }

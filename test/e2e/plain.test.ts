@@ -118,7 +118,7 @@ test('plain migration over IPv6 and ssh, scattered writes on a qcow2', { timeout
       ...GUEST,
       randomMiB: 16,
       format: 'qcow2',
-      write: { bytes: 4096, pattern: 'scattered', intervalMs: 50, batch: 4, areaOffset: 32 * MIB },
+      write: { bytes: 4096, pattern: 'scattered', intervalMs: 100, batch: 4, areaOffset: 32 * MIB },
       dirty: { mib: 16, mibPerSecond: 4 },
     })
     await guest.create('hosta')

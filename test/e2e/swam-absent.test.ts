@@ -81,36 +81,37 @@ test('without swamd at one side or both', { timeout: 600_000 }, async (t) => {
     await lab.host('hostb').virsh('destroy', guest.name)
   })
 
-  // From here on: a guest whose target image nobody may or can create at hosta.
+  // Guests whose target image nobody may or can create at hosta.
   const outside = '/srv/elsewhere/tiny.raw'
   const volume = '/dev/lab-volume'
   const cases = [
-    { name: 'outside of `images`', path: outside, xml: fileAt(guest, outside), reason: /images/ },
+    { what: 'outside of `images`', name: 'outside', path: outside, xml: fileAt, reason: /images/ },
     {
-      name: 'a block device',
+      what: 'a block device',
+      name: 'block',
       path: volume,
-      xml: blockAt(guest, volume),
+      xml: blockAt,
       reason: /\(block\).*create it first/,
     },
   ]
-  for (const { name, path, xml, reason } of cases) {
-    await t.test(`a target that cannot be created: ${name}`, async () => {
-      await using place = await sourceDisk(lab, guest, path)
-      await startBoth(lab)
-      await place.start(xml)
+  for (const { what, name, path, xml, reason } of cases) {
+    await t.test(`a target that cannot be created: ${what}`, async () => {
+      const odd = lab.tinyGuest({ ...SMALL, name, write: { ...QUIET, areaBytes: 4 << 20 } })
+      await using place = await sourceDisk(lab, odd, path)
+      await place.start(xml(odd, path))
+      await odd.waitBoot()
       for (const strict of [true, false]) {
         await configure(lab, 'hosta', strict)
         await startBoth(lab)
         const before = lab.host('hosta').swamdLog().length
-        const done = await lab.migrate(guest, 'hostb', 'hosta')
+        const done = await lab.migrate(odd, 'hostb', 'hosta')
         assert.ok(!done.ok, 'libvirt finds no disk there')
         const said = strict ? done.stderr : lab.host('hosta').swamdLog().slice(before)
         assert.ok(said.includes(path), `the path is named: ${said}`)
         assert.match(said, reason)
         if (strict) assert.match(said, /refused \(strict = true\)/)
-        await runsAt(lab, guest, 'hostb')
+        await runsAt(lab, odd, 'hostb')
       }
-      await lab.host('hostb').virsh('destroy', guest.name)
     })
   }
 })

@@ -10,6 +10,8 @@ import { until } from '../lab/run.ts'
 import { assertDone, direct, entry, logs, MIB, QUIET, SMALL, startBoth, status, swamLab } from './swam-lab.ts'
 
 const SLOW_MBIT = 20
+/** Something is always on its way while the rules are gone. */
+const BUSY_MBIT = 60
 const FAST_MBIT = 1000
 /** libvirt takes the first two ports of the range: memory, then disks. */
 const NBD_PORT = 49153
@@ -47,7 +49,7 @@ async function greeting(lab: Lab, user: string, address: string, port: number): 
 
 test('the redirect while a migration is under way', { timeout: 600_000 }, async (t) => {
   await using lab = await swamLab('redirect')
-  const guest = lab.tinyGuest({ ...SMALL, write: { ...QUIET, areaBytes: 4 << 20 } })
+  const guest = lab.tinyGuest({ ...SMALL, randomMiB: 96, write: { ...QUIET, areaBytes: 4 << 20 } })
   await guest.create('hosta')
   await guest.waitBoot()
 
@@ -122,12 +124,14 @@ test('the redirect while a migration is under way', { timeout: 600_000 }, async 
       assert.match(lab.host('hosta').swamdLog(), /not from libvirtd or QEMU/)
     })
     await u.test('flushed in the middle, it is repaired and said, and the migration completes', async () => {
-      const before = (await status(lab, 'hosta'))?.redirect.repairs ?? 0
-      await lab.host('hosta').exec('nft', ['flush', 'ruleset'])
-      await until('the repair', 15_000, async () => {
-        const redirect = (await status(lab, 'hosta'))?.redirect
-        return redirect !== undefined && redirect.repairs > before && redirect.ok ? true : undefined
-      })
+      const repairs = async (): Promise<number> => (await status(lab, 'hosta'))?.redirect.repairs ?? 0
+      await lab.wan.set({ mbit: BUSY_MBIT })
+      for (let flush = 1; flush <= 3; flush++) {
+        const before = await repairs()
+        await lab.host('hosta').exec('nft', ['flush', 'ruleset'])
+        await until('the repair', 15_000, async () => ((await repairs()) > before ? true : undefined))
+      }
+      assert.equal((await status(lab, 'hosta'))?.redirect.ok, true)
       const armedAgain = (await elements(lab)) ?? []
       assert.ok(
         armedAgain.some(({ port }) => port === NBD_PORT),

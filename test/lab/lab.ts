@@ -12,7 +12,16 @@ import { SwamError } from '../../lib/core/errors.ts'
 import { LabHost } from './host.ts'
 import { CommandError, monotonicMs, run } from './run.ts'
 import { checkMachine, type LabOptions, Starter } from './start.ts'
-import { cleanLab, HOST_NAMES, type HostName, isAlive, type LabRecord, labDir, readRecord } from './state.ts'
+import {
+  cleanLab,
+  HOST_NAMES,
+  type HostName,
+  isAlive,
+  type LabRecord,
+  labDir,
+  readRecord,
+  sweepDead,
+} from './state.ts'
 import { TinyGuest, type TinyOptions } from './tiny.ts'
 import { Wan } from './wan.ts'
 
@@ -77,6 +86,7 @@ export class Lab {
       throw new SwamError('LAB_BUSY', `lab ${name} is held by process ${owner.pid}: take another name`)
     }
     await cleanLab(dir)
+    await sweepDead()
     const starter = new Starter(dir, name, options)
     try {
       const { record, lifeline } = await starter.start()

@@ -4,7 +4,7 @@
  * left can be cleaned by whoever comes next, and a pid that was given to somebody else is left alone.
  * Namespaces and mounts need no record: they have no names and go with the processes.
  */
-import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { SwamError } from '../../lib/core/errors.ts'
 import { until } from './run.ts'
 
@@ -95,4 +95,13 @@ export async function cleanLab(dir: string): Promise<void> {
     await until(`the processes of ${dir} to end`, 20_000, () => (all.some(isAlive) ? undefined : true), 10)
   }
   rmSync(dir, { recursive: true, force: true, maxRetries: 5, retryDelay: 100 })
+}
+
+/** Cleans every lab whose holder was killed: names that carry a process id never come up again to be cleaned by. */
+export async function sweepDead(): Promise<void> {
+  for (const entry of readdirSync('/var/tmp')) {
+    if (!/^swam-lab-[a-z0-9-]+$/.test(entry)) continue
+    const owner = readRecord(`/var/tmp/${entry}`)?.owner
+    if (owner && !isAlive(owner)) await cleanLab(`/var/tmp/${entry}`)
+  }
 }
