@@ -272,7 +272,7 @@ export const CONFIG_SCHEMA: Group = {
   },
   status: {
     listen: leaf(
-      'Where the status page and the metrics are served: a unix socket (default: status.sock in runDir), loopback, or "off". Not acted on yet.',
+      'Where status page and metrics are served: a unix socket (default: runDir), loopback, or "off". Not acted on yet.',
       '"unix:/PATH", "127.0.0.1:PORT", "[::1]:PORT" or "off"',
       'unix:/run/swam/status.sock',
       isStatusListen,
