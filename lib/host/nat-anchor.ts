@@ -1,8 +1,8 @@
 /**
  * Keeps translated connections alive through somebody's `nft flush ruleset`. The kernel translates only while there is
- * a nat chain: when the last one goes, packets of a caught connection leave for the far host as they are, which answers
- * with a reset, and the migration fails before the redirect is repaired. So an empty nat chain stands in a table
- * with an owner (Linux 5.12, nft 0.9.9), which a flush by others leaves alone.
+ * a nat chain and a rule that needs connection tracking: when the last one goes, packets of a caught connection leave for
+ * the far host as they are, which answers with a reset, and the migration fails or hangs before the redirect is repaired.
+ * So such a chain stands in a table with an owner (Linux 5.12, nft 0.9.9), which a flush by others leaves alone.
  *
  * The owner is an `nft -i` that waits for more on its standard input; the kernel removes the table when it ends, and it
  * ends when swamd does, however that happens. The redirect's own table has no owner on purpose: its elements outlive a
@@ -58,7 +58,9 @@ export class NatAnchor {
       this.#child = undefined
       if (!this.#closed) this.#problem(`nft -i ended with ${code ?? signal}: ${stderr.trim()}`)
     })
-    const chain = 'chain output { type nat hook output priority -100; policy accept; }'
+    // Connections are tracked only while a rule asks for it; this one changes nothing.
+    const chain =
+      'chain output { type nat hook output priority -100; policy accept; ct state established accept; }'
     child.stdin.write(`add table inet ${this.#options.table} { flags owner; ${chain}; }\n`)
   }
 
