@@ -60,11 +60,14 @@ export class Site {
     const other = direction === 'out' ? 'in' : 'out'
     for (let attempt = 0; attempt < OUTCOME_ASKS_MAX; attempt++) {
       if ((this.#begun.get(`${other} ${uuid}`) ?? 0) > since) return direction === 'out' ? 'gone' : 'here'
-      const domain = await this.libvirt.runningDomain(uuid)
-      if (domain === undefined) return 'gone'
-      if (domain.state === 'running') return 'here'
+      const state = await this.libvirt.state(uuid).catch((error: unknown) => {
+        this.log.debug({ error, uuid }, 'libvirt did not say where the guest is: asked again')
+        return 'unknown'
+      })
+      if (state === undefined) return 'gone'
+      if (state === 'running') return 'here'
       // `--suspend` leaves it paused at the destination.
-      if (direction === 'in' && attempt >= OUTCOME_PAUSED_ASKS) return 'here'
+      if (state === 'paused' && direction === 'in' && attempt >= OUTCOME_PAUSED_ASKS) return 'here'
       await new Promise((resolve) => setTimeout(resolve, OUTCOME_ASK_MS))
     }
     return 'unknown'

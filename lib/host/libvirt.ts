@@ -57,10 +57,10 @@ export class Libvirt {
     if (!isUuid(uuid))
       throw new RefusedError(`libvirt: expected a uuid, found ${JSON.stringify(uuid.slice(0, 64))}`)
     let xml: string
-    let state: string
+    let state: string | undefined
     try {
-      state = (await this.#call(['domstate', uuid], signal)).trim()
-      if (state === 'shut off' || state === 'crashed' || state === 'no state') return undefined
+      state = await this.state(uuid, signal)
+      if (state === undefined) return undefined
       xml = await this.#call(['dumpxml', uuid], signal)
     } catch (error) {
       if (isNoSuchDomain(error)) return undefined
@@ -80,6 +80,19 @@ export class Libvirt {
     }
     await Promise.all(Array.from({ length: DISK_CALLS_AT_ONCE }, work))
     return { name: domain.name, uuid, state, disks }
+  }
+
+  /** The state of an active guest, in libvirt's own words; undefined when there is none with this uuid. */
+  async state(uuid: string, signal?: AbortSignal): Promise<string | undefined> {
+    if (!isUuid(uuid))
+      throw new RefusedError(`libvirt: expected a uuid, found ${JSON.stringify(uuid.slice(0, 64))}`)
+    try {
+      const state = (await this.#call(['domstate', uuid], signal)).trim()
+      return state === 'shut off' || state === 'crashed' || state === 'no state' ? undefined : state
+    } catch (error) {
+      if (isNoSuchDomain(error)) return undefined
+      throw error
+    }
   }
 
   /** How the guest's current job stands, or with `completed` its last one. */
