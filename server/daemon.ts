@@ -235,6 +235,7 @@ export class Daemon {
     await this.#anchor.close()
     await this.#listener?.close()
     await Promise.allSettled(this.#peers.map((peer) => peer.close()))
+    await this.#site.history.settled()
     await this.#describer.close()
     await this.#stock.close()
     this.#log.info({}, reason)

@@ -38,6 +38,11 @@ export class History {
     return entries.slice(-ENTRIES_MAX)
   }
 
+  /** Everything that was appended is in the file. */
+  async settled(): Promise<void> {
+    await this.#chain
+  }
+
   async append(report: MigrationReport): Promise<void> {
     const step = this.#chain.then(async () => {
       // A torn line before this one must not swallow it.

@@ -388,8 +388,9 @@ export class OutgoingMigration {
     }
     await this.record.measure()
     await Promise.allSettled([this.#disk?.bundle.close(), this.#ram?.bundle.close()])
-    const state = await this.#options.outcome().catch(() => 'unknown' as const)
-    this.record.finish(state === 'gone' && !lost ? 'done' : 'failed')
+    // After a loss QEMU had an error: the guest stayed, or went down with its QEMU.
+    const state = lost ? 'unknown' : await this.#options.outcome().catch(() => 'unknown' as const)
+    this.record.finish(state === 'gone' ? 'done' : 'failed')
     if (this.record.phase === 'failed' && this.record.error === null) {
       this.record.error =
         state === 'here' ? 'libvirt gave it up; the guest runs on here' : 'the outcome is not known'
