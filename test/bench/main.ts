@@ -1,0 +1,44 @@
+/**
+ * `npm run bench -- NAME [--out FILE]`: runs one benchmark. FILE gets its one JSON object with all samples; a table of
+ * its plain numbers goes to stdout. A bench verifies what arrived and throws otherwise. Nothing here judges a figure.
+ */
+import { writeFile } from 'node:fs/promises'
+import { parseArgs } from 'node:util'
+import { errorText } from '../../lib/core/errors.ts'
+
+const BENCHES: Readonly<Record<string, () => Promise<{ run(): Promise<object> }>>> = {
+  chunk: () => import('./chunk.ts'),
+  nbd: () => import('./nbd.ts'),
+  peer: () => import('./peer.ts'),
+}
+
+function table(value: unknown, path = ''): string[] {
+  if (typeof value !== 'object' || value === null) return [`${path.padEnd(56)} ${String(value)}`]
+  if (Array.isArray(value) && value.every((item) => typeof item === 'number')) {
+    return [`${path.padEnd(56)} ${value.map((item) => Math.round(item * 100) / 100).join('  ')}`]
+  }
+  return Object.entries(value).flatMap(([key, item]) => table(item, path === '' ? key : `${path}.${key}`))
+}
+
+async function main(): Promise<number> {
+  const { values, positionals } = parseArgs({ options: { out: { type: 'string' } }, allowPositionals: true })
+  const load = BENCHES[positionals[0] ?? '']
+  if (load === undefined || positionals.length !== 1) {
+    process.stderr.write(
+      `usage: npm run bench -- NAME [--out FILE], NAME one of: ${Object.keys(BENCHES).join(', ')}\n`,
+    )
+    return 2
+  }
+  const result = await (await load()).run()
+  process.stdout.write(`${table(result).join('\n')}\n`)
+  if (values.out !== undefined) await writeFile(values.out, `${JSON.stringify(result)}\n`)
+  return 0
+}
+
+main().then(
+  (code) => process.exit(code),
+  (error: unknown) => {
+    process.stderr.write(`bench: ${errorText(error)}\n`)
+    process.exit(1)
+  },
+)

@@ -1,0 +1,43 @@
+/** IP bytes from what `ss -Htin` prints, as seen on Debian 12, and of a real connection. */
+import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { type AddressInfo, connect, createServer } from 'node:net'
+import { test } from 'node:test'
+import { parseSs, tcpCounts } from '../../../lib/host/tcp-info.ts'
+
+const LINE =
+  'ESTAB 0 0 10.8.0.1:22 10.8.0.2:47890\n' +
+  '\t ts sack cubic wscale:10,10 rto:204 mss:1448 bytes_sent:10000 bytes_retrans:500 bytes_acked:9500 ' +
+  'bytes_received:3000 segs_out:20 segs_in:10 data_segs_out:15 send 1bps'
+
+test('payload both ways with retransmissions, and headers of every segment', () => {
+  assert.equal(parseSs(LINE, false), 10_000 + 3000 + 30 * 52)
+  assert.equal(parseSs(LINE, true), 10_000 + 3000 + 30 * 72)
+  assert.equal(parseSs(LINE.replace('ts sack', 'sack'), false), 10_000 + 3000 + 30 * 40)
+  assert.equal(parseSs('', false), undefined)
+})
+
+test('a real connection is found by its ports, one that is not there is left out', async () => {
+  const server = createServer((socket) => socket.resume()).listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  const socket = connect(port, '127.0.0.1')
+  try {
+    await once(socket, 'connect')
+    await new Promise((resolve) => socket.write(Buffer.alloc(100_000), resolve))
+    const name = {
+      localAddress: '127.0.0.1',
+      localPort: socket.localPort!,
+      remoteAddress: '127.0.0.1',
+      remotePort: port,
+    }
+    const counts = await tcpCounts([name, { ...name, localPort: 1 }])
+    assert.equal(counts.size, 1)
+    const ipBytes = counts.get(`127.0.0.1:${socket.localPort}-${port}`)?.ipBytes ?? 0
+    // The upper bound leaves room for retransmissions, which are counted.
+    assert.ok(ipBytes > 100_000 && ipBytes < 400_000, `${ipBytes} bytes`)
+  } finally {
+    socket.destroy()
+    server.close()
+  }
+})
