@@ -25,6 +25,19 @@ export interface DeviceFeatures {
   readonly blockStatus: boolean
 }
 
+/** A device that can do everything and is written to. */
+export const ALL_FEATURES: DeviceFeatures = {
+  readOnly: false,
+  flush: true,
+  fua: true,
+  trim: true,
+  writeZeroes: true,
+  fastZero: true,
+  cache: true,
+  multiConn: true,
+  blockStatus: true,
+}
+
 /** One extent of base:allocation. A hole need not read as zero unless `zero` says so. */
 export interface StatusExtent {
   readonly length: number

@@ -3,7 +3,13 @@
  * reported as holes. Everything is done at once and in call order; FLUSH and FUA have nothing to do. Not for large
  * images: there is no limit on what it holds.
  */
-import type { BlockDevice, BlockSizes, DeviceFeatures, StatusExtent } from './device.ts'
+import {
+  ALL_FEATURES,
+  type BlockDevice,
+  type BlockSizes,
+  type DeviceFeatures,
+  type StatusExtent,
+} from './device.ts'
 
 export interface MemoryDeviceOptions {
   readonly size: number
@@ -12,18 +18,6 @@ export interface MemoryDeviceOptions {
 }
 
 const PAGE_BYTES = 65536
-
-const FEATURES: DeviceFeatures = {
-  readOnly: false,
-  flush: true,
-  fua: true,
-  trim: true,
-  writeZeroes: true,
-  fastZero: true,
-  cache: true,
-  multiConn: true,
-  blockStatus: true,
-}
 
 export class MemoryDevice implements BlockDevice {
   readonly size: number
@@ -36,7 +30,7 @@ export class MemoryDevice implements BlockDevice {
   constructor(options: MemoryDeviceOptions) {
     this.size = options.size
     this.blockSizes = options.blockSizes ?? { minimum: 1, preferred: 4096, maximum: 32 * 1024 * 1024 }
-    this.features = { ...FEATURES, ...options.features }
+    this.features = { ...ALL_FEATURES, ...options.features }
   }
 
   async read(offset: number, length: number): Promise<Buffer> {

@@ -11,7 +11,13 @@
  * Order: runs are described by workers but delivered in the order in which they left the stage, and get their sequence
  * numbers then. Deliberately not here: deltas, 4 KiB blocks, hot-block hold-back (later issues), reconnects.
  */
-import type { BlockDevice, BlockSizes, DeviceFeatures, StatusExtent } from '../block/device.ts'
+import {
+  ALL_FEATURES,
+  type BlockDevice,
+  type BlockSizes,
+  type DeviceFeatures,
+  type StatusExtent,
+} from '../block/device.ts'
 import type { DescribedRun } from '../chunk/describer.ts'
 import type { Slab, SlabPool } from '../chunk/slab.ts'
 import { compress } from '../chunk/zstd.ts'
@@ -94,17 +100,7 @@ const UNDETERMINED_BYTES_MAX = 96 * MIB
 export class DiskSender implements BlockDevice, DiskEndpoint {
   readonly size: number
   readonly blockSizes: BlockSizes
-  readonly features: DeviceFeatures = {
-    readOnly: false,
-    flush: true,
-    fua: true,
-    trim: true,
-    writeZeroes: true,
-    fastZero: true,
-    cache: true,
-    multiConn: true,
-    blockStatus: true,
-  }
+  readonly features: DeviceFeatures = ALL_FEATURES
   readonly account: DiskAccount
   readonly #options: SenderOptions
   readonly #stage = new Stage()

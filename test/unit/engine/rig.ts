@@ -3,7 +3,13 @@
  * channel delivers in order and later, by a seeded clock of microtask turns, so that replies and requests interleave.
  */
 
-import type { BlockDevice, BlockSizes, DeviceFeatures, StatusExtent } from '../../../lib/block/device.ts'
+import {
+  ALL_FEATURES,
+  type BlockDevice,
+  type BlockSizes,
+  type DeviceFeatures,
+  type StatusExtent,
+} from '../../../lib/block/device.ts'
 import { Describer } from '../../../lib/chunk/describer.ts'
 import { SlabPool } from '../../../lib/chunk/slab.ts'
 import { LostError, RefusedError } from '../../../lib/core/errors.ts'
@@ -29,17 +35,7 @@ export function random(seed: number): () => number {
 export class DurableDevice implements BlockDevice {
   readonly size: number
   readonly blockSizes: BlockSizes
-  readonly features: DeviceFeatures = {
-    readOnly: false,
-    flush: true,
-    fua: true,
-    trim: true,
-    writeZeroes: true,
-    fastZero: true,
-    cache: true,
-    multiConn: true,
-    blockStatus: true,
-  }
+  readonly features: DeviceFeatures = ALL_FEATURES
   readonly bytes: Buffer
   durable: Buffer
   readonly written: { offset: number; bytes: Buffer }[] = []
