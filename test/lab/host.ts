@@ -3,7 +3,9 @@
  * Programs started in it are children of the lab only while they run; what they leave behind belongs to the host and
  * ends with it. swamd is started as a real host's unit would: as user swam with two capabilities and no more.
  */
+
 import { readFileSync, writeFileSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { parse, stringify } from 'smol-toml'
 import { SwamError } from '../../lib/core/errors.ts'
 import { type RunOptions, type RunResult, run, until } from './run.ts'
@@ -126,6 +128,9 @@ export class LabHost {
       const there = await this.exec('test', ['-S', '/run/swam/control.sock'], { check: false })
       if (there.code === 0) return true
       if ((await this.swamdPid()) === undefined) {
+        // Between two of its exec calls a process has no command line for a moment: absent is absent twice.
+        await sleep(300)
+        if ((await this.swamdPid()) !== undefined) return undefined
         throw new SwamError(
           'LAB_SWAMD',
           `swamd on ${this.name} ended at its start: ${this.swamdLog().slice(-2000)}`,
