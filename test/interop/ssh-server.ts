@@ -66,6 +66,8 @@ export async function startSshd(options?: {
       'StrictModes no',
       'PermitRootLogin prohibit-password',
       'PasswordAuthentication no',
+      // bash reads ~/.bashrc even for a command when sshd starts it: what the machine's owner put there is not our test.
+      `SetEnv HOME=${directory}`,
       ...(options?.lines ?? []),
       '',
     ].join('\n'),

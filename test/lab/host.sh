@@ -75,9 +75,9 @@ cd /
 umount -l /run/swam-lab/old
 rmdir /run/swam-lab/old
 
-# What the machine's own libvirt had defined is not this host's.
+# What the machine's own libvirt had defined is not this host's, nor what its owner's shell starts with.
 rm -rf /etc/libvirt/qemu/*.xml /etc/libvirt/qemu/autostart /etc/libvirt/qemu/networks/autostart /etc/libvirt/storage \
-  /etc/libvirt/hooks /root/.ssh /etc/swam /var/lib/swam /usr/bin/swam /usr/sbin/swamd
+  /etc/libvirt/hooks /root/.ssh /root/.bashrc /root/.profile /root/.bash_profile /root/.bash_login /etc/swam /var/lib/swam /usr/bin/swam /usr/sbin/swamd
 cp -r /run/swam-lab/seed/. /
 mkdir -p /run/sshd /run/libvirt /var/log/libvirt /etc/libvirt/hooks/qemu.d
 ldconfig 2>/dev/null || true
