@@ -12,7 +12,12 @@ import { ImageStock } from '../lib/catalog/stock.ts'
 import { Describer } from '../lib/chunk/describer.ts'
 import { SlabPool } from '../lib/chunk/slab.ts'
 import { ConfigError, errorText } from '../lib/core/errors.ts'
-import { CONTROL_REQUEST_BYTES_MAX, HOOK_REQUEST_BYTES_MAX, REDIRECT_REFRESH_MS } from '../lib/core/limits.ts'
+import {
+  CONTROL_REQUEST_BYTES_MAX,
+  HOOK_REQUEST_BYTES_MAX,
+  REDIRECT_REFRESH_MS,
+  SHARED_IMAGES_MAX,
+} from '../lib/core/limits.ts'
 import type { Log } from '../lib/core/log.ts'
 import { MIB } from '../lib/core/units.ts'
 import { NatAnchor } from '../lib/host/nat-anchor.ts'
@@ -32,7 +37,6 @@ import { TargetSide } from './target-side.ts'
 
 export const RELEASE: string = '0.1.0'
 
-const IMAGES_MAX = 256
 const MBIT_BYTES = 125_000
 /** What SSH, TCP and IP leave of the link's bytes. */
 const PAYLOAD_SHARE = 0.94
@@ -67,7 +71,7 @@ export class Daemon {
     this.#site = new Site(config, log, new History(config.stateDir))
     this.#stock = new ImageStock({
       indexBytesMax: config.limits.indexMiB * MIB,
-      imagesMax: IMAGES_MAX,
+      imagesMax: SHARED_IMAGES_MAX,
       onProblem: (text) => log.warn({}, text),
     })
     this.#anchor = new NatAnchor({

@@ -4,10 +4,8 @@
  */
 import { appendFile, readFile, rename, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { HISTORY_BYTES_MAX, HISTORY_ENTRIES_MAX } from '../lib/core/limits.ts'
 import type { MigrationReport } from './report.ts'
-
-const ENTRIES_MAX = 5000
-const BYTES_MAX = 32 * 1024 * 1024
 
 export class History {
   readonly #path: string
@@ -24,7 +22,7 @@ export class History {
       ({ size }) => size,
       () => 0,
     )
-    if (size === 0 || size > BYTES_MAX * 2) return []
+    if (size === 0 || size > HISTORY_BYTES_MAX * 2) return []
     const entries: MigrationReport[] = []
     for (const line of (await readFile(this.#path, 'utf8')).split('\n')) {
       try {
@@ -35,7 +33,7 @@ export class History {
         // The last line of a crash.
       }
     }
-    return entries.slice(-ENTRIES_MAX)
+    return entries.slice(-HISTORY_ENTRIES_MAX)
   }
 
   /** Everything that was appended is in the file. */
@@ -48,7 +46,7 @@ export class History {
       // A torn line before this one must not swallow it.
       await appendFile(this.#path, `\n${JSON.stringify(report)}\n`)
       const { size } = await stat(this.#path)
-      if (size > BYTES_MAX) await this.#shorten()
+      if (size > HISTORY_BYTES_MAX) await this.#shorten()
     })
     this.#chain = step.catch(() => undefined)
     await step
@@ -56,7 +54,7 @@ export class History {
 
   async #shorten(): Promise<void> {
     const lines = (await readFile(this.#path, 'utf8')).split('\n').filter((line) => line !== '')
-    await writeFile(`${this.#path}.new`, `${lines.slice(-ENTRIES_MAX / 2).join('\n')}\n`)
+    await writeFile(`${this.#path}.new`, `${lines.slice(-HISTORY_ENTRIES_MAX / 2).join('\n')}\n`)
     await rename(`${this.#path}.new`, this.#path)
   }
 }

@@ -7,6 +7,7 @@ import { readFile } from 'node:fs/promises'
 import { hostname } from 'node:os'
 import type { PeerConfig } from '../config/schema.ts'
 import { errorText, LostError, TimeoutError } from '../lib/core/errors.ts'
+import { PEER_BACKOFF_MS_MAX, PEER_BACKOFF_MS_MIN, PEER_CALL_MS } from '../lib/core/limits.ts'
 import type { Log } from '../lib/core/log.ts'
 import type { Bundle } from '../lib/peer/bundle.ts'
 import type { RateLimit } from '../lib/peer/rate-limit.ts'
@@ -14,9 +15,6 @@ import { Rpc, type RpcHandler } from '../lib/peer/rpc.ts'
 import { dialBundle } from '../lib/peer/ssh.ts'
 import type { PeerReport } from './report.ts'
 
-const BACKOFF_MS_MIN = 1000
-const BACKOFF_MS_MAX = 60_000
-const CALL_MS = 8000
 /**
  * Enough channels that windows of 2 MiB do not limit a 100 ms link (four: 80 MB/s), few because each costs the far side
  * a process start of some 80 ms.
@@ -30,7 +28,7 @@ export class Peer {
   #bundle: Bundle | undefined
   #rpc: Rpc | undefined
   #dialing: Promise<Rpc> | undefined
-  #backoffMs = BACKOFF_MS_MIN
+  #backoffMs = PEER_BACKOFF_MS_MIN
   #timer: NodeJS.Timeout | undefined
   #error: string | null = null
   #closed = false
@@ -48,7 +46,7 @@ export class Peer {
   }
 
   /** Calls the peer's daemon; dials first when there is no connection. */
-  async call(method: string, params: object, timeoutMs: number = CALL_MS): Promise<unknown> {
+  async call(method: string, params: object, timeoutMs: number = PEER_CALL_MS): Promise<unknown> {
     const deadline = AbortSignal.timeout(timeoutMs)
     const rpc = await Promise.race([
       this.#connect(),
@@ -95,7 +93,7 @@ export class Peer {
       this.#bundle = bundle
       this.#rpc = rpc
       this.#error = null
-      this.#backoffMs = BACKOFF_MS_MIN
+      this.#backoffMs = PEER_BACKOFF_MS_MIN
       this.#log.info({ peer: this.config.name }, 'connected to the peer')
       void bundle.closed.then((error) => {
         this.#rpc = undefined
@@ -120,7 +118,7 @@ export class Peer {
     clearTimeout(this.#timer)
     this.#timer = setTimeout(() => this.start(), this.#backoffMs)
     this.#timer.unref()
-    this.#backoffMs = Math.min(BACKOFF_MS_MAX, this.#backoffMs * 2)
+    this.#backoffMs = Math.min(PEER_BACKOFF_MS_MAX, this.#backoffMs * 2)
   }
 
   report(): PeerReport {

@@ -3,19 +3,16 @@
  * migration is asked of libvirt, since no hook tells it on every path.
  */
 import type { Config } from '../config/schema.ts'
+import {
+  BEGUN_GUESTS_MAX,
+  OUTCOME_ASK_MS,
+  OUTCOME_ASKS_MAX,
+  OUTCOME_PAUSED_ASKS_MAX,
+} from '../lib/core/limits.ts'
 import type { Log } from '../lib/core/log.ts'
 import { Libvirt } from '../lib/host/libvirt.ts'
 import type { History } from './history.ts'
 import type { MigrationRecord } from './migration/record.ts'
-
-/** Migrations under way at once, each way. */
-export const MIGRATIONS_MAX: number = 64
-/** Guests whose last beginning is remembered. */
-const BEGUN_MAX = 4096
-const OUTCOME_ASKS_MAX = 20
-const OUTCOME_ASK_MS = 500
-/** `--suspend` leaves the guest paused at the destination: paused this many times is arrived. */
-const OUTCOME_PAUSED_ASKS = 8
 
 export class Site {
   readonly config: Config
@@ -43,7 +40,7 @@ export class Site {
   /** A migration begins: what libvirt shows of the guest from now on may be this one's. */
   begun(record: MigrationRecord): void {
     this.#begun.set(`${record.direction} ${record.uuid}`, record.startedAt)
-    if (this.#begun.size > BEGUN_MAX) {
+    if (this.#begun.size > BEGUN_GUESTS_MAX) {
       for (const oldest of this.#begun.keys()) {
         this.#begun.delete(oldest)
         break
@@ -67,7 +64,7 @@ export class Site {
       if (state === undefined) return 'gone'
       if (state === 'running') return 'here'
       // `--suspend` leaves it paused at the destination.
-      if (state === 'paused' && direction === 'in' && attempt >= OUTCOME_PAUSED_ASKS) return 'here'
+      if (state === 'paused' && direction === 'in' && attempt >= OUTCOME_PAUSED_ASKS_MAX) return 'here'
       await new Promise((resolve) => setTimeout(resolve, OUTCOME_ASK_MS))
     }
     return 'unknown'

@@ -6,16 +6,14 @@
 import type { DescribedRun } from '../lib/chunk/describer.ts'
 import type { SlabPool } from '../lib/chunk/slab.ts'
 import { errorText, RefusedError } from '../lib/core/errors.ts'
+import { MIGRATION_DRAIN_MS, MIGRATIONS_MAX } from '../lib/core/limits.ts'
 import { MIB } from '../lib/core/units.ts'
 import type { Redirect, RedirectEntry } from '../lib/host/redirect.ts'
 import type { Bundle } from '../lib/peer/bundle.ts'
 import { OutgoingMigration } from './migration/outgoing.ts'
 import { Params } from './params.ts'
 import { answerPeer } from './peers.ts'
-import { MIGRATIONS_MAX, type Site } from './site.ts'
-
-/** How long what is acknowledged may take to drain. */
-const DRAIN_MS = 1000
+import type { Site } from './site.ts'
 
 export interface SourceOptions {
   /** Undefined: redirect = "off". */
@@ -133,7 +131,7 @@ export class SourceSide {
       uids: this.#options.uids,
       slabs: this.#options.slabs,
       describe: this.#options.describe,
-      limits: { windowBytes: (this.#site.config.limits.windowMiB * MIB) / 2, drainMs: DRAIN_MS },
+      limits: { windowBytes: (this.#site.config.limits.windowMiB * MIB) / 2, drainMs: MIGRATION_DRAIN_MS },
       compress: this.#site.config.ram === 'on',
       pickListenPort: () => this.#pickListenPort(),
       outcome: () => this.#site.outcome(uuid, 'out', since),

@@ -9,17 +9,16 @@ import { join } from 'node:path'
 import type { HookAnswer } from '../hooks/decision.ts'
 import type { ImageStock } from '../lib/catalog/stock.ts'
 import { errorText, RefusedError } from '../lib/core/errors.ts'
-import { HOOK_REQUEST_BYTES_MAX } from '../lib/core/limits.ts'
+import { HOOK_REQUEST_BYTES_MAX, LOCATE_MS, MIGRATIONS_MAX } from '../lib/core/limits.ts'
 import { type Domain, parseDomain } from '../lib/host/domain-xml.ts'
 import type { RunningDomain } from '../lib/host/libvirt.ts'
 import { IncomingMigration } from './migration/incoming.ts'
 import { Params } from './params.ts'
 import type { Peer } from './peers.ts'
 import { emptyBySource } from './report.ts'
-import { MIGRATIONS_MAX, type Site } from './site.ts'
+import type { Site } from './site.ts'
 
 const NOTHING: HookAnswer = { action: 'none', create: [], message: '' }
-const LOCATE_MS = 6000
 
 export class TargetSide {
   readonly #site: Site

@@ -9,6 +9,7 @@
  * forgotten one's place may be seen half written; as said, what is found is verified.
  */
 import { DIGEST_BYTES } from '../chunk/digest.ts'
+import { CHUNK_LOCATIONS_MAX, IMAGE_NUMBER_MAX } from '../core/limits.ts'
 
 export interface ChunkLocation {
   readonly image: number
@@ -21,10 +22,7 @@ export interface SharedChunkIndex {
   readonly buffer: SharedArrayBuffer
 }
 
-export const IMAGE_NUMBER_MAX: number = 0xffff
 const OFFSET_MAX = 2 ** 48 - 1
-/** Candidates of one digest: content that lies everywhere needs no more places to read it from. */
-const LOCATIONS_MAX = 4
 /** Linear probing is fast up to here. */
 const FILL_MAX = 0.8
 
@@ -108,7 +106,7 @@ export class ChunkIndex {
       } else if (words[at + KEY_A] === keyA && words[at + KEY_B] === keyB) {
         // Found again by a second scan of the same image.
         const same = words[at + OFFSET_LOW] === offsetLow && words[at + IMAGE_OFFSET] === imageOffset
-        if (same || ++candidates >= LOCATIONS_MAX) {
+        if (same || ++candidates >= CHUNK_LOCATIONS_MAX) {
           Atomics.add(words, REPEATED, 1)
           return false
         }
@@ -153,7 +151,7 @@ export class ChunkIndex {
         const image = imageOffset >>> 16
         const offset = (imageOffset & 0xffff) * 2 ** 32 + words[at + OFFSET_LOW]!
         if (!this.isForgotten(image)) found.push({ image, offset, length })
-        if (found.length >= LOCATIONS_MAX) return found
+        if (found.length >= CHUNK_LOCATIONS_MAX) return found
       }
       at = this.#nextEntry(at)
     }

@@ -5,6 +5,7 @@
  * optimisation, and holes read as zeroes.
  */
 import { spawn } from 'node:child_process'
+import { IMAGE_MAP_BYTES_MAX, IMAGE_MAP_DEADLINE_MS } from '../core/limits.ts'
 import { alignDown, alignUp, BLOCK_BYTES, MIB } from '../core/units.ts'
 import type { ImageSource } from './image-files.ts'
 
@@ -17,8 +18,6 @@ export interface DataExtent {
 const HOLE_BYTES_MIN = 64 * MIB
 /** Shorter holes are read: a read costs more than they do. */
 const GAP_BYTES_MIN = MIB
-const MAP_BYTES_MAX = 16 * MIB
-const MAP_TIMEOUT_MS = 10_000
 
 /** The parts of the image that may hold data: block-aligned, in order, with holes of 1 MiB and more between them. */
 export async function dataExtents(source: ImageSource, signal?: AbortSignal): Promise<DataExtent[]> {
@@ -61,7 +60,7 @@ function runQemuImgMap(fd: number, signal: AbortSignal | undefined): Promise<str
   return new Promise((resolve) => {
     const child = spawn('qemu-img', ['map', '--output=json', '--image-opts', options], {
       stdio: ['ignore', 'pipe', 'ignore', fd],
-      timeout: MAP_TIMEOUT_MS,
+      timeout: IMAGE_MAP_DEADLINE_MS,
       killSignal: 'SIGKILL',
       ...(signal === undefined ? {} : { signal }),
     })
@@ -70,7 +69,7 @@ function runQemuImgMap(fd: number, signal: AbortSignal | undefined): Promise<str
     // The fourth stdio entry hides from the types that the second is a pipe.
     child.stdout?.on('data', (part: Buffer) => {
       bytes += part.length
-      if (bytes > MAP_BYTES_MAX) child.kill('SIGKILL')
+      if (bytes > IMAGE_MAP_BYTES_MAX) child.kill('SIGKILL')
       else parts.push(part)
     })
     child.on('error', () => resolve(undefined))

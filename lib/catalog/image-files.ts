@@ -7,6 +7,7 @@ import { type BigIntStats, constants } from 'node:fs'
 import { type FileHandle, open, readdir, realpath, stat } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { LostError, RefusedError } from '../core/errors.ts'
+import { IMAGE_READ_BYTES_MAX } from '../core/limits.ts'
 import { MIB } from '../core/units.ts'
 
 /** What tells that a path still holds what was indexed. */
@@ -25,8 +26,6 @@ export interface ImageFile {
 
 /** Smaller files are firmware variables, configuration and the like. */
 export const IMAGE_BYTES_MIN: number = MIB
-
-export const IMAGE_READ_BYTES_MAX: number = 16 * MIB
 
 export function sameIdentity(one: ImageIdentity, other: ImageIdentity): boolean {
   return (

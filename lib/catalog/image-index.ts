@@ -5,7 +5,8 @@
  */
 import { Worker } from 'node:worker_threads'
 import { errorText, LostError, RefusedError } from '../core/errors.ts'
-import { type ChunkIndex, IMAGE_NUMBER_MAX } from './chunk-index.ts'
+import { IMAGE_NUMBER_MAX } from '../core/limits.ts'
+import type { ChunkIndex } from './chunk-index.ts'
 import type { ImageIdentity } from './image-files.ts'
 import type { IndexProgress, IndexReply, IndexRequest } from './image-index-worker.ts'
 

@@ -6,12 +6,11 @@
  */
 import { type Chunker, RUN_WORDS } from '../chunk/chunker.ts'
 import { DIGEST_BYTES } from '../chunk/digest.ts'
-import { CHUNK_BYTES_MAX } from '../chunk/rabin.ts'
-import { alignDown, BLOCK_BYTES, MIB } from '../core/units.ts'
+import { CHUNK_BYTES_MAX, SCAN_PIECE_BYTES } from '../core/limits.ts'
+import { alignDown, BLOCK_BYTES } from '../core/units.ts'
 import { type DataExtent, dataExtents } from './data-extents.ts'
 import type { ImageSource } from './image-files.ts'
 
-const PIECE_BYTES = 4 * MIB
 /** An unfinished chunk, from the start of the block in which it begins. */
 const CARRY_BYTES = CHUNK_BYTES_MAX + BLOCK_BYTES
 
@@ -25,8 +24,8 @@ export interface ScanOptions {
 export async function scanImage(source: ImageSource, chunker: Chunker, options: ScanOptions): Promise<void> {
   const { size } = source.identity
   const buffers: PieceBuffers = [
-    new Uint8Array(CARRY_BYTES + PIECE_BYTES),
-    new Uint8Array(CARRY_BYTES + PIECE_BYTES),
+    new Uint8Array(CARRY_BYTES + SCAN_PIECE_BYTES),
+    new Uint8Array(CARRY_BYTES + SCAN_PIECE_BYTES),
   ]
   let zeroBytes = 0
   let done = 0
@@ -61,7 +60,7 @@ async function scanExtent(
   let zeroBytes = 0
   let pieceOffset = extent.offset
   const readPiece = (target: Uint8Array, offset: number): Promise<number> => {
-    const length = Math.min(PIECE_BYTES, extent.end - offset)
+    const length = Math.min(SCAN_PIECE_BYTES, extent.end - offset)
     return source.readInto(target.subarray(CARRY_BYTES, CARRY_BYTES + length), offset)
   }
   let reading = readPiece(buffer, pieceOffset)
@@ -70,7 +69,7 @@ async function scanExtent(
     options.signal?.throwIfAborted()
     const nextOffset = pieceOffset + bytesRead
     // At the end, or the file is shorter than it was when it was opened.
-    const last = bytesRead < PIECE_BYTES || nextOffset >= extent.end
+    const last = bytesRead < SCAN_PIECE_BYTES || nextOffset >= extent.end
     const nextBuffer = buffer === buffers[0] ? buffers[1] : buffers[0]
     if (!last) {
       reading = readPiece(nextBuffer, nextOffset)

@@ -7,7 +7,8 @@
  * Deliberately not here: qcow2, files on disk (the catalog of a later issue), and any trust in what is found.
  */
 import { errorText } from '../core/errors.ts'
-import { ChunkIndex, IMAGE_NUMBER_MAX } from './chunk-index.ts'
+import { IMAGE_NUMBER_MAX } from '../core/limits.ts'
+import { ChunkIndex } from './chunk-index.ts'
 import { type ImageFile, ImageSource, listImages, sameIdentity } from './image-files.ts'
 import { ImageIndexer } from './image-index.ts'
 

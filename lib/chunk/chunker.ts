@@ -3,8 +3,9 @@
  * chunk gets its SHA-256. Synchronous, made for worker threads (describe-worker.ts, catalog/image-index-worker.ts).
  * The result is flat, so that it crosses threads as three buffers however many runs there are.
  */
+import { CHUNK_BYTES_MIN } from '../core/limits.ts'
 import { DIGEST_BYTES, sha256 } from './digest.ts'
-import { CHUNK_BYTES_MIN, RabinCutter } from './rabin.ts'
+import { RabinCutter } from './rabin.ts'
 import { type ZeroRun, zeroRuns } from './zero.ts'
 
 /** One run of a described buffer; offsets are relative to the buffer. A zero run has no chunks. */

@@ -9,15 +9,11 @@
 import { availableParallelism } from 'node:os'
 import { Worker } from 'node:worker_threads'
 import { errorText, LostError } from '../core/errors.ts'
-import { MIB } from '../core/units.ts'
+import { DESCRIBE_BYTES_MAX, DESCRIBE_JOBS_MAX, DESCRIBE_WORKERS_MAX } from '../core/limits.ts'
 import { type DescribedRun, unflatten } from './chunker.ts'
 import type { DescribeReply, DescribeRequest } from './describe-worker.ts'
 
 export type { DescribedRun } from './chunker.ts'
-
-export const DESCRIBE_BYTES_MAX: number = 16 * MIB
-const WORKERS_MAX = 4
-const JOBS_PER_WORKER = 2
 
 interface Job {
   readonly id: number
@@ -51,7 +47,7 @@ export class Describer {
   #closing: Promise<void> | undefined
 
   constructor(options: DescriberOptions = {}) {
-    const count = options.workers ?? Math.max(1, Math.min(WORKERS_MAX, availableParallelism() - 1))
+    const count = options.workers ?? Math.max(1, Math.min(DESCRIBE_WORKERS_MAX, availableParallelism() - 1))
     if (!Number.isInteger(count) || count < 1)
       throw new RangeError(`describer: 1 or more workers, not ${count}`)
     const entry = options.entry ?? new URL('./describe-worker.ts', import.meta.url)
@@ -135,7 +131,7 @@ export class Describer {
   #dispatch(): void {
     while (this.#queue.length > 0) {
       const thread = this.#threads.reduce((least, other) => (other.jobCount < least.jobCount ? other : least))
-      if (thread.jobCount >= JOBS_PER_WORKER) return
+      if (thread.jobCount >= DESCRIBE_JOBS_MAX) return
       const job = this.#queue.shift()!
       if (thread.jobCount++ === 0) thread.worker.ref()
       const request: DescribeRequest = { id: job.id, bytes: job.bytes }

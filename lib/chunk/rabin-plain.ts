@@ -2,7 +2,8 @@
  * The oracle of the Rabin cutter: the same cuts straight from the definition, with polynomials over GF(2) as BigInt
  * and no tables, no skipping and no lanes. About a microsecond a byte, so for small inputs and for readers.
  */
-import { CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CHUNK_MASK_BITS, RABIN_WINDOW_BYTES } from './rabin.ts'
+import { CHUNK_BYTES_MAX, CHUNK_BYTES_MIN } from '../core/limits.ts'
+import { CHUNK_MASK_BITS, RABIN_WINDOW_BYTES } from './rabin.ts'
 
 /** Irreducible over GF(2), of degree 53; the one that rabin-wasm uses. */
 export const RABIN_POLYNOMIAL: bigint = 0x3da3358b4dc173n

@@ -6,12 +6,10 @@
  * It does not look for zeroes and computes no digests: chunker.ts does.
  */
 import { readFileSync } from 'node:fs'
-import { KIB } from '../core/units.ts'
+import { CHUNK_BYTES_MAX, CHUNK_BYTES_MIN } from '../core/limits.ts'
 
 /** The average of the geometric part: a cut where the low 16 bits of the fingerprint are zero. */
 export const CHUNK_MASK_BITS: number = 16
-export const CHUNK_BYTES_MIN: number = 16 * KIB
-export const CHUNK_BYTES_MAX: number = 256 * KIB
 export const RABIN_WINDOW_BYTES: number = 48
 
 interface RabinExports {

@@ -5,10 +5,10 @@
  * the rounded sizes, of slabs in use and of idle ones. A slab is not cleared when it is reused.
  */
 import { SwamError } from '../core/errors.ts'
-import { KIB, MIB } from '../core/units.ts'
+import { SLAB_BYTES_MAX } from '../core/limits.ts'
+import { KIB } from '../core/units.ts'
 
 const SLAB_BYTES_MIN: number = 4 * KIB
-export const SLAB_BYTES_MAX: number = 16 * MIB
 
 export interface Slab {
   /** Exactly as long as was asked for. Not to be touched after the last release. */

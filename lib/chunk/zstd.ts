@@ -6,15 +6,10 @@
 import { promisify } from 'node:util'
 import { constants, zstdCompress, zstdDecompress } from 'node:zlib'
 import { errorText, ProtocolError } from '../core/errors.ts'
+import { ZSTD_OUTPUT_BYTES_MAX, ZSTD_WINDOW_LOG_MAX } from '../core/limits.ts'
 import { KIB, MIB } from '../core/units.ts'
 
 export const ZSTD_LEVEL: number = 3
-
-/** Ceiling of one decompressed literal or group of literals. */
-export const ZSTD_OUTPUT_BYTES_MAX: number = 16 * MIB
-
-/** log2 of the largest window that a frame may ask for: 8 MiB; level 3 uses up to 2 MiB. */
-const WINDOW_LOG_MAX = 23
 
 const compressAsync = promisify(zstdCompress)
 const decompressAsync = promisify(zstdDecompress)
@@ -37,7 +32,7 @@ export async function decompress(bytes: Uint8Array, length: number): Promise<Buf
   let output: Buffer
   try {
     output = await decompressAsync(bytes, {
-      params: { [constants.ZSTD_d_windowLogMax]: WINDOW_LOG_MAX },
+      params: { [constants.ZSTD_d_windowLogMax]: ZSTD_WINDOW_LOG_MAX },
       maxOutputLength: length,
       chunkSize: Math.max(KIB, length),
     })

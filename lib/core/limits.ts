@@ -1,104 +1,331 @@
 /**
  * Every limit that guards SWAM's memory, disk and waiting against peers, guests, libvirt and configuration, in one
- * place. The unit is the end of the name; the comment of each says why it has that value. docs/limits.md is the same
- * list (a test compares them). Relations that must hold between limits are asserted when this file is loaded.
- * What the user may set lies in config/schema.ts; constants of a protocol (NBD's own 28 bytes) lie with its codec.
+ * place. The unit is in the name; the comment of each says why it has that value. docs/limits.md is the same list (a
+ * test compares them). Relations that must hold between limits are asserted when this file is loaded.
+ * What the user may set lies in config/schema.ts; constants of a protocol (NBD's own 28 bytes) lie with its codec; what
+ * only tunes speed and bounds nothing (the pacing's gains, zstd's level) lies where it is used.
  */
 import assert from 'node:assert/strict'
 import { BLOCK_BYTES, GIB, KIB, MIB } from './units.ts'
 
+// ---- Configuration ---------------------------------------------------------------------------------------------
+
 /** Text of swam.toml. A config with a thousand peers is 400 KiB; more is a mistake (a wrong path, a device). */
 export const CONFIG_TEXT_BYTES_MAX: number = 1 * MIB
-
 /** Peers in swam.toml. Beyond that a directory service is the way to find peers. */
 export const PEERS_MAX: number = 1024
-
 /** Addresses of one peer: a few networks, two families each. */
 export const PEER_ADDRESSES_MAX: number = 16
-
 /** Directories in `images` and in `share`. Each is resolved for each path that is checked. */
 export const IMAGE_DIRECTORIES_MAX: number = 256
-
 /** Ports in `migrationPorts`. libvirt's own range has 64; each may become a listener. */
 export const MIGRATION_PORTS_MAX: number = 1024
-
 /** A unix socket's path. The kernel's sun_path has 108 bytes, the last one is a zero. */
 export const SOCKET_PATH_BYTES_MAX: number = 107
 
+// ---- Guests, libvirt and the machine ---------------------------------------------------------------------------
+
 /** Domain XML, from libvirt to the hook and from virsh to the daemon. libvirt's own ceiling is 4 MiB; real guests have 10 KiB. */
 export const DOMAIN_XML_BYTES_MAX: number = 1 * MIB
-
 /** Nesting of elements in domain XML. libvirt's own documents nest about 10 deep, long backing chains more. */
 export const DOMAIN_XML_DEPTH_MAX: number = 128
-
 /** Elements in domain XML. 1 MiB of smallest elements would be 260,000 objects. */
 export const DOMAIN_XML_ELEMENTS_MAX: number = 20_000
-
 /** Disks of one guest. More than libvirt can attach to one virtio bus in practice. */
 export const GUEST_DISKS_MAX: number = 256
-
 /** Listening ports of one QEMU that the hook reports: RAM, NBD, VNC, SPICE, serial lines. */
 export const GUEST_PORTS_MAX: number = 256
-
 /** Size of one disk, and of an image that the hook creates. ext4, where most images lie, ends a file at 16 TiB. */
 export const IMAGE_BYTES_MAX: number = 16 * 1024 * GIB
-
 /** A guest's or image's name. libvirt makes file names of it, which end at 255 bytes. */
 export const GUEST_NAME_BYTES_MAX: number = 255
-
 /** A path that a hook, a config or a peer names: Linux's PATH_MAX without its zero. */
 export const PATH_BYTES_MAX: number = 4095
-
 /** Standard output of one virsh or nft call. Holds the largest domain XML and a listing of some 10,000 map elements. */
 export const COMMAND_OUTPUT_BYTES_MAX: number = 4 * MIB
-
+/** What is kept of a program's standard error, for the message: its first lines say what went wrong. */
+export const COMMAND_STDERR_BYTES_MAX: number = 8 * KIB
+/** What is kept of the standard error of the nft process that owns the anchor: it lives as long as swamd. */
+export const NAT_ANCHOR_STDERR_CHARACTERS_MAX: number = 1000
+/** Command line of a guest's QEMU, searched for the uuid: the kernel's own ceiling for one is 2 MiB with usual stacks. */
+export const COMMAND_LINE_BYTES_MAX: number = 2 * MIB
+/** virsh calls at once for the disks of one guest: each is a process of 20 ms. */
+export const LIBVIRT_DISK_CALLS_MAX: number = 4
 /** One virsh call. It takes 20 to 30 ms; on a busy libvirtd seconds. Several fit into the hook's deadline. */
 export const VIRSH_DEADLINE_MS: number = 4_000
-
 /** One nft call. It takes 5 ms; it waits when somebody else holds the kernel's lock. Must end well before an element expires. */
 export const NFT_DEADLINE_MS: number = 2_000
-
+/** One `ss` call: it only counts bytes for the report. */
+export const SS_DEADLINE_MS: number = 2_000
+/** Standard output of one `ss` call, which is filtered by both ports: a few lines. */
+export const SS_OUTPUT_BYTES_MAX: number = 1 * MIB
 /** One look-up of a user by name; a directory service may have to answer. */
 export const USER_LOOKUP_DEADLINE_MS: number = 3_000
-
 /** One `qemu-img create`: writes a few KiB of metadata; slow disks take a second. */
 export const QEMU_IMG_DEADLINE_MS: number = 10_000
+/** /proc/net/tcp as read for one look-up: 150 bytes a socket, so some 200,000 sockets. */
+export const PROC_NET_BYTES_MAX: number = 32 * MIB
+
+// ---- Redirect --------------------------------------------------------------------------------------------------
 
 /** Life of an armed redirect element unless refreshed. After a kill -9 migrations go direct when it has passed; the promise is 10 s. */
 export const REDIRECT_TTL_MS: number = 8_000
-
 /** How often the owner refreshes armed elements. Two refreshes may fail before an element expires. */
 export const REDIRECT_REFRESH_MS: number = 2_500
-
 /** Armed elements: ports times addresses of the peers with a migration under way. */
 export const REDIRECT_ELEMENTS_MAX: number = 65_536
 
+// ---- Hook and control sockets ----------------------------------------------------------------------------------
+
 /** The hook's longest work at `migrate begin`, whatever the config says: libvirt itself waits without a limit. */
 export const HOOK_DEADLINE_MS_MAX: number = 120_000
-
 /** The hook's work at started, stopped and release. libvirt holds the guest's lock meanwhile. */
 export const HOOK_LATER_DEADLINE_MS: number = 5_000
-
+/** One message of the hook to the user of virsh: a line or two of a terminal. */
+export const HOOK_MESSAGE_CHARACTERS_MAX: number = 500
 /** One request line at control.sock: a command with a few words. */
 export const CONTROL_REQUEST_BYTES_MAX: number = 64 * KIB
-
 /** One request line at hook.sock: domain XML inside JSON, which may double it. */
 export const HOOK_REQUEST_BYTES_MAX: number = 2 * MIB + 64 * KIB
-
 /** One answer line that the CLI accepts: a history of 10,000 migrations at 1.5 KiB. */
 export const CONTROL_ANSWER_BYTES_MAX: number = 16 * MIB
-
 /** Connections at one control socket at once. Each may hold one request line. */
 export const CONTROL_CONNECTIONS_MAX: number = 64
-
 /** Time a client of a control socket has to send its request line. */
 export const CONTROL_REQUEST_DEADLINE_MS: number = 5_000
-
 /** Time the CLI waits for an answer of the daemon. */
 export const CONTROL_ANSWER_DEADLINE_MS: number = 10_000
 
-/** /proc/net/tcp as read for one look-up: 150 bytes a socket, so some 200,000 sockets. */
-export const PROC_NET_BYTES_MAX: number = 32 * MIB
+// ---- Migrations ------------------------------------------------------------------------------------------------
+
+/** Migrations under way at once, each way. More than a host can run usefully; each has listeners and SSH connections. */
+export const MIGRATIONS_MAX: number = 64
+/** Disks of one migration that are carried: the disk number of a message ends there. */
+export const MIGRATION_DISKS_MAX: number = 64
+/** Far ports of one migration that are caught: RAM and NBD are two. Each is a listener and an nft element for each address. */
+export const MIGRATION_CAUGHT_PORTS_MAX: number = 8
+/** Guests whose last beginning is remembered, to tell an old answer of libvirt from a new one. */
+export const BEGUN_GUESTS_MAX: number = 4096
+/** Migrations in the history. With a dozen a day that is a year. */
+export const HISTORY_ENTRIES_MAX: number = 5000
+/** The history's file, before it is shortened; read whole for an answer. 5,000 entries have some 7 MiB. */
+export const HISTORY_BYTES_MAX: number = 32 * MIB
+/** An announced migration that is never armed: `started begin` comes within seconds, a slow incoming QEMU within a minute. */
+export const MIGRATION_ANNOUNCED_MS: number = 120_000
+/** An armed migration to which nothing connects: libvirt connects at once. */
+export const MIGRATION_IDLE_MS: number = 60_000
+/** After the last connection is gone: the time in which another one may still come. It may delay the clean-up, nothing else. */
+export const MIGRATION_LINGER_MS: number = 1_500
+/** Acknowledged writes may take this long to drain: `virsh suspend` flushes in QEMU's main loop, and waits for it. */
+export const MIGRATION_DRAIN_MS: number = 1_000
+/** One connection to a port of the new QEMU, on this host. */
+export const QEMU_CONNECT_MS: number = 5_000
+/** A disk's opening waits this long for the scan of the target's holes; the scan goes on afterwards. */
+export const TARGET_SCAN_WAIT_MS: number = 500
+/** How often libvirt is asked what became of a guest, before the answer is "unknown". */
+export const OUTCOME_ASKS_MAX: number = 20
+/** Time between two such questions. */
+export const OUTCOME_ASK_MS: number = 500
+/** `--suspend` leaves the guest paused at the destination: paused this many times is arrived. */
+export const OUTCOME_PAUSED_ASKS_MAX: number = 8
+
+// ---- Peers: SSH, bundles, calls, streams -----------------------------------------------------------------------
+
+/** What one bundle keeps unacknowledged, and what its receiver holds undelivered. */
+export const IN_FLIGHT_BYTES_MAX: number = 32 * MIB
+/** Bounds the receiver's table of frames that came early. */
+export const IN_FLIGHT_FRAMES_MAX: number = 16_384
+/** Control frames pass the pacing, but not more bytes than this beyond it. */
+export const CONTROL_EXTRA_BYTES: number = 4 * MIB
+/** The same in frames: an empty frame has a header too. */
+export const CONTROL_EXTRA_FRAMES: number = 1024
+/** What waits in one channel for a far end that does not read: no honest one lets it come to this. */
+export const CHANNEL_BACKLOG_BYTES_MAX: number = IN_FLIGHT_BYTES_MAX + 2 * CONTROL_EXTRA_BYTES
+/** A channel that ends is destroyed when its far end has not ended it either by then. */
+export const CHANNEL_END_MS: number = 1_000
+/** A quiet bundle is asked whether it is there. Three questions fit into the silence that ends it. */
+export const PING_INTERVAL_MS: number = 5_000
+/** A bundle from which nothing came for so long is lost. Longer than a busy far side's worst pause, shorter than libvirt's 30 s. */
+export const SILENCE_MS_MAX: number = 15_000
+/** How long a bundle that closes waits for its last frames to be acknowledged. */
+export const CLOSE_MS_MAX: number = 5_000
+/** The reason with which a bundle or a stream is given up; it goes into a log line. */
+export const ABORT_REASON_BYTES_MAX: number = KIB
+/** Dialling one bundle: TCP, SSH's key exchange, up to 8 channels with a process each at the far side. */
+export const DIAL_MS_MAX: number = 15_000
+/** swam-peer's line: a name and four numbers of a connection. */
+export const PREAMBLE_BYTES_MAX: number = KIB
+/** Bundles of which not all channels came yet. Honest peers open two or three at a time. */
+export const HALF_OPEN_BUNDLES_MAX: number = 16
+/** How long a channel may take for its hello, and a bundle to become complete. */
+export const HALF_OPEN_MS_MAX: number = 10_000
+/** Complete bundles that the far sides dialled: two for each migration, one more for each peer. */
+export const BUNDLES_MAX: number = 64
+/** What is kept of what a far side's login says on standard error, for the message. */
+export const PEER_STDERR_BYTES_MAX: number = 4 * KIB
+/** Waiting before a peer is dialled again, at first: sshd's penalties grow with every failed login. */
+export const PEER_BACKOFF_MS_MIN: number = 1_000
+/** The same, at most: a peer that comes back is found within a minute. */
+export const PEER_BACKOFF_MS_MAX: number = 60_000
+/** Channels of one bundle: sshd allows 10 sessions a connection. */
+export const CHANNELS_MAX: number = 8
+/** The JSON of a hello: names and features. */
+export const HELLO_BYTES_MAX: number = 4 * KIB
+/** Features in a hello. There are three today. */
+export const HELLO_FEATURES_MAX: number = 64
+/** A host's name in a hello: the longest name of the domain name system. */
+export const HELLO_NAME_CHARACTERS_MAX: number = 255
+/** The smallest receive window that is accepted: less could not hold one frame of each class. */
+export const HELLO_WINDOW_BYTES_MIN: number = 256 * KIB
+/** The largest receive window that a far side may claim; what is sent stays below IN_FLIGHT_BYTES_MAX all the same. */
+export const HELLO_WINDOW_BYTES_MAX: number = GIB
+/** One call or answer between daemons, as JSON: 256 disks with paths of full length would be a MiB, real ones have 200 bytes each. */
+export const RPC_BYTES_MAX: number = 256 * KIB
+/** Calls of one peer that are not answered yet. */
+export const RPC_CALLS_MAX: number = 1024
+/** One call, unless the caller says otherwise: a few virsh calls fit. */
+export const RPC_TIMEOUT_MS: number = 10_000
+/** A call to a peer within a migration. Shorter than RPC_TIMEOUT_MS, so that the hook's deadline holds several. */
+export const PEER_CALL_MS: number = 8_000
+/** Asking all peers who runs a guest, at `migrate begin`: virsh waits for it. */
+export const LOCATE_MS: number = 6_000
+/** What one stream may send beyond what its far end has read. RAM at 200 ms and 160 Mbit/s. */
+export const STREAM_WINDOW_BYTES: number = 4 * MIB
+/** Bytes in one frame of a stream: small enough that control frames do not wait long behind it. */
+export const STREAM_CHUNK_BYTES_MAX: number = 128 * KIB
+/** Streams of one bundle. `--parallel` with 255 connections is QEMU's own ceiling. */
+export const STREAMS_MAX: number = 256
+/** What is said of a stream when it opens: its port. */
+export const STREAM_META_BYTES_MAX: number = KIB
+
+// ---- Frames and disk messages ----------------------------------------------------------------------------------
+
+/** A frame's payload: 1 MiB of data and the fields around it. Checked before anything is allocated. */
+export const FRAME_PAYLOAD_BYTES_MAX: number = MIB + 4 * KIB
+/** Chunks in one DESCRIBE: a run of 16 MiB in chunks of the smallest size, and some. */
+export const DESCRIBE_CHUNKS_MAX: number = 1100
+/** Uncompressed bytes in one LITERAL, and bytes in one READ. */
+export const LITERAL_BYTES_MAX: number = 1 * MIB
+/** Chunks in one LITERAL. */
+export const LITERAL_CHUNKS_MAX: number = 1024
+/** Runs of chunk numbers in one WANT or APPLIED: 64 KiB of them. */
+export const SEQ_RUNS_MAX: number = 4096
+/** Name of an NBD export, and the text of a failure, in a disk message: NBD's own ceiling. */
+export const EXPORT_NAME_BYTES_MAX: number = 4096
+
+// ---- Chunks and compression ------------------------------------------------------------------------------------
+
+/** The shortest chunk but for the last of a run. Where chunks are cut is part of the protocol. */
+export const CHUNK_BYTES_MIN: number = 16 * KIB
+/** The longest chunk: what is looked for, compared and written at once. */
+export const CHUNK_BYTES_MAX: number = 256 * KIB
+/** Bytes handed to a worker at once. */
+export const DESCRIBE_BYTES_MAX: number = 16 * MIB
+/** Worker threads that cut and digest: the daemon is a guest on its host. */
+export const DESCRIBE_WORKERS_MAX: number = 4
+/** Jobs under way in one worker: one that is worked on, one that waits. */
+export const DESCRIBE_JOBS_MAX: number = 2
+/** One decompressed literal or group of literals. Checked before it is decompressed, and again by zlib. */
+export const ZSTD_OUTPUT_BYTES_MAX: number = 16 * MIB
+/** log2 of the largest window that a zstd frame of a disk may ask for: 8 MiB; level 3 uses up to 2 MiB. */
+export const ZSTD_WINDOW_LOG_MAX: number = 23
+/** The largest piece of shared memory; the pool of them is bounded by `limits.windowMiB`. */
+export const SLAB_BYTES_MAX: number = 16 * MIB
+
+// ---- Engine: the sender ----------------------------------------------------------------------------------------
+
+/** Writes are put in order within this many bytes before they are cut. The mirror's disorder spans 5 MiB. */
+export const STAGE_BYTES_MAX: number = 16 * MIB
+/** Pieces in the stage: a guest that writes single sectors all over. */
+export const STAGE_PIECES_MAX: number = 16_384
+/** What rests in the stage this long is sent without waiting for neighbours. */
+export const STAGE_IDLE_MS: number = 40
+/** Bytes that are described as one run. */
+export const RUN_BYTES_MAX: number = 16 * MIB
+/** Runs of one disk with the workers at once. */
+export const DESCRIBING_RUNS_MAX: number = 2
+/** Chunks of one disk that are acknowledged to the guest and not settled yet: about 200 bytes of bookkeeping each. */
+export const SENDER_RECORDS_MAX: number = 65_536
+/** Literals of one disk that are being compressed or sent. */
+export const LITERALS_IN_FLIGHT_MAX: number = 4
+/** A run up to this length is sent along with its description: in the end that is a round trip less of downtime. */
+export const EAGER_RUN_BYTES_MAX: number = 256 * KIB
+/** What may be on its way while that is done outside of a FLUSH. */
+export const EAGER_OUTSTANDING_BYTES_MAX: number = 512 * KIB
+/** Acknowledged bytes whose fate the far side has not told yet, on a slow link: a stage full, and its answers on the way. */
+export const UNDETERMINED_BYTES_MIN: number = 24 * MIB
+/** The same on any link: they may all turn out to be wanted, and must then drain. */
+export const UNDETERMINED_BYTES_MAX: number = 96 * MIB
+
+// ---- Engine: the receiver --------------------------------------------------------------------------------------
+
+/** Chunks that are looked for at once: enough to keep the disk busy, few enough to keep memory small. */
+export const RESOLVING_CHUNKS_MAX: number = 24
+/** Chunks of one disk that are described and not applied: twice what an honest sender has. */
+export const RECEIVER_TASKS_MAX: number = 131_072
+/** Their bytes: more than any honest sender's window. */
+export const RECEIVER_OUTSTANDING_BYTES_MAX: number = GIB
+/** Pending zero ranges before they are settled early. */
+export const PENDING_ZEROES_MAX: number = 65_536
+/** Known zero ranges that are remembered; forgetting them costs reads, never bytes. */
+export const KNOWN_ZEROES_MAX: number = 262_144
+/** Chunks that a session remembers having delivered, some 64 bytes each. */
+export const SESSION_ENTRIES_MAX: number = (64 * MIB) / 64
+/** Images in which the same offset is guessed at: each guess is a read. */
+export const GUESS_IMAGES_MAX: number = 4
+
+// ---- Catalog ---------------------------------------------------------------------------------------------------
+
+/** Images that are known at once, over all shared directories. */
+export const SHARED_IMAGES_MAX: number = 256
+/** Numbers of images in the index, which are never given twice: 16 bits of an entry. */
+export const IMAGE_NUMBER_MAX: number = 0xffff
+/** Places of one digest that are kept: content that lies everywhere needs no more places to read it from. */
+export const CHUNK_LOCATIONS_MAX: number = 4
+/** One read of an image. */
+export const IMAGE_READ_BYTES_MAX: number = 16 * MIB
+/** One read of a scan; two are held. */
+export const SCAN_PIECE_BYTES: number = 4 * MIB
+/** Standard output of one `qemu-img map`: some 150,000 extents. Beyond it the whole image is read. */
+export const IMAGE_MAP_BYTES_MAX: number = 16 * MIB
+/** One `qemu-img map`, which seeks through the whole file. */
+export const IMAGE_MAP_DEADLINE_MS: number = 10_000
+
+// ---- RAM and other streams -------------------------------------------------------------------------------------
+
+/** Raw bytes of one block of a passed-through stream. Checked before it is decompressed, and again by zlib. */
+export const RAM_BLOCK_BYTES_MAX: number = 128 * KIB
+/** log2 of the largest window that a zstd frame of a stream may ask for: 256 KiB, more than a block has. */
+export const RAM_ZSTD_WINDOW_LOG_MAX: number = 18
+
+// ---- NBD -------------------------------------------------------------------------------------------------------
+
+/** Payload of one READ or WRITE: what a client may assume when no block sizes were negotiated. */
+export const NBD_PAYLOAD_BYTES_MAX: number = 32 * MIB
+/** Data of one option: a name and the queries of one metadata request fit many times over. */
+export const NBD_OPTION_BYTES_MAX: number = 64 * KIB
+/** Data of one option reply: a name and a description of full length, and the fields around them. */
+export const NBD_OPTION_REPLY_BYTES_MAX: number = 64 * KIB
+/** Extents of one BLOCK_STATUS reply (nbdkit sends up to 2^20 of them). */
+export const NBD_STATUS_EXTENTS_MAX: number = 1024 * 1024
+/** An error chunk: its fields and a message of full length (4 KiB), twice over for fields not known today. */
+export const NBD_ERROR_CHUNK_BYTES_MAX: number = 8 * KIB
+/** WRITE_ZEROES, TRIM and BLOCK_STATUS carry a 32-bit length; the client asks for at most this much at a time. */
+export const NBD_RANGE_BYTES_MAX: number = GIB
+/** Options that one client may send before it chooses an export. */
+export const NBD_OPTIONS_MAX: number = 1024
+/** Server: requests handed to the device and not answered yet. Enough for QEMU's 16, nbdcopy's 64 and then some. */
+export const NBD_REQUESTS_MAX: number = 256
+/** Server: bytes of WRITE payloads and READ replies held at a time; one payload more may be arriving. */
+export const NBD_IN_FLIGHT_BYTES_MAX: number = 2 * NBD_PAYLOAD_BYTES_MAX
+/** Server: extents of one BLOCK_STATUS reply (512 KiB); a client asks again for the rest. */
+export const NBD_REPLY_EXTENTS_MAX: number = 65_536
+/** Client: separate pieces that the data of one READ may arrive in at a time; neighbours count as one. */
+export const NBD_READ_PIECES_MAX: number = 1024
+/** Exports that the client accepts in one list. */
+export const NBD_EXPORTS_MAX: number = 10_000
+
+// ---- How they depend on each other -----------------------------------------------------------------------------
 
 assert(CONFIG_TEXT_BYTES_MAX >= PEERS_MAX * 512, 'a config with every allowed peer must fit its ceiling')
 assert(
@@ -115,3 +342,11 @@ assert(NFT_DEADLINE_MS + REDIRECT_REFRESH_MS < REDIRECT_TTL_MS, 'a slow nft must
 assert(VIRSH_DEADLINE_MS * 2 < 20_000, 'two virsh calls in a row must fit the default hookDeadlineMs')
 assert(HOOK_LATER_DEADLINE_MS < HOOK_DEADLINE_MS_MAX)
 assert(IMAGE_BYTES_MAX <= Number.MAX_SAFE_INTEGER && IMAGE_BYTES_MAX % BLOCK_BYTES === 0)
+assert(SILENCE_MS_MAX >= 3 * PING_INTERVAL_MS, 'three questions fit into the silence that ends a bundle')
+assert(SILENCE_MS_MAX < 30_000, 'a dead link is noticed before libvirt gives up its own connection')
+assert(FRAME_PAYLOAD_BYTES_MAX > LITERAL_BYTES_MAX, 'the largest literal fits into a frame')
+assert(FRAME_PAYLOAD_BYTES_MAX > RPC_BYTES_MAX && FRAME_PAYLOAD_BYTES_MAX > STREAM_CHUNK_BYTES_MAX)
+assert(DESCRIBE_CHUNKS_MAX * CHUNK_BYTES_MIN > RUN_BYTES_MAX, 'the longest run fits into one DESCRIBE')
+assert(DESCRIBE_BYTES_MAX >= RUN_BYTES_MAX && SLAB_BYTES_MAX >= RUN_BYTES_MAX, 'a run fits into one job')
+assert(RECEIVER_TASKS_MAX >= 2 * SENDER_RECORDS_MAX, 'an honest sender never reaches the ceiling of tasks')
+assert(LITERAL_BYTES_MAX >= CHUNK_BYTES_MAX, 'the largest chunk fits into one LITERAL')

@@ -14,13 +14,20 @@ import { IntervalMap } from '../block/extents.ts'
 import { sha256 } from '../chunk/digest.ts'
 import { decompress } from '../chunk/zstd.ts'
 import { errorText, ProtocolError, RefusedError } from '../core/errors.ts'
-import { GIB, MIB } from '../core/units.ts'
+import {
+  KNOWN_ZEROES_MAX,
+  PENDING_ZEROES_MAX,
+  RECEIVER_OUTSTANDING_BYTES_MAX,
+  RECEIVER_TASKS_MAX,
+  RESOLVING_CHUNKS_MAX,
+  SEQ_RUNS_MAX,
+} from '../core/limits.ts'
+import { GIB } from '../core/units.ts'
 import {
   type AppliedRun,
   DIGEST_BYTES,
   type DiskMessage,
   type DiskMessageBody,
-  RUNS_MAX,
   type SeqRun,
   type SourceName,
 } from '../wire/disk.ts'
@@ -61,14 +68,6 @@ interface Task {
   taken: boolean
 }
 
-/** Chunks that are looked for at once: enough to keep the disk busy, few enough to keep memory small. */
-const RESOLVING_MAX = 24
-const TASKS_MAX = 131072
-const OUTSTANDING_BYTES_MAX = GIB
-/** Pending zero ranges before they are settled early. */
-const PENDING_ZEROES_MAX = 65536
-/** Known zero ranges that are remembered; forgetting them costs reads, never bytes. */
-const KNOWN_ZEROES_MAX = 262144
 const EIO = 5
 
 export class DiskReceiver implements DiskEndpoint {
@@ -173,7 +172,7 @@ export class DiskReceiver implements DiskEndpoint {
         `${what}: ${length} bytes at ${offset} are no multiple of the block size ${unit}`,
       )
     }
-    if (this.#tasks.size >= TASKS_MAX || this.#outstandingBytes > OUTSTANDING_BYTES_MAX) {
+    if (this.#tasks.size >= RECEIVER_TASKS_MAX || this.#outstandingBytes > RECEIVER_OUTSTANDING_BYTES_MAX) {
       throw new ProtocolError(
         `${what}: ${this.#tasks.size} chunks, ${this.#outstandingBytes} bytes are under way already`,
       )
@@ -240,7 +239,7 @@ export class DiskReceiver implements DiskEndpoint {
   }
 
   #pump(): void {
-    while (this.#resolving < RESOLVING_MAX && this.#queueHead < this.#queue.length) {
+    while (this.#resolving < RESOLVING_CHUNKS_MAX && this.#queueHead < this.#queue.length) {
       const step = this.#queue[this.#queueHead++]!
       if (this.#queueHead > 1024 && this.#queueHead * 2 > this.#queue.length) {
         this.#queue = this.#queue.slice(this.#queueHead)
@@ -489,8 +488,8 @@ export class DiskReceiver implements DiskEndpoint {
         wantRuns[wantRuns.length - 1] = { first: last.first, count: last.count + 1 }
       } else wantRuns.push({ first: seq, count: 1 })
     }
-    for (let i = 0; i < wantRuns.length; i += RUNS_MAX) {
-      this.#send({ type: 'want', runs: wantRuns.slice(i, i + RUNS_MAX) })
+    for (let i = 0; i < wantRuns.length; i += SEQ_RUNS_MAX) {
+      this.#send({ type: 'want', runs: wantRuns.slice(i, i + SEQ_RUNS_MAX) })
     }
     const applied = this.#applied.splice(0).sort((a, b) => a.seq - b.seq)
     const appliedRuns: AppliedRun[] = []
@@ -500,8 +499,8 @@ export class DiskReceiver implements DiskEndpoint {
         appliedRuns[appliedRuns.length - 1] = { ...last, count: last.count + 1 }
       } else appliedRuns.push({ first: seq, count: 1, source })
     }
-    for (let i = 0; i < appliedRuns.length; i += RUNS_MAX) {
-      this.#send({ type: 'applied', runs: appliedRuns.slice(i, i + RUNS_MAX) })
+    for (let i = 0; i < appliedRuns.length; i += SEQ_RUNS_MAX) {
+      this.#send({ type: 'applied', runs: appliedRuns.slice(i, i + SEQ_RUNS_MAX) })
     }
   }
 
@@ -545,6 +544,3 @@ export class DiskReceiver implements DiskEndpoint {
     this.#options.onEnd?.(error)
   }
 }
-
-/** Bytes a session may remember of what it delivered. */
-export const SESSION_ENTRIES_MAX: number = (64 * MIB) / 64

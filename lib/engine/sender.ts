@@ -22,14 +22,23 @@ import type { DescribedRun } from '../chunk/describer.ts'
 import type { Slab, SlabPool } from '../chunk/slab.ts'
 import { compress } from '../chunk/zstd.ts'
 import { errorText, LostError, ProtocolError, RefusedError, SwamError } from '../core/errors.ts'
-import { KIB, MIB } from '../core/units.ts'
 import {
-  type DiskMessage,
-  type DiskMessageBody,
+  DESCRIBING_RUNS_MAX,
+  EAGER_OUTSTANDING_BYTES_MAX,
+  EAGER_RUN_BYTES_MAX,
   LITERAL_BYTES_MAX,
   LITERAL_CHUNKS_MAX,
-  type SourceName,
-} from '../wire/disk.ts'
+  LITERALS_IN_FLIGHT_MAX,
+  RUN_BYTES_MAX,
+  SENDER_RECORDS_MAX,
+  STAGE_BYTES_MAX,
+  STAGE_IDLE_MS,
+  STAGE_PIECES_MAX,
+  UNDETERMINED_BYTES_MAX,
+  UNDETERMINED_BYTES_MIN,
+} from '../core/limits.ts'
+import { KIB, MIB } from '../core/units.ts'
+import type { DiskMessage, DiskMessageBody, SourceName } from '../wire/disk.ts'
 import type { DiskAccount } from './account.ts'
 import {
   CLASS_BULK,
@@ -82,20 +91,8 @@ interface Waiter {
 const EIO = 5
 const ENOSPC = 28
 
-/** Writes are put in order within this many bytes before they are cut. */
-export const STAGE_BYTES: number = 16 * MIB
-const STAGE_PIECES_MAX = 16384
-const RUN_BYTES_MAX = 16 * MIB
-const DESCRIBING_MAX = 2
 /** A frame of about 100 KiB compressed: acknowledged often enough for the pacing. */
 const LITERAL_TARGET_BYTES = 192 * KIB
-const LITERALS_IN_FLIGHT = 4
-const EAGER_RUN_BYTES_MAX = 256 * KIB
-const EAGER_OUTSTANDING_BYTES = 512 * KIB
-/** What rests in the stage this long is sent without waiting for neighbours. */
-const STAGE_IDLE_MS = 40
-const UNDETERMINED_BYTES_MIN = 24 * MIB
-const UNDETERMINED_BYTES_MAX = 96 * MIB
 
 export class DiskSender implements BlockDevice, DiskEndpoint {
   readonly size: number
@@ -269,7 +266,9 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
     if (this.#wantedBytes * this.#literalRatio > drainable) return false
     const undetermined = Math.min(UNDETERMINED_BYTES_MAX, Math.max(UNDETERMINED_BYTES_MIN, drainable * 2))
     return (
-      unsettled - this.#wantedBytes <= undetermined && unsettled <= windowBytes && this.#records.size < 65536
+      unsettled - this.#wantedBytes <= undetermined &&
+      unsettled <= windowBytes &&
+      this.#records.size < SENDER_RECORDS_MAX
     )
   }
 
@@ -280,10 +279,10 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
   // ---- from the stage to the wire ----------------------------------------------------------------------------
 
   #pump(): void {
-    while (this.#describing < DESCRIBING_MAX && this.#lost === undefined) {
+    while (this.#describing < DESCRIBING_RUNS_MAX && this.#lost === undefined) {
       const oldest = this.#stage.oldestOrder
       if (oldest === undefined) break
-      const full = this.#stage.dataBytes > STAGE_BYTES || this.#stage.count > STAGE_PIECES_MAX
+      const full = this.#stage.dataBytes > STAGE_BYTES_MAX || this.#stage.count > STAGE_PIECES_MAX
       if (!full && oldest >= this.#forceBefore) break
       this.#emit(this.#stage.takeOldest(RUN_BYTES_MAX)!)
     }
@@ -385,7 +384,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
    */
   #isEager(length: number): boolean {
     if (length > EAGER_RUN_BYTES_MAX) return false
-    return this.#flushing !== undefined || this.#sentBytes + length <= EAGER_OUTSTANDING_BYTES
+    return this.#flushing !== undefined || this.#sentBytes + length <= EAGER_OUTSTANDING_BYTES_MAX
   }
 
   async #sendZeroes(offset: number, length: number): Promise<void> {
@@ -421,7 +420,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
   }
 
   #pumpLiterals(): void {
-    while (this.#literals < LITERALS_IN_FLIGHT && this.#wants.length > 0 && this.#lost === undefined) {
+    while (this.#literals < LITERALS_IN_FLIGHT_MAX && this.#wants.length > 0 && this.#lost === undefined) {
       const batch: ChunkRecord[] = []
       let bytes = 0
       while (

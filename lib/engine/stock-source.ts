@@ -4,13 +4,13 @@
  * first second on, and it finds chunks that were cut at another place than in the index.
  */
 import type { ImageStock, StockImage } from '../catalog/stock.ts'
+import { GUESS_IMAGES_MAX } from '../core/limits.ts'
 import type { ChunkQuery, ChunkSource } from './sources.ts'
 
 /** An image is guessed at while it hits this often, or is still being tried, or now and then. */
 const GUESS_HITS_MIN = 0.1
 const GUESS_TRIES_FREE = 32
 const GUESS_EVERY = 64
-const GUESS_IMAGES_MAX = 4
 
 export class StockSource implements ChunkSource {
   readonly name = 'chunk'

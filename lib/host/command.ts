@@ -5,6 +5,7 @@
  */
 import { spawn } from 'node:child_process'
 import { LostError, RefusedError, TimeoutError } from '../core/errors.ts'
+import { COMMAND_STDERR_BYTES_MAX } from '../core/limits.ts'
 
 export interface CommandOptions {
   readonly deadlineMs: number
@@ -26,8 +27,6 @@ export class CommandError extends RefusedError {
     this.stderr = stderr
   }
 }
-
-const STDERR_BYTES_MAX = 8192
 
 /** Gives standard output. Throws CommandError, TimeoutError, or LostError when the program cannot be started. */
 export const runCommand: RunCommand = (argv, options) =>
@@ -65,7 +64,8 @@ export const runCommand: RunCommand = (argv, options) =>
       } else output.push(piece)
     })
     child.stderr.on('data', (piece: Buffer) => {
-      if (stderr.length < STDERR_BYTES_MAX) stderr += piece.toString('utf8', 0, STDERR_BYTES_MAX)
+      if (stderr.length < COMMAND_STDERR_BYTES_MAX)
+        stderr += piece.toString('utf8', 0, COMMAND_STDERR_BYTES_MAX)
     })
     child.on('error', (error) => {
       failure ??= new LostError(`${name}: cannot start it: ${error.message}`, { cause: error })

@@ -5,7 +5,12 @@
  * It changes nothing and keeps no connection; a call takes 20 to 30 ms.
  */
 import { errorText, ProtocolError, RefusedError } from '../core/errors.ts'
-import { COMMAND_OUTPUT_BYTES_MAX, IMAGE_BYTES_MAX, VIRSH_DEADLINE_MS } from '../core/limits.ts'
+import {
+  COMMAND_OUTPUT_BYTES_MAX,
+  IMAGE_BYTES_MAX,
+  LIBVIRT_DISK_CALLS_MAX,
+  VIRSH_DEADLINE_MS,
+} from '../core/limits.ts'
 import { CommandError, type RunCommand, runCommand } from './command.ts'
 import { type DomainDisk, isGuestName, isUuid, parseDomain } from './domain-xml.ts'
 
@@ -38,8 +43,6 @@ export interface LibvirtOptions {
   readonly run?: RunCommand
   readonly deadlineMs?: number
 }
-
-const DISK_CALLS_AT_ONCE = 4
 
 export class Libvirt {
   readonly #virsh: readonly string[]
@@ -78,7 +81,7 @@ export class Libvirt {
         disks[index] = { ...disk, capacity }
       }
     }
-    await Promise.all(Array.from({ length: DISK_CALLS_AT_ONCE }, work))
+    await Promise.all(Array.from({ length: LIBVIRT_DISK_CALLS_MAX }, work))
     return { name: domain.name, uuid, state, disks }
   }
 

@@ -9,6 +9,7 @@
  * killed daemon for some seconds, and connections that are established then shall end in a reset and not in silence.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
+import { NAT_ANCHOR_STDERR_CHARACTERS_MAX } from '../core/limits.ts'
 
 export interface NatAnchorOptions {
   readonly table: string
@@ -17,8 +18,6 @@ export interface NatAnchorOptions {
   /** It could not be made, or ended; without it a flush breaks running migrations, and nothing else. */
   readonly onProblem: (text: string) => void
 }
-
-const STDERR_CHARS_MAX = 1000
 
 export class NatAnchor {
   readonly #options: NatAnchorOptions
@@ -46,7 +45,7 @@ export class NatAnchor {
     this.#child = child
     let stderr = ''
     child.stderr.on('data', (piece: Buffer) => {
-      stderr = (stderr + piece.toString('utf8')).slice(0, STDERR_CHARS_MAX)
+      stderr = (stderr + piece.toString('utf8')).slice(0, NAT_ANCHOR_STDERR_CHARACTERS_MAX)
       this.#problem(stderr)
     })
     child.stdin.on('error', () => undefined) // it ended: 'close' tells

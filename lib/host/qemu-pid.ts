@@ -5,9 +5,8 @@
  */
 import { open, readFile } from 'node:fs/promises'
 import { ProtocolError, RefusedError } from '../core/errors.ts'
+import { COMMAND_LINE_BYTES_MAX } from '../core/limits.ts'
 import { isGuestName, isUuid } from './domain-xml.ts'
-
-const COMMAND_LINE_BYTES_MAX = 2 * 1024 * 1024
 
 /** Throws RefusedError when the guest has no running QEMU. */
 export async function qemuPid(

@@ -3,6 +3,7 @@
  * payload both ways with retransmissions, plus 40 (IPv4) or 60 (IPv6) bytes of headers and 12 of timestamps for each
  * segment. Works for connections of other processes too: at the side that was dialed, sshd has them.
  */
+import { SS_DEADLINE_MS, SS_OUTPUT_BYTES_MAX } from '../core/limits.ts'
 import { runCommand } from './command.ts'
 
 export interface TcpName {
@@ -17,9 +18,6 @@ export interface TcpCounts {
   readonly ipBytes: number
 }
 
-const DEADLINE_MS = 2000
-const OUTPUT_BYTES_MAX = 1024 * 1024
-
 /** By `${localAddress}:${localPort}-${remotePort}`; a connection that is gone is left out. Never rejects. */
 export async function tcpCounts(names: readonly TcpName[]): Promise<Map<string, TcpCounts>> {
   const counts = new Map<string, TcpCounts>()
@@ -27,8 +25,8 @@ export async function tcpCounts(names: readonly TcpName[]): Promise<Map<string, 
     // ss parses each word of its filter by itself.
     const filter = ['sport', '=', `:${name.localPort}`, 'and', 'dport', '=', `:${name.remotePort}`]
     const text = await runCommand(['ss', '-Htin', ...filter], {
-      deadlineMs: DEADLINE_MS,
-      outputBytesMax: OUTPUT_BYTES_MAX,
+      deadlineMs: SS_DEADLINE_MS,
+      outputBytesMax: SS_OUTPUT_BYTES_MAX,
     }).catch(() => '')
     const ipBytes = parseSs(text, name.localAddress.includes(':') && !name.localAddress.startsWith('::ffff:'))
     if (ipBytes !== undefined)

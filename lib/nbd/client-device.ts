@@ -7,6 +7,7 @@
 import type { Duplex } from 'node:stream'
 import type { BlockDevice, BlockSizes, DeviceFeatures, StatusExtent } from '../block/device.ts'
 import { LostError, ProtocolError, type SwamError } from '../core/errors.ts'
+import { NBD_RANGE_BYTES_MAX } from '../core/limits.ts'
 import type { ExportInfo } from './client.ts'
 import { PendingReply } from './pending-reply.ts'
 import * as nbd from './protocol/constants.ts'
@@ -107,7 +108,7 @@ export class ClientDevice implements BlockDevice {
       durability.flags |
       (options.noHole === true ? nbd.NBD_CMD_FLAG_NO_HOLE : 0) |
       (options.fastZero === true ? nbd.NBD_CMD_FLAG_FAST_ZERO : 0)
-    await this.#split(offset, length, nbd.NBD_RANGE_BYTES_MAX, (at, bytes) =>
+    await this.#split(offset, length, NBD_RANGE_BYTES_MAX, (at, bytes) =>
       this.#request({ command, offset: at, length: bytes, flags }),
     )
     if (durability.flushAfter) await this.flush()
@@ -118,7 +119,7 @@ export class ClientDevice implements BlockDevice {
     this.#require(this.features.trim, command)
     this.#check(command, offset, length)
     const { flags, flushAfter } = this.#durability(options.fua)
-    await this.#split(offset, length, nbd.NBD_RANGE_BYTES_MAX, (at, bytes) =>
+    await this.#split(offset, length, NBD_RANGE_BYTES_MAX, (at, bytes) =>
       this.#request({ command, offset: at, length: bytes, flags }),
     )
     if (flushAfter) await this.flush()
@@ -138,7 +139,7 @@ export class ClientDevice implements BlockDevice {
   async blockStatus(offset: number, length: number): Promise<readonly StatusExtent[]> {
     this.#check(nbd.NBD_CMD_BLOCK_STATUS, offset, length)
     if (this.#contextId === undefined) return [{ length, hole: false, zero: false }]
-    const asked = Math.min(length, nbd.NBD_RANGE_BYTES_MAX)
+    const asked = Math.min(length, NBD_RANGE_BYTES_MAX)
     const pending = await this.#request({ command: nbd.NBD_CMD_BLOCK_STATUS, offset, length: asked })
     return statusExtents(pending.extents ?? [], asked)
   }

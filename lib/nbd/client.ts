@@ -7,6 +7,7 @@
 import type { Duplex } from 'node:stream'
 import type { BlockDevice, BlockSizes, DeviceFeatures } from '../block/device.ts'
 import { LostError, ProtocolError, RefusedError } from '../core/errors.ts'
+import { NBD_EXPORTS_MAX, NBD_OPTIONS_MAX, NBD_PAYLOAD_BYTES_MAX } from '../core/limits.ts'
 import { ClientDevice } from './client-device.ts'
 import { deviceFeatures } from './features.ts'
 import * as nbd from './protocol/constants.ts'
@@ -55,7 +56,7 @@ export interface NbdNegotiation {
 type OptionReply = Extract<ServerMessage, { type: 'optionReply' }>
 
 /** What a server without NBD_INFO_BLOCK_SIZE is taken to allow ("Block size constraints"). */
-const DEFAULT_BLOCK_SIZES: BlockSizes = { minimum: 1, preferred: 4096, maximum: nbd.NBD_PAYLOAD_BYTES_MAX }
+const DEFAULT_BLOCK_SIZES: BlockSizes = { minimum: 1, preferred: 4096, maximum: NBD_PAYLOAD_BYTES_MAX }
 
 export async function negotiateNbd(stream: Duplex, options: NbdClientOptions = {}): Promise<NbdNegotiation> {
   const { signal } = options
@@ -132,8 +133,8 @@ class Negotiation implements NbdNegotiation {
         const reply = await this.#reply(nbd.NBD_OPT_LIST)
         if (reply.reply === nbd.NBD_REP_ACK) return names
         if (reply.reply !== nbd.NBD_REP_SERVER) throw refusal(reply, 'list of exports')
-        if (names.length >= nbd.NBD_EXPORTS_MAX) {
-          throw new ProtocolError(`NBD_OPT_LIST: more than ${nbd.NBD_EXPORTS_MAX} exports`)
+        if (names.length >= NBD_EXPORTS_MAX) {
+          throw new ProtocolError(`NBD_OPT_LIST: more than ${NBD_EXPORTS_MAX} exports`)
         }
         names.push(parseServerReply(reply.data))
       }
@@ -234,7 +235,7 @@ class Negotiation implements NbdNegotiation {
     let blockSizes = DEFAULT_BLOCK_SIZES
     let description: string | undefined
     let canonicalName = name
-    for (let replies = 0; replies < nbd.NBD_OPTIONS_MAX; replies++) {
+    for (let replies = 0; replies < NBD_OPTIONS_MAX; replies++) {
       const reply = await this.#reply(option)
       if (reply.reply === nbd.NBD_REP_ACK) {
         if (size === undefined) throw new ProtocolError(`${optionName(option)} '${name}': no NBD_INFO_EXPORT`)
@@ -250,7 +251,7 @@ class Negotiation implements NbdNegotiation {
       else if (info.type === 'name') canonicalName = info.text
       else if (info.type === 'description') description = info.text
     }
-    throw new ProtocolError(`${optionName(option)} '${name}': more than ${nbd.NBD_OPTIONS_MAX} replies`)
+    throw new ProtocolError(`${optionName(option)} '${name}': more than ${NBD_OPTIONS_MAX} replies`)
   }
 
   async #reply(option: number): Promise<OptionReply> {

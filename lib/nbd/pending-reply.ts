@@ -3,7 +3,8 @@
  * whole reply shows (chunks that overlap, data that are missing, a status that came twice), and settles the promise.
  */
 import { ProtocolError } from '../core/errors.ts'
-import { NBD_CMD_BLOCK_STATUS, NBD_CMD_READ, NBD_READ_PIECES_MAX } from './protocol/constants.ts'
+import { NBD_READ_PIECES_MAX } from '../core/limits.ts'
+import { NBD_CMD_BLOCK_STATUS, NBD_CMD_READ } from './protocol/constants.ts'
 import type { WireExtent } from './protocol/encode.ts'
 import { allowedErrno, refused } from './protocol/errno.ts'
 import { commandName } from './protocol/names.ts'

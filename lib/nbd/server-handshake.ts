@@ -7,6 +7,7 @@
 import type { Duplex } from 'node:stream'
 import type { BlockDevice, BlockSizes } from '../block/device.ts'
 import { errorText, ProtocolError } from '../core/errors.ts'
+import { NBD_OPTIONS_MAX, NBD_PAYLOAD_BYTES_MAX } from '../core/limits.ts'
 import { transmissionFlags } from './features.ts'
 import * as nbd from './protocol/constants.ts'
 import {
@@ -71,7 +72,7 @@ export class ServerHandshake {
   /** undefined: the client left without choosing. */
   async run(): Promise<ChosenExport | undefined> {
     this.#stream.write(encodeGreeting(HANDSHAKE_FLAGS))
-    for (let options = 0; options <= nbd.NBD_OPTIONS_MAX; options++) {
+    for (let options = 0; options <= NBD_OPTIONS_MAX; options++) {
       const message = await this.#pump.next()
       if (message === undefined) return undefined
       if (message.type === 'clientFlags') {
@@ -82,9 +83,7 @@ export class ServerHandshake {
       if (outcome === 'leave') return undefined
       if (outcome !== 'next') return this.#agreement(outcome)
     }
-    throw new ProtocolError(
-      `NBD handshake: more than ${nbd.NBD_OPTIONS_MAX} options without choosing an export`,
-    )
+    throw new ProtocolError(`NBD handshake: more than ${NBD_OPTIONS_MAX} options without choosing an export`)
   }
 
   async closeDevice(): Promise<void> {
@@ -249,7 +248,7 @@ function expectEmpty(option: number, data: Buffer): void {
 
 /** A device's block sizes within what the protocol can say and this server can hold. */
 function wireBlockSizes(sizes: BlockSizes): BlockSizes {
-  const ceiling = Math.min(sizes.maximum, nbd.NBD_PAYLOAD_BYTES_MAX)
+  const ceiling = Math.min(sizes.maximum, NBD_PAYLOAD_BYTES_MAX)
   return {
     minimum: sizes.minimum,
     preferred: Math.max(sizes.preferred, sizes.minimum, 512),

@@ -6,7 +6,7 @@
  */
 import type { Duplex } from 'node:stream'
 import type { BlockDevice } from '../block/device.ts'
-import { NBD_IN_FLIGHT_BYTES_MAX, NBD_REQUESTS_MAX } from './protocol/constants.ts'
+import { NBD_IN_FLIGHT_BYTES_MAX, NBD_REQUESTS_MAX } from '../core/limits.ts'
 import { ServerHandshake } from './server-handshake.ts'
 import { Transmission } from './transmission.ts'
 

@@ -11,6 +11,7 @@
 import type { Duplex } from 'node:stream'
 import type { BlockDevice, StatusExtent } from '../block/device.ts'
 import { errorText, LostError } from '../core/errors.ts'
+import { NBD_PAYLOAD_BYTES_MAX, NBD_REPLY_EXTENTS_MAX } from '../core/limits.ts'
 import * as nbd from './protocol/constants.ts'
 import { type NbdRequest, RequestDecoder } from './protocol/decode.ts'
 import {
@@ -36,7 +37,7 @@ export class Transmission {
   readonly #chosen: ChosenExport
   readonly #device: BlockDevice
   readonly #limits: TransmissionLimits
-  readonly #decoder: RequestDecoder = new RequestDecoder({ payloadBytesMax: nbd.NBD_PAYLOAD_BYTES_MAX })
+  readonly #decoder: RequestDecoder = new RequestDecoder({ payloadBytesMax: NBD_PAYLOAD_BYTES_MAX })
   /** Requests of the current chunk that are not taken yet. */
   #requests: Generator<NbdRequest, void, undefined> | undefined
   #inFlight = 0
@@ -186,7 +187,7 @@ export class Transmission {
       }
       case 'blockStatus': {
         const extents = await device.blockStatus(offset, length)
-        const count = (flags & nbd.NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : nbd.NBD_REPLY_EXTENTS_MAX
+        const count = (flags & nbd.NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : NBD_REPLY_EXTENTS_MAX
         const wire = wireExtents(extents, length, count)
         this.#send(encodeStatusChunk(cookie, ALLOCATION_CONTEXT_ID, wire, true))
         return

@@ -7,17 +7,18 @@
 import { chmod, lstat, unlink } from 'node:fs/promises'
 import { connect, createServer, type Server, type Socket } from 'node:net'
 import { errorText, ProtocolError, RefusedError, SwamError, TimeoutError } from '../core/errors.ts'
-import { CHANNELS_MAX, commonFeatures, type Hello, PROTOCOL_VERSION } from '../wire/hello.ts'
-import { Bundle } from './bundle.ts'
-import { FrameChannel } from './channel.ts'
-import { receiveHello, refuse, sendHello } from './handshake.ts'
 import {
   BUNDLES_MAX,
+  CHANNELS_MAX,
   HALF_OPEN_BUNDLES_MAX,
   HALF_OPEN_MS_MAX,
   IN_FLIGHT_BYTES_MAX,
   PREAMBLE_BYTES_MAX,
-} from './limits.ts'
+} from '../core/limits.ts'
+import { commonFeatures, type Hello, PROTOCOL_VERSION } from '../wire/hello.ts'
+import { Bundle } from './bundle.ts'
+import { FrameChannel } from './channel.ts'
+import { receiveHello, refuse, sendHello } from './handshake.ts'
 import type { BundleConnection, BundleTuning } from './options.ts'
 import { parsePreamble, readPreamble } from './preamble.ts'
 

@@ -8,6 +8,17 @@
  * frames mean.
  */
 import { errorText, LostError, ProtocolError } from '../core/errors.ts'
+import {
+  ABORT_REASON_BYTES_MAX,
+  CLOSE_MS_MAX,
+  CONTROL_EXTRA_BYTES,
+  CONTROL_EXTRA_FRAMES,
+  FRAME_PAYLOAD_BYTES_MAX,
+  IN_FLIGHT_BYTES_MAX,
+  IN_FLIGHT_FRAMES_MAX,
+  PING_INTERVAL_MS,
+  SILENCE_MS_MAX,
+} from '../core/limits.ts'
 import { KIB } from '../core/units.ts'
 import {
   APPLICATION_TYPE_MIN,
@@ -19,7 +30,6 @@ import {
   FRAME_CLOSE,
   FRAME_CONTROL,
   FRAME_HEADER_BYTES,
-  FRAME_PAYLOAD_BYTES_MAX,
   FRAME_PING,
   FRAME_PONG,
   type Frame,
@@ -29,16 +39,6 @@ import {
 import type { BundleKind } from '../wire/hello.ts'
 import type { FrameChannel } from './channel.ts'
 import { Keepalive } from './keepalive.ts'
-import {
-  ABORT_REASON_BYTES_MAX,
-  CLOSE_MS_MAX,
-  CONTROL_EXTRA_BYTES,
-  CONTROL_EXTRA_FRAMES,
-  IN_FLIGHT_BYTES_MAX,
-  IN_FLIGHT_FRAMES_MAX,
-  PING_INTERVAL_MS,
-  SILENCE_MS_MAX,
-} from './limits.ts'
 import type { BundleConnection, BundleOptions, FrameHandler } from './options.ts'
 import { Pacing } from './pacing.ts'
 import { frameBytes, type QueuedFrame, SendQueue } from './queue.ts'

@@ -6,13 +6,12 @@
  */
 import type { Duplex } from 'node:stream'
 import { LostError, ProtocolError } from '../core/errors.ts'
+import { CHANNEL_BACKLOG_BYTES_MAX, CHANNEL_END_MS } from '../core/limits.ts'
 import { KIB } from '../core/units.ts'
 import { encodeFrameHeader, type Frame, type FrameClass, FrameDecoder } from '../wire/frame.ts'
-import { CHANNEL_BACKLOG_BYTES_MAX } from './limits.ts'
 
 /** Below this a frame is copied into one buffer: cheaper than a second packet or a longer writev. */
 const COPY_BYTES_MAX = 16 * KIB
-const END_MS = 1000
 
 export interface FrameChannelHandlers {
   frame(frame: Frame): void
@@ -115,7 +114,7 @@ export class FrameChannel {
     const duplex = this.#duplex
     if (duplex.destroyed) return
     duplex.resume()
-    const timer = setTimeout(() => duplex.destroy(), END_MS)
+    const timer = setTimeout(() => duplex.destroy(), CHANNEL_END_MS)
     timer.unref()
     duplex.once('close', () => clearTimeout(timer))
     duplex.end(() => {

@@ -4,11 +4,11 @@
  */
 import { randomBytes } from 'node:crypto'
 import { Duplex, duplexPair } from 'node:stream'
+import { IN_FLIGHT_BYTES_MAX } from '../core/limits.ts'
 import { type BundleKind, commonFeatures, type Hello, PROTOCOL_VERSION } from '../wire/hello.ts'
 import { Bundle } from './bundle.ts'
 import { FrameChannel } from './channel.ts'
 import { greet, receiveHello, sendHello } from './handshake.ts'
-import { IN_FLIGHT_BYTES_MAX } from './limits.ts'
 import type { BundleTuning } from './options.ts'
 
 export interface MemoryOptions extends BundleTuning {

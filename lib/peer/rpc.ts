@@ -4,9 +4,9 @@
  * bundle. It does not retry: a call whose bundle was lost rejects with LostError.
  */
 import { errorText, LostError, ProtocolError, RefusedError, SwamError, TimeoutError } from '../core/errors.ts'
+import { RPC_BYTES_MAX, RPC_CALLS_MAX, RPC_TIMEOUT_MS } from '../core/limits.ts'
 import { FRAME_CONTROL } from '../wire/frame.ts'
 import type { Bundle } from './bundle.ts'
-import { RPC_BYTES_MAX, RPC_CALLS_MAX, RPC_TIMEOUT_MS } from './limits.ts'
 import type { FrameHandler } from './options.ts'
 
 export const RPC_REQUEST: number = 64

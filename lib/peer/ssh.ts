@@ -10,17 +10,18 @@ import { createRequire } from 'node:module'
 import { connect, type Socket } from 'node:net'
 import ssh2, { type Client, type ClientChannel } from 'ssh2'
 import { errorText, LostError, RefusedError, TimeoutError } from '../core/errors.ts'
-import { type BundleKind, CHANNELS_MAX, commonFeatures, type Hello, PROTOCOL_VERSION } from '../wire/hello.ts'
+import {
+  CHANNELS_MAX,
+  DIAL_MS_MAX,
+  IN_FLIGHT_BYTES_MAX,
+  PEER_STDERR_BYTES_MAX,
+  PING_INTERVAL_MS,
+  SILENCE_MS_MAX,
+} from '../core/limits.ts'
+import { type BundleKind, commonFeatures, type Hello, PROTOCOL_VERSION } from '../wire/hello.ts'
 import { Bundle } from './bundle.ts'
 import { FrameChannel } from './channel.ts'
 import { greet } from './handshake.ts'
-import {
-  DIAL_MS_MAX,
-  IN_FLIGHT_BYTES_MAX,
-  PING_INTERVAL_MS,
-  SILENCE_MS_MAX,
-  STDERR_BYTES_MAX,
-} from './limits.ts'
 import type { BundleTuning } from './options.ts'
 
 export interface DialOptions extends BundleTuning {
@@ -234,7 +235,7 @@ async function openChannel(client: Client, own: Hello): Promise<{ channel: Frame
     stream.on('close', () => resolve())
   })
   stream.stderr.on('data', (bytes: Buffer) => {
-    if (said.length < STDERR_BYTES_MAX) said += bytes.toString('utf8')
+    if (said.length < PEER_STDERR_BYTES_MAX) said += bytes.toString('utf8')
   })
   stream.stderr.on('error', () => undefined)
   const channel = new FrameChannel(stream)

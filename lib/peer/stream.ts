@@ -8,9 +8,14 @@
  */
 import { Duplex } from 'node:stream'
 import { errorText, LostError, ProtocolError, RefusedError } from '../core/errors.ts'
+import {
+  STREAM_CHUNK_BYTES_MAX,
+  STREAM_META_BYTES_MAX,
+  STREAM_WINDOW_BYTES,
+  STREAMS_MAX,
+} from '../core/limits.ts'
 import { FRAME_CONTROL, FRAME_RAM } from '../wire/frame.ts'
 import type { Bundle } from './bundle.ts'
-import { STREAM_CHUNK_BYTES_MAX, STREAM_META_BYTES_MAX, STREAM_WINDOW_BYTES, STREAMS_MAX } from './limits.ts'
 
 /** u32 id, JSON meta. */
 export const STREAM_OPEN: number = 48

@@ -9,13 +9,11 @@
  */
 import { constants, zstdCompressSync, zstdDecompressSync } from 'node:zlib'
 import { errorText, ProtocolError } from '../core/errors.ts'
-import { KIB } from '../core/units.ts'
+import { RAM_BLOCK_BYTES_MAX, RAM_ZSTD_WINDOW_LOG_MAX } from '../core/limits.ts'
 
 export const BLOCK_HEADER_BYTES: number = 9
-export const BLOCK_RAW_BYTES_MAX: number = 128 * KIB
 /** Below this a block costs more time than it saves. */
 const COMPRESS_BYTES_MIN = 512
-const WINDOW_LOG_MAX = 18
 const CODEC_RAW = 0
 const CODEC_ZSTD = 1
 /** After a block that did not shrink, this many are not tried: the guest's memory there is random or encrypted. */
@@ -27,8 +25,8 @@ export class BlockEncoder {
   /** Pieces to be written one after another. @param compress whether it is worth the time now */
   encode(bytes: Buffer, compress: boolean): Buffer[] {
     const pieces: Buffer[] = []
-    for (let at = 0; at < bytes.length; at += BLOCK_RAW_BYTES_MAX) {
-      const raw = bytes.subarray(at, Math.min(bytes.length, at + BLOCK_RAW_BYTES_MAX))
+    for (let at = 0; at < bytes.length; at += RAM_BLOCK_BYTES_MAX) {
+      const raw = bytes.subarray(at, Math.min(bytes.length, at + RAM_BLOCK_BYTES_MAX))
       const packed = this.#compressed(raw, compress)
       const header = Buffer.allocUnsafe(BLOCK_HEADER_BYTES)
       header.writeUInt8(packed === undefined ? CODEC_RAW : CODEC_ZSTD, 0)
@@ -97,8 +95,8 @@ export class BlockDecoder {
     const codec = header.readUInt8(0)
     const rawLength = header.readUInt32BE(1)
     const codedLength = header.readUInt32BE(5)
-    if (rawLength === 0 || rawLength > BLOCK_RAW_BYTES_MAX) {
-      throw new ProtocolError(`stream block of ${rawLength} bytes, expected 1 to ${BLOCK_RAW_BYTES_MAX}`)
+    if (rawLength === 0 || rawLength > RAM_BLOCK_BYTES_MAX) {
+      throw new ProtocolError(`stream block of ${rawLength} bytes, expected 1 to ${RAM_BLOCK_BYTES_MAX}`)
     }
     const valid =
       codec === CODEC_RAW ? codedLength === rawLength : codec === CODEC_ZSTD && codedLength < rawLength
@@ -116,7 +114,7 @@ export class BlockDecoder {
     try {
       raw = zstdDecompressSync(body, {
         maxOutputLength: this.#rawLength,
-        params: { [constants.ZSTD_d_windowLogMax]: WINDOW_LOG_MAX },
+        params: { [constants.ZSTD_d_windowLogMax]: RAM_ZSTD_WINDOW_LOG_MAX },
       })
     } catch (error) {
       throw new ProtocolError(`stream block: not zstd of ${this.#rawLength} bytes: ${errorText(error)}`)

@@ -7,6 +7,15 @@
  * Numbers are big-endian. Ceilings are checked before anything is allocated.
  */
 import { ProtocolError } from '../core/errors.ts'
+import {
+  CHUNK_BYTES_MAX,
+  DESCRIBE_CHUNKS_MAX,
+  EXPORT_NAME_BYTES_MAX,
+  LITERAL_BYTES_MAX,
+  LITERAL_CHUNKS_MAX,
+  MIGRATION_DISKS_MAX,
+  SEQ_RUNS_MAX,
+} from '../core/limits.ts'
 import { PayloadReader, PayloadWriter } from './bytes.ts'
 
 export const DISK_OPEN: number = 16
@@ -24,15 +33,6 @@ export const DISK_READ_REPLY: number = 27
 export const DISK_CLOSE: number = 28
 
 export const DIGEST_BYTES: number = 32
-/** Chunks in one DESCRIBE: a run of 16 MiB in chunks of the smallest size, and some. */
-export const DESCRIBE_CHUNKS_MAX: number = 1100
-/** Uncompressed bytes in one LITERAL, and bytes in one READ. */
-export const LITERAL_BYTES_MAX: number = 1024 * 1024
-export const CHUNK_BYTES_MAX: number = 256 * 1024
-export const LITERAL_CHUNKS_MAX: number = 1024
-export const RUNS_MAX: number = 4096
-export const NAME_BYTES_MAX: number = 4096
-const DISKS_MAX = 64
 
 /** Where the receiver found the bytes of a chunk. The order is part of the protocol. */
 export const SOURCES = [
@@ -103,7 +103,7 @@ export interface EncodedMessage {
 
 function text(value: string): Buffer {
   const bytes = Buffer.from(value, 'utf8')
-  return bytes.length <= NAME_BYTES_MAX ? bytes : bytes.subarray(0, NAME_BYTES_MAX)
+  return bytes.length <= EXPORT_NAME_BYTES_MAX ? bytes : bytes.subarray(0, EXPORT_NAME_BYTES_MAX)
 }
 
 export function encodeDiskMessage(message: DiskMessage): EncodedMessage {
@@ -236,7 +236,7 @@ function literal(head: Head, reader: PayloadReader): DiskMessage {
 export function decodeDiskMessage(type: number, payload: Buffer): DiskMessage {
   const reader = new PayloadReader(`disk message ${type}`, payload)
   const head: Head = { disk: reader.u16('disk'), epoch: reader.u32('epoch') }
-  if (head.disk >= DISKS_MAX)
+  if (head.disk >= MIGRATION_DISKS_MAX)
     throw new ProtocolError(`disk message ${type}: disk ${head.disk}, expected 0 to 63`)
   const message = decodeBody(type, head, reader)
   reader.end()
@@ -250,21 +250,21 @@ function decodeBody(type: number, head: Head, reader: PayloadReader): DiskMessag
         ...head,
         type: 'open',
         port: reader.u16('port'),
-        exportName: reader.text('export name', NAME_BYTES_MAX),
+        exportName: reader.text('export name', EXPORT_NAME_BYTES_MAX),
       }
     case DISK_OPENED:
       return {
         ...head,
         type: 'opened',
         errno: reader.u32('errno'),
-        text: reader.text('text', NAME_BYTES_MAX),
+        text: reader.text('text', EXPORT_NAME_BYTES_MAX),
       }
     case DISK_FAILED:
       return {
         ...head,
         type: 'failed',
         errno: reader.u32('errno'),
-        text: reader.text('text', NAME_BYTES_MAX),
+        text: reader.text('text', EXPORT_NAME_BYTES_MAX),
       }
     case DISK_DESCRIBE:
       return describe(head, reader)
@@ -283,7 +283,7 @@ function decodeBody(type: number, head: Head, reader: PayloadReader): DiskMessag
     }
     case DISK_WANT: {
       const runs: SeqRun[] = []
-      for (let left = count(reader, 'WANT', RUNS_MAX); left > 0; left--) {
+      for (let left = count(reader, 'WANT', SEQ_RUNS_MAX); left > 0; left--) {
         runs.push({ first: reader.u64('first'), count: runCount(reader, 'WANT') })
       }
       return { ...head, type: 'want', runs }
@@ -292,7 +292,7 @@ function decodeBody(type: number, head: Head, reader: PayloadReader): DiskMessag
       return literal(head, reader)
     case DISK_APPLIED: {
       const runs: AppliedRun[] = []
-      for (let left = count(reader, 'APPLIED', RUNS_MAX); left > 0; left--) {
+      for (let left = count(reader, 'APPLIED', SEQ_RUNS_MAX); left > 0; left--) {
         const run = { first: reader.u64('first'), count: runCount(reader, 'APPLIED') }
         const source = SOURCES[reader.u8('source')]
         if (source === undefined) throw new ProtocolError('APPLIED: unknown source')

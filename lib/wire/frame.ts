@@ -9,11 +9,9 @@
  * acted on as they arrive and have sequence 0. What a payload means is not decided here.
  */
 import { ProtocolError } from '../core/errors.ts'
-import { KIB, MIB } from '../core/units.ts'
+import { FRAME_PAYLOAD_BYTES_MAX } from '../core/limits.ts'
 
 export const FRAME_HEADER_BYTES: number = 12
-/** A payload of 1 MiB and the fields around it. Checked before anything is allocated. */
-export const FRAME_PAYLOAD_BYTES_MAX: number = MIB + 4 * KIB
 export const SEQUENCE_MAX: number = 2 ** 48 - 1
 
 /** First frame of each channel, both ways. See hello.ts. */

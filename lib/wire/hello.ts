@@ -7,16 +7,16 @@
  * answered with a REFUSE frame (JSON) that says why. Whether the peer is allowed to speak at all is sshd's matter.
  */
 import { ProtocolError, RefusedError } from '../core/errors.ts'
-import { KIB, MIB } from '../core/units.ts'
+import {
+  CHANNELS_MAX,
+  HELLO_BYTES_MAX,
+  HELLO_FEATURES_MAX,
+  HELLO_NAME_CHARACTERS_MAX,
+  HELLO_WINDOW_BYTES_MAX,
+  HELLO_WINDOW_BYTES_MIN,
+} from '../core/limits.ts'
 
 export const PROTOCOL_VERSION: number = 1
-export const HELLO_BYTES_MAX: number = 4 * KIB
-export const CHANNELS_MAX: number = 8
-export const FEATURES_MAX: number = 64
-export const NAME_CHARS_MAX: number = 255
-/** What a receiver may be asked to hold undelivered. */
-export const WINDOW_BYTES_MIN: number = 256 * KIB
-export const WINDOW_BYTES_MAX: number = 1024 * MIB
 
 const MAGIC = Buffer.from('SWAM', 'latin1')
 const PREFIX_BYTES = 6
@@ -82,7 +82,12 @@ export function decodeHello(payload: Buffer, ownVersion: number = PROTOCOL_VERSI
     kind,
     channel: integer(fields, 'channel', 0, channels - 1),
     channels,
-    name: matching(fields, 'name', /^[^\p{C}]{1,255}$/u, `a name of 1 to ${NAME_CHARS_MAX} characters`),
+    name: matching(
+      fields,
+      'name',
+      /^[^\p{C}]{1,255}$/u,
+      `a name of 1 to ${HELLO_NAME_CHARACTERS_MAX} characters`,
+    ),
     migration: matching(
       fields,
       'migration',
@@ -90,7 +95,7 @@ export function decodeHello(payload: Buffer, ownVersion: number = PROTOCOL_VERSI
       'a uuid or nothing',
     ),
     features: features(fields),
-    windowBytes: integer(fields, 'windowBytes', WINDOW_BYTES_MIN, WINDOW_BYTES_MAX),
+    windowBytes: integer(fields, 'windowBytes', HELLO_WINDOW_BYTES_MIN, HELLO_WINDOW_BYTES_MAX),
   }
 }
 
@@ -151,10 +156,12 @@ function features(fields: Record<string, unknown>): string[] {
   const value = fields['features']
   if (
     !Array.isArray(value) ||
-    value.length > FEATURES_MAX ||
+    value.length > HELLO_FEATURES_MAX ||
     !value.every((name) => typeof name === 'string' && /^[a-z0-9-]{1,32}$/.test(name))
   ) {
-    throw new ProtocolError(`hello: features is ${show(value)}, expected at most ${FEATURES_MAX} short names`)
+    throw new ProtocolError(
+      `hello: features is ${show(value)}, expected at most ${HELLO_FEATURES_MAX} short names`,
+    )
   }
   return value as string[]
 }

@@ -15,7 +15,12 @@ import {
   type HookRequest,
 } from '../../hooks/decision.ts'
 import { errorText, ProtocolError, RefusedError, TimeoutError } from '../../lib/core/errors.ts'
-import { DOMAIN_XML_BYTES_MAX, GUEST_DISKS_MAX, HOOK_LATER_DEADLINE_MS } from '../../lib/core/limits.ts'
+import {
+  DOMAIN_XML_BYTES_MAX,
+  GUEST_DISKS_MAX,
+  HOOK_LATER_DEADLINE_MS,
+  HOOK_MESSAGE_CHARACTERS_MAX,
+} from '../../lib/core/limits.ts'
 import { parseDomain } from '../../lib/host/domain-xml.ts'
 import { listeningPorts } from '../../lib/host/procnet.ts'
 import { qemuPid } from '../../lib/host/qemu-pid.ts'
@@ -28,8 +33,6 @@ import { plainText } from './format.ts'
 
 export const HOOK_SOCKET_NAME: string = 'hook.sock'
 
-const MESSAGE_CHARACTERS_MAX = 500
-
 export interface HookInput {
   readonly argv: readonly string[]
   readonly stdin: AsyncIterable<Buffer>
@@ -38,7 +41,7 @@ export interface HookInput {
 /** Gives the exit code: 0, or 10 when a strict host refuses. Never throws. */
 export async function hookCommand(input: HookInput, options: GlobalOptions, output: Output): Promise<number> {
   const say = (text: string): void =>
-    output.err(`swam: ${plainText(text).slice(0, MESSAGE_CHARACTERS_MAX)}\n`)
+    output.err(`swam: ${plainText(text).slice(0, HOOK_MESSAGE_CHARACTERS_MAX)}\n`)
   let config: Config
   try {
     config = await loadConfig(options.config ?? DEFAULT_CONFIG_PATH)

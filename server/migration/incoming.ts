@@ -11,10 +11,16 @@ import { connect, type Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
 import type { ImageStock } from '../../lib/catalog/stock.ts'
 import { errorText, LostError, ProtocolError, RefusedError, TimeoutError } from '../../lib/core/errors.ts'
+import {
+  MIGRATION_DISKS_MAX,
+  QEMU_CONNECT_MS,
+  SESSION_ENTRIES_MAX,
+  TARGET_SCAN_WAIT_MS,
+} from '../../lib/core/limits.ts'
 import type { Log } from '../../lib/core/log.ts'
 import { DiskAccount } from '../../lib/engine/account.ts'
 import { CLASS_CONTROL, type DiskEndpoint, DiskLink } from '../../lib/engine/link.ts'
-import { DiskReceiver, SESSION_ENTRIES_MAX } from '../../lib/engine/receiver.ts'
+import { DiskReceiver } from '../../lib/engine/receiver.ts'
 import { StockSource } from '../../lib/engine/stock-source.ts'
 import { negotiateNbd } from '../../lib/nbd/client.ts'
 import type { Bundle } from '../../lib/peer/bundle.ts'
@@ -49,9 +55,6 @@ export interface IncomingOptions {
   readonly onEnd: (migration: IncomingMigration) => void
 }
 
-const CONNECT_MS = 5000
-const SCAN_MS = 500
-const DISKS_MAX = 64
 const GREETING = Buffer.from('NBDMAGIC')
 const EIO = 5
 
@@ -203,7 +206,7 @@ export class IncomingMigration {
       const negotiation = await negotiateNbd(socket)
       const names = await negotiation.list()
       exports = []
-      for (const name of names.slice(0, DISKS_MAX)) {
+      for (const name of names.slice(0, MIGRATION_DISKS_MAX)) {
         const { size, blockSizes } = await negotiation.info(name)
         exports.push({ name, size, blockSizes })
       }
@@ -228,7 +231,7 @@ export class IncomingMigration {
 
   #opened(message: DiskMessage): DiskEndpoint | undefined {
     if (message.type !== 'open') return undefined
-    if (this.#opening.has(message.disk) || this.#opening.size >= DISKS_MAX) {
+    if (this.#opening.has(message.disk) || this.#opening.size >= MIGRATION_DISKS_MAX) {
       throw new ProtocolError(`OPEN of disk ${message.disk}: it was opened before, or there are too many`)
     }
     this.#opening.add(message.disk)
@@ -271,7 +274,10 @@ export class IncomingMigration {
     })
     this.record.addDisk(account)
     // A large fragmented image takes longer: what is not known by then is read and compared.
-    await Promise.race([receiver.scanTarget(), new Promise((resolve) => setTimeout(resolve, SCAN_MS))])
+    await Promise.race([
+      receiver.scanTarget(),
+      new Promise((resolve) => setTimeout(resolve, TARGET_SCAN_WAIT_MS)),
+    ])
   }
 
   // ---- the end -----------------------------------------------------------------------------------------------
@@ -309,8 +315,10 @@ function connected(socket: Socket, port: number): Promise<void> {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => {
       socket.destroy()
-      reject(new TimeoutError(`connect to port ${port} of the new QEMU: not connected in ${CONNECT_MS} ms`))
-    }, CONNECT_MS)
+      reject(
+        new TimeoutError(`connect to port ${port} of the new QEMU: not connected in ${QEMU_CONNECT_MS} ms`),
+      )
+    }, QEMU_CONNECT_MS)
     socket.once('connect', () => {
       clearTimeout(timer)
       resolve()

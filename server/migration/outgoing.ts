@@ -15,6 +15,12 @@ import type { BlockDevice, BlockSizes } from '../../lib/block/device.ts'
 import type { DescribedRun } from '../../lib/chunk/describer.ts'
 import type { SlabPool } from '../../lib/chunk/slab.ts'
 import { errorText, LostError, RefusedError } from '../../lib/core/errors.ts'
+import {
+  MIGRATION_ANNOUNCED_MS,
+  MIGRATION_CAUGHT_PORTS_MAX,
+  MIGRATION_IDLE_MS,
+  MIGRATION_LINGER_MS,
+} from '../../lib/core/limits.ts'
 import type { Log } from '../../lib/core/log.ts'
 import { DiskAccount } from '../../lib/engine/account.ts'
 import { DiskLink } from '../../lib/engine/link.ts'
@@ -67,13 +73,6 @@ interface Port {
   undecided: Set<() => void>
 }
 
-/** After the last connection is gone: the time in which another one may still come. */
-const LINGER_MS = 1500
-/** Armed, and nothing came. */
-const IDLE_MS = 60_000
-const ANNOUNCED_MS = 120_000
-const PORTS_MAX = 8
-
 export class OutgoingMigration {
   readonly record: MigrationRecord
   readonly #options: OutgoingOptions
@@ -98,7 +97,7 @@ export class OutgoingMigration {
       peer: options.peer,
       direction: 'out',
     })
-    this.#wait(ANNOUNCED_MS, 'the far side announced it and never armed it')
+    this.#wait(MIGRATION_ANNOUNCED_MS, 'the far side announced it and never armed it')
   }
 
   get id(): string {
@@ -139,12 +138,13 @@ export class OutgoingMigration {
     if (this.#disk === undefined || this.#ram === undefined) {
       throw new RefusedError(`migration ${this.id}: armed before its channels were there`)
     }
-    if (ports.length > PORTS_MAX) throw new RefusedError(`migration ${this.id}: ${ports.length} ports`)
+    if (ports.length > MIGRATION_CAUGHT_PORTS_MAX)
+      throw new RefusedError(`migration ${this.id}: ${ports.length} ports`)
     for (const port of ports) {
       if (this.#ports.has(port)) continue
       this.#ports.set(port, await this.#listen(port))
     }
-    this.#wait(IDLE_MS, 'no connection came within a minute of the redirect')
+    this.#wait(MIGRATION_IDLE_MS, 'no connection came within a minute of the redirect')
   }
 
   /** What the far side found a port to be, before it answered anything on it. */
@@ -373,7 +373,7 @@ export class OutgoingMigration {
   #connectionGone(): void {
     if (this.#ended || this.#sockets.size > 0) return
     clearTimeout(this.#timer)
-    this.#timer = setTimeout(() => void this.#finish(), LINGER_MS)
+    this.#timer = setTimeout(() => void this.#finish(), MIGRATION_LINGER_MS)
   }
 
   async #finish(): Promise<void> {

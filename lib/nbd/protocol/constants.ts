@@ -1,7 +1,7 @@
 /**
  * Every number of the NBD protocol that SWAM uses or recognises, under the names of the specification
  * (doc/proto.md in the NetworkBlockDevice/nbd repository) and in its order. Numbers that SWAM only recognises, to name
- * them in a log or to refuse them, are here too. The ceilings at the end are ours; all limits of the codec are here.
+ * them in a log or to refuse them, are here too. Ceilings of our own are in lib/core/limits.ts.
  */
 
 // Handshake: magic numbers ("Newstyle negotiation", "Oldstyle negotiation").
@@ -132,27 +132,3 @@ export const NBD_STRUCTURED_REPLY_BYTES = 20
 
 /** "Strings": no string of the protocol may be longer. */
 export const NBD_STRING_BYTES_MAX = 4096
-/** Ceiling of one READ or WRITE payload: what a client may assume when no block sizes were negotiated. */
-export const NBD_PAYLOAD_BYTES_MAX: number = 32 * 1024 * 1024
-/** Ceiling of the data of one option: a name and the queries of one metadata request fit many times over. */
-export const NBD_OPTION_BYTES_MAX: number = 64 * 1024
-/** Ceiling of the data of one option reply: a name and a description of full length, and the fields around them. */
-export const NBD_OPTION_REPLY_BYTES_MAX: number = 64 * 1024
-/** Ceiling of the extents of one BLOCK_STATUS reply (nbdkit sends up to 2^20 of them). */
-export const NBD_STATUS_EXTENTS_MAX: number = 1024 * 1024
-/** Ceiling of an error chunk: its fields and a message of full length, twice over for fields not known today. */
-export const NBD_ERROR_CHUNK_BYTES_MAX: number = 2 * NBD_STRING_BYTES_MAX
-/** WRITE_ZEROES, TRIM and BLOCK_STATUS carry a 32-bit length; the client asks for at most this much at a time. */
-export const NBD_RANGE_BYTES_MAX: number = 1024 * 1024 * 1024
-/** Options that one client may send before it chooses an export. */
-export const NBD_OPTIONS_MAX = 1024
-/** Server: requests handed to the device and not answered yet. Enough for QEMU's 16, nbdcopy's 64 and then some. */
-export const NBD_REQUESTS_MAX = 256
-/** Server: bytes of WRITE payloads and READ replies held at a time; one payload more may be arriving. */
-export const NBD_IN_FLIGHT_BYTES_MAX: number = 2 * NBD_PAYLOAD_BYTES_MAX
-/** Server: extents of one BLOCK_STATUS reply (512 KiB); a client asks again for the rest. */
-export const NBD_REPLY_EXTENTS_MAX = 65536
-/** Client: separate pieces that the data of one READ may arrive in at a time; neighbours count as one. */
-export const NBD_READ_PIECES_MAX = 1024
-/** Exports that the client accepts in one list. */
-export const NBD_EXPORTS_MAX = 10_000

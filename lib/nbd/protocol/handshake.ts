@@ -5,6 +5,7 @@
  * options.ts.
  */
 import { ProtocolError } from '../../core/errors.ts'
+import { NBD_OPTION_BYTES_MAX, NBD_OPTION_REPLY_BYTES_MAX } from '../../core/limits.ts'
 import {
   NBD_CLIENT_FLAGS_BYTES,
   NBD_CLISERV_MAGIC,
@@ -12,9 +13,7 @@ import {
   NBD_EXPORT_REPLY_ZEROES_BYTES,
   NBD_GREETING_BYTES,
   NBD_INIT_MAGIC,
-  NBD_OPTION_BYTES_MAX,
   NBD_OPTION_HEADER_BYTES,
-  NBD_OPTION_REPLY_BYTES_MAX,
   NBD_OPTION_REPLY_HEADER_BYTES,
   NBD_OPTS_MAGIC,
   NBD_REP_MAGIC,

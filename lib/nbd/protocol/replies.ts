@@ -6,8 +6,8 @@
  * that a reply is complete is judged by the owner, who sees all chunks of a request.
  */
 import { ProtocolError } from '../../core/errors.ts'
+import { NBD_ERROR_CHUNK_BYTES_MAX, NBD_STATUS_EXTENTS_MAX } from '../../core/limits.ts'
 import {
-  NBD_ERROR_CHUNK_BYTES_MAX,
   NBD_REPLY_FLAG_DONE,
   NBD_REPLY_TYPE_BLOCK_STATUS,
   NBD_REPLY_TYPE_ERROR_OFFSET,
@@ -17,7 +17,6 @@ import {
   NBD_REPLY_TYPE_OFFSET_HOLE,
   NBD_SIMPLE_REPLY_BYTES,
   NBD_SIMPLE_REPLY_MAGIC,
-  NBD_STATUS_EXTENTS_MAX,
   NBD_STRUCTURED_REPLY_BYTES,
   NBD_STRUCTURED_REPLY_MAGIC,
 } from './constants.ts'

@@ -1,11 +1,12 @@
 /** The describer on real threads: what it describes, in which order, and what happens when a thread dies. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { DESCRIBE_BYTES_MAX, type DescribedRun, Describer } from '../../../lib/chunk/describer.ts'
+import { type DescribedRun, Describer } from '../../../lib/chunk/describer.ts'
 import { DIGEST_BYTES, matchesDigest } from '../../../lib/chunk/digest.ts'
 import { RabinCutter } from '../../../lib/chunk/rabin.ts'
 import { zeroRuns } from '../../../lib/chunk/zero.ts'
 import { LostError } from '../../../lib/core/errors.ts'
+import { DESCRIBE_BYTES_MAX } from '../../../lib/core/limits.ts'
 import { BLOCK_BYTES, KIB, MIB } from '../../../lib/core/units.ts'
 import { patchyBytes, randomBytes } from './samples.ts'
 

@@ -3,12 +3,8 @@
  * over), `bits` instead of an average, runs of at most 64 MiB, and the tail that it drops appended.
  */
 import { createRequire } from 'node:module'
-import {
-  CHUNK_BYTES_MAX,
-  CHUNK_BYTES_MIN,
-  CHUNK_MASK_BITS,
-  RABIN_WINDOW_BYTES,
-} from '../../../lib/chunk/rabin.ts'
+import { CHUNK_MASK_BITS, RABIN_WINDOW_BYTES } from '../../../lib/chunk/rabin.ts'
+import { CHUNK_BYTES_MAX, CHUNK_BYTES_MIN } from '../../../lib/core/limits.ts'
 import { MIB } from '../../../lib/core/units.ts'
 
 interface RabinWasm {

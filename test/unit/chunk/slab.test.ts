@@ -2,7 +2,8 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
-import { SLAB_BYTES_MAX, type Slab, SlabExhaustedError, SlabPool } from '../../../lib/chunk/slab.ts'
+import { type Slab, SlabExhaustedError, SlabPool } from '../../../lib/chunk/slab.ts'
+import { SLAB_BYTES_MAX } from '../../../lib/core/limits.ts'
 import { KIB, MIB } from '../../../lib/core/units.ts'
 
 test('a slab is as long as asked, shared, counted by its class, and reused after the last release', () => {

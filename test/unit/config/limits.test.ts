@@ -1,9 +1,10 @@
 /**
- * docs/limits.md is lib/core/limits.ts as a table: same names, values and reasons, in the same order. Where they differ,
+ * docs/limits.md is lib/core/limits.ts as tables: same names, values and reasons, in the same order. Where they differ,
  * `SWAM_WRITE_DOCS=1 bin/node --test test/unit/config/limits.test.ts` writes the document anew.
  */
 import assert from 'node:assert/strict'
-import { readFileSync, writeFileSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { test } from 'node:test'
 import * as limits from '../../../lib/core/limits.ts'
 import { bytesText, durationText } from '../../../server/cli/format.ts'
@@ -14,24 +15,24 @@ const DOCUMENT = new URL('../../../docs/limits.md', import.meta.url)
 const HEAD = `# Limits
 
 Every limit that guards memory, disk and waiting of a host against peers, guests, libvirt and configuration. The numbers
-live in lib/core/limits.ts, which also asserts how they depend on each other; this table is made from it (a test compares
-them). What the administrator sets (window, index, rate, deadline of the hook) is in config/swam.example.toml. Limits of
-one protocol (frames, channels, NBD) stand with its code: lib/peer/limits.ts, lib/wire, lib/nbd/protocol/constants.ts.
-
-| limit | value | why |
-|---|---|---|
+live in lib/core/limits.ts, which also asserts how they depend on each other; the tables are made from it (a test compares
+them). What the administrator sets (window, index, rate, deadline of the hook) is in config/swam.example.toml.
 `
 
 interface Limit {
+  readonly section: string
   readonly name: string
   readonly reason: string
 }
 
-/** A one-line comment directly before `export const NAME: number`. */
+/** A one-line comment directly before `export const NAME: number`, under a line `// ---- Section ---…`. */
 function limitsOf(source: string): Limit[] {
   const found: Limit[] = []
-  for (const match of source.matchAll(/^(?:\/\*\* (.+) \*\/\n)?export const ([A-Z0-9_]+): number = /gm)) {
-    found.push({ name: match[2]!, reason: match[1] ?? '' })
+  let section = ''
+  const line = /^\/\/ ---- (.+?) -+$|^(?:\/\*\* (.+) \*\/\n)?export const ([A-Z0-9_]+): number = /gm
+  for (const match of source.matchAll(line)) {
+    if (match[1] !== undefined) section = match[1]
+    else found.push({ section, name: match[3]!, reason: match[2] ?? '' })
   }
   return found
 }
@@ -42,21 +43,67 @@ function valueText(name: string, value: number): string {
   return value.toLocaleString('en')
 }
 
+const found: readonly Limit[] = limitsOf(readFileSync(SOURCE, 'utf8'))
+
 test('each limit has a unit in its name or is a count, and a reason', () => {
-  const found = limitsOf(readFileSync(SOURCE, 'utf8'))
   assert.deepEqual(new Set(found.map((limit) => limit.name)), new Set(Object.keys(limits)))
-  for (const { name, reason } of found) {
-    assert.match(name, /_MAX$|_MS$/, name)
+  for (const { section, name, reason } of found) {
+    assert.match(name, /_MAX$|_MS(_MIN)?$|_BYTES(_MIN)?$|_FRAMES$/, name)
     assert.ok(reason.length > 20, `${name}: expected a reason`)
+    assert.ok(section !== '', `${name}: expected a section before it`)
   }
 })
 
 test('docs/limits.md is up to date', () => {
   const values = limits as unknown as Readonly<Record<string, number>>
-  const rows = limitsOf(readFileSync(SOURCE, 'utf8')).map(
-    ({ name, reason }) => `| ${name} | ${valueText(name, values[name]!)} | ${reason} |`,
-  )
-  const text = `${HEAD}${rows.join('\n')}\n`
+  let text = HEAD
+  let section = ''
+  for (const limit of found) {
+    if (limit.section !== section) text += `\n## ${limit.section}\n\n| limit | value | why |\n|---|---|---|\n`
+    section = limit.section
+    text += `| ${limit.name} | ${valueText(limit.name, values[limit.name]!)} | ${limit.reason} |\n`
+  }
   if (process.env['SWAM_WRITE_DOCS'] === '1') writeFileSync(DOCUMENT, text)
   assert.equal(readFileSync(DOCUMENT, 'utf8'), text)
+})
+
+/** Names that only those constants have that are a limit. */
+const LIMIT =
+  /^(?:export )?const ([A-Z0-9_]+_(?:MAX|MS|MS_MIN|DEADLINE|TIMEOUT|AT_ONCE))\b(?:: number)? = (?!.*_MAX\b)/gm
+/** They bound no memory, disk or waiting: a number of the protocol, a step of the pacing, a rate. */
+const NO_LIMIT = new Set([
+  'lib/catalog/chunk-index.ts OFFSET_MAX',
+  'lib/catalog/chunk-index.ts FILL_MAX',
+  'lib/nbd/protocol/constants.ts NBD_STRING_BYTES_MAX',
+  'lib/peer/channel.ts COPY_BYTES_MAX',
+  'lib/peer/keepalive.ts TICK_MS',
+  'lib/peer/pacing.ts PROBE_MS_MIN',
+  'lib/peer/rate-limit.ts BURST_MS',
+  'lib/peer/rate-limit.ts WAIT_MS_MIN',
+  'lib/ram/passthrough.ts COMPRESS_RATE_MAX',
+  'lib/wire/frame.ts SEQUENCE_MAX',
+])
+
+test('no limit stands elsewhere', () => {
+  const root = new URL('../../../', import.meta.url)
+  const paths = execFileSync('git', ['ls-files', 'lib', 'server', 'config', 'hooks'], {
+    cwd: root,
+    encoding: 'utf8',
+  })
+  const elsewhere = new Set<string>()
+  for (const path of paths
+    .split('\n')
+    .filter((name) => name.endsWith('.ts') && name !== 'lib/core/limits.ts')) {
+    const text = existsSync(new URL(path, root)) ? readFileSync(new URL(path, root), 'utf8') : ''
+    for (const match of text.matchAll(LIMIT)) elsewhere.add(`${path} ${match[1]}`)
+  }
+  assert.deepEqual(
+    [...elsewhere].filter((name) => !NO_LIMIT.has(name)),
+    [],
+  )
+  assert.deepEqual(
+    [...NO_LIMIT].filter((name) => !elsewhere.has(name)),
+    [],
+    'what is excused must exist',
+  )
 })

@@ -6,6 +6,7 @@ import type { BlockDevice } from '../../../lib/block/device.ts'
 import { FaultyDevice } from '../../../lib/block/faulty.ts'
 import { MemoryDevice } from '../../../lib/block/memory.ts'
 import { LostError, ProtocolError } from '../../../lib/core/errors.ts'
+import { NBD_PAYLOAD_BYTES_MAX } from '../../../lib/core/limits.ts'
 import * as nbd from '../../../lib/nbd/protocol/constants.ts'
 import { encodeRequestHeader } from '../../../lib/nbd/protocol/encode.ts'
 import { encodeClientFlags, encodeOption } from '../../../lib/nbd/protocol/handshake.ts'
@@ -464,10 +465,7 @@ describe('server, the end of a connection', () => {
   })
 
   test('bad magic and an oversize write break it; the device is closed', async () => {
-    for (const bytes of [
-      Buffer.alloc(28, 1),
-      request(nbd.NBD_CMD_WRITE, 1n, 0, nbd.NBD_PAYLOAD_BYTES_MAX + 1),
-    ]) {
+    for (const bytes of [Buffer.alloc(28, 1), request(nbd.NBD_CMD_WRITE, 1n, 0, NBD_PAYLOAD_BYTES_MAX + 1)]) {
       const device = new CountingDevice({ size: MIB })
       const talking = await go(device)
       talking.peer.send(bytes)

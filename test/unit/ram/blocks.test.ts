@@ -3,12 +3,8 @@ import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
 import { test } from 'node:test'
 import fc from 'fast-check'
-import {
-  BLOCK_HEADER_BYTES,
-  BLOCK_RAW_BYTES_MAX,
-  BlockDecoder,
-  BlockEncoder,
-} from '../../../lib/ram/blocks.ts'
+import { RAM_BLOCK_BYTES_MAX } from '../../../lib/core/limits.ts'
+import { BLOCK_HEADER_BYTES, BlockDecoder, BlockEncoder } from '../../../lib/ram/blocks.ts'
 
 function decode(decoder: BlockDecoder, bytes: Buffer): Buffer {
   return Buffer.concat([...decoder.push(bytes)])
@@ -76,7 +72,7 @@ test('hostile blocks are refused', () => {
     { name: 'empty', bytes: header(0, 0, 0), message: /block of 0 bytes/ },
     {
       name: 'too large',
-      bytes: header(0, BLOCK_RAW_BYTES_MAX + 1, BLOCK_RAW_BYTES_MAX + 1),
+      bytes: header(0, RAM_BLOCK_BYTES_MAX + 1, RAM_BLOCK_BYTES_MAX + 1),
       message: /expected 1 to/,
     },
     { name: 'unknown codec', bytes: header(2, 10, 5), message: /codec 2/ },

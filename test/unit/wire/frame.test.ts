@@ -3,6 +3,7 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
 import { ProtocolError } from '../../../lib/core/errors.ts'
+import { FRAME_PAYLOAD_BYTES_MAX } from '../../../lib/core/limits.ts'
 import {
   decodeU48,
   encodeFrame,
@@ -12,7 +13,6 @@ import {
   FRAME_ACK,
   FRAME_CLOSE,
   FRAME_HEADER_BYTES,
-  FRAME_PAYLOAD_BYTES_MAX,
   type Frame,
   type FrameClass,
   FrameDecoder,

@@ -2,13 +2,13 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { ProtocolError, RefusedError } from '../../../lib/core/errors.ts'
+import { HELLO_BYTES_MAX } from '../../../lib/core/limits.ts'
 import {
   commonFeatures,
   decodeHello,
   decodeRefusal,
   encodeHello,
   encodeRefusal,
-  HELLO_BYTES_MAX,
   type Hello,
 } from '../../../lib/wire/hello.ts'
 
