@@ -34,6 +34,7 @@ import type { HistoryReport, RedirectReport, StatusReport } from './report.ts'
 import { Site } from './site.ts'
 import { SourceSide } from './source-side.ts'
 import { TargetSide } from './target-side.ts'
+import { Vitals } from './vitals.ts'
 
 export const RELEASE: string = '0.1.0'
 
@@ -47,6 +48,7 @@ export class Daemon {
   readonly #site: Site
   readonly #startedAt = Date.now()
   readonly #describer = new Describer({ workers: 1 })
+  readonly #vitals: Vitals
   readonly #stock: ImageStock
   readonly #anchor: NatAnchor
   readonly #rateLimit: RateLimit | undefined
@@ -68,6 +70,7 @@ export class Daemon {
   constructor(config: Config, log: Log) {
     this.#config = config
     this.#log = log
+    this.#vitals = new Vitals(log)
     this.#site = new Site(config, log, new History(config.stateDir))
     this.#stock = new ImageStock({
       indexBytesMax: config.limits.indexMiB * MIB,
@@ -89,6 +92,7 @@ export class Daemon {
   }
 
   async start(): Promise<void> {
+    this.#vitals.start()
     if (sshCrypto() !== 'native') this.#log.warn({}, 'ssh2 fell back to its slow JavaScript ciphers')
     await this.#prepareDirectories()
     const uids = await this.#caughtUids()
@@ -179,6 +183,7 @@ export class Daemon {
     return {
       version: 1,
       daemon: { pid: process.pid, release: RELEASE, startedAt: this.#startedAt },
+      process: await this.#vitals.report(),
       redirect: this.#redirectReport(),
       peers: this.#peers.map((peer) => peer.report()),
       migrations: records.map((record) => record.report()),
@@ -228,6 +233,7 @@ export class Daemon {
     if (this.#closed) return
     this.#closed = true
     clearInterval(this.#timer)
+    this.#vitals.stop()
     const problem = (error: unknown): void => this.#log.warn({ error }, 'the nft table is not removed')
     await this.#redirect?.disarm(this.#source?.entries ?? []).catch(problem)
     for (const socket of this.#sockets) await socket.close()

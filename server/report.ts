@@ -4,6 +4,8 @@
  * is null. Every object that stands by itself carries `version: 1`.
  */
 
+import type { LoopReport } from '../lib/core/loop-watch.ts'
+
 /** Where the bytes of a disk (or of memory) came from; their sum is `appliedBytes`. */
 export const SOURCE_NAMES = [
   'zero',
@@ -107,9 +109,21 @@ export interface DaemonReport {
   readonly startedAt: number
 }
 
+/** The daemon's own process. */
+export interface ProcessReport {
+  readonly rssBytes: number
+  /** Of these: JavaScript objects, and buffers outside of their heap. */
+  readonly heapBytes: number
+  readonly externalBytes: number
+  readonly openDescriptors: number | null
+  /** How late the event loop ran: since the start, and in the last minute. */
+  readonly eventLoop: LoopReport
+}
+
 export interface StatusReport {
   readonly version: 1
   readonly daemon: DaemonReport
+  readonly process: ProcessReport
   readonly redirect: RedirectReport
   readonly peers: readonly PeerReport[]
   readonly migrations: readonly MigrationReport[]

@@ -1,5 +1,11 @@
 /** `swam status`: the daemon, the redirect, the peers, and the migrations that run now. */
-import { type BySource, type MigrationReport, SOURCE_NAMES, type StatusReport } from '../report.ts'
+import {
+  type BySource,
+  type MigrationReport,
+  type ProcessReport,
+  SOURCE_NAMES,
+  type StatusReport,
+} from '../report.ts'
 import { ask, type GlobalOptions, type Output } from './context.ts'
 import { bytesText, durationText, percentText, plainText, rateText, tableText } from './format.ts'
 
@@ -13,6 +19,7 @@ export function statusText(report: StatusReport, wallMs: number): string {
   const up = durationText(Math.max(0, wallMs - daemon.startedAt))
   const lines = [
     `swamd ${plainText(daemon.release)}, process ${daemon.pid}, up ${up}`,
+    processText(report.process),
     redirectText(redirect),
     '',
   ]
@@ -37,6 +44,13 @@ export function statusText(report: StatusReport, wallMs: number): string {
     for (const migration of migrations) lines.push(...details(migration))
   }
   return lines.join('\n')
+}
+
+function processText(report: ProcessReport): string {
+  const { maxMs, p99Ms, lastMinute } = report.eventLoop
+  const files = report.openDescriptors === null ? '' : `, ${report.openDescriptors} open files`
+  const delays = `last minute ${lastMinute.maxMs} ms, ever ${maxMs} ms, 99% below ${p99Ms} ms`
+  return `memory ${bytesText(report.rssBytes)}${files}, longest delay of its work: ${delays}`
 }
 
 function redirectText(redirect: StatusReport['redirect']): string {

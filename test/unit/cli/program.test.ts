@@ -66,6 +66,18 @@ const migration: MigrationReport = {
 const status: StatusReport = {
   version: 1,
   daemon: { pid: 4711, release: '0.1.0', startedAt: Date.now() - 90_000 },
+  process: {
+    rssBytes: 300 * MIB,
+    heapBytes: 40 * MIB,
+    externalBytes: 200 * MIB,
+    openDescriptors: 41,
+    eventLoop: {
+      maxMs: 31.5,
+      p99Ms: 4.2,
+      busyMaxMs: 20,
+      lastMinute: { maxMs: 12, p99Ms: 3, busyMaxMs: 9 },
+    },
+  },
   redirect: {
     mode: 'nft',
     ok: true,
