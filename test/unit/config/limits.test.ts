@@ -74,6 +74,8 @@ const LIMIT =
 const NO_LIMIT = new Set([
   'lib/catalog/chunk-index.ts OFFSET_MAX',
   'lib/catalog/chunk-index.ts FILL_MAX',
+  'lib/core/loop-watch.ts INTERVAL_MS',
+  'lib/core/loop-watch.ts PIECE_MS',
   'lib/nbd/protocol/constants.ts NBD_STRING_BYTES_MAX',
   'lib/peer/channel.ts COPY_BYTES_MAX',
   'lib/peer/keepalive.ts TICK_MS',
@@ -82,6 +84,7 @@ const NO_LIMIT = new Set([
   'lib/peer/rate-limit.ts WAIT_MS_MIN',
   'lib/ram/passthrough.ts COMPRESS_RATE_MAX',
   'lib/wire/frame.ts SEQUENCE_MAX',
+  'server/vitals.ts SAY_AGAIN_MS',
 ])
 
 test('no limit stands elsewhere', () => {
