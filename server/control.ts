@@ -251,8 +251,11 @@ function listen(server: Server, path: string, mode: number): Promise<void> {
   })
 }
 
-/** A socket file that nobody listens on is removed; a live one, or any other file, is a refusal. */
-async function removeStale(path: string): Promise<void> {
+/**
+ * A socket file that nobody listens on is removed; a live one, or any other file, is a refusal.
+ * @throws ConfigError
+ */
+export async function removeStale(path: string): Promise<void> {
   const found = await lstat(path).catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ENOENT') return undefined
     throw error

@@ -5,7 +5,7 @@
  * The redirect catches exactly what the armed outgoing migrations want, refreshed by one timer: without a living
  * daemon its elements expire by themselves.
  */
-import { mkdir, rm, stat } from 'node:fs/promises'
+import { access, mkdir, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Config } from '../config/schema.ts'
 import { ImageStock } from '../lib/catalog/stock.ts'
@@ -23,10 +23,11 @@ import { MIB } from '../lib/core/units.ts'
 import { NatAnchor } from '../lib/host/nat-anchor.ts'
 import { Redirect } from '../lib/host/redirect.ts'
 import { userIds } from '../lib/host/users.ts'
+import { WATCHDOG_MARK, Watchdog } from '../lib/host/watchdog.ts'
 import { PeerListener } from '../lib/peer/accept.ts'
 import { RateLimit } from '../lib/peer/rate-limit.ts'
 import { sshCrypto } from '../lib/peer/ssh.ts'
-import { type ControlServer, serveControl } from './control.ts'
+import { type ControlServer, removeStale, serveControl } from './control.ts'
 import { History } from './history.ts'
 import type { MigrationRecord } from './migration/record.ts'
 import { Peer } from './peers.ts'
@@ -38,6 +39,7 @@ import { Vitals } from './vitals.ts'
 
 export const RELEASE: string = '0.1.0'
 
+const SOCKETS = ['peer.sock', 'hook.sock', 'control.sock']
 const MBIT_BYTES = 125_000
 /** What SSH, TCP and IP leave of the link's bytes. */
 const PAYLOAD_SHARE = 0.94
@@ -59,6 +61,7 @@ export class Daemon {
     last: null,
     error: null,
   }
+  #watchdog: Watchdog | undefined
   #source: SourceSide | undefined
   #redirect: Redirect | undefined
   #listener: PeerListener | undefined
@@ -94,7 +97,12 @@ export class Daemon {
   async start(): Promise<void> {
     this.#vitals.start()
     if (sshCrypto() !== 'native') this.#log.warn({}, 'ssh2 fell back to its slow JavaScript ciphers')
-    await this.#prepareDirectories()
+    await this.#claimDirectories()
+    this.#watchdog = new Watchdog({
+      directory: this.#config.runDir,
+      onProblem: (text) => this.#log.warn({ text }, 'the watchdog of swamd: started again'),
+    })
+    await this.#recover()
     const uids = await this.#caughtUids()
     if (this.#config.redirect === 'nft') {
       this.#redirect = new Redirect({ uids, ownUid: process.getuid?.() ?? 0 })
@@ -112,18 +120,37 @@ export class Daemon {
     this.#timer = setInterval(() => {
       void this.#refresh()
       for (const record of this.#records()) void record.measure()
+      void this.#site
+        .saveRunning()
+        .catch((error: unknown) => this.#log.error({ error }, 'the history cannot be written'))
     }, REDIRECT_REFRESH_MS)
     for (const peer of this.#peers) peer.start()
     this.#log.info({ release: RELEASE, pid: process.pid, peers: this.#peers.length }, 'swamd is ready')
   }
 
-  async #prepareDirectories(): Promise<void> {
+  /** One daemon a runDir: a second one must leave before it takes the first one's table and marks away. */
+  async #claimDirectories(): Promise<void> {
     const { runDir, stateDir } = this.#config
     await mkdir(runDir, { recursive: true })
     await mkdir(stateDir, { recursive: true })
-    // Marks of guests that a daemon before this one was receiving: their later events are nobody's.
+    for (const name of SOCKETS) await removeStale(join(runDir, name))
+  }
+
+  /** What a daemon before this one left when it ended without a word. */
+  async #recover(): Promise<void> {
+    const { runDir } = this.#config
+    // Marks of guests that it was receiving: their later events are nobody's.
     await rm(join(runDir, 'incoming'), { recursive: true, force: true })
     await mkdir(join(runDir, 'incoming'))
+    const mark = join(runDir, WATCHDOG_MARK)
+    const hung = await access(mark).then(
+      () => true,
+      () => false,
+    )
+    await rm(mark, { force: true })
+    const why = hung ? 'swamd here hung and its watchdog killed it' : 'swamd here was killed or crashed'
+    const left = await this.#site.history.recover(`${why} before the migration was over`)
+    if (hung || left > 0) this.#log.warn({ migrations: left }, why)
   }
 
   /** libvirtd connects for the RAM stream, QEMU for the disks. */
@@ -248,6 +275,8 @@ export class Daemon {
     await this.#site.history.settled()
     await this.#describer.close()
     await this.#stock.close()
+    // Last: whatever hangs in here is ended by it too.
+    this.#watchdog?.close()
     this.#log.info({}, reason)
   }
 }

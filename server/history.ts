@@ -1,18 +1,23 @@
 /**
  * The history: one JSON line a migration in stateDir/history.jsonl, appended when it ends. A torn last line (a crash,
  * a full disk) is skipped when reading. Kept short by rewriting once it is twice as long as it should be.
+ * What is under way stands in stateDir/running.json: whatever a daemon that was killed left there becomes history when
+ * the next one starts.
  */
-import { appendFile, readFile, rename, stat, writeFile } from 'node:fs/promises'
+import { appendFile, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { HISTORY_BYTES_MAX, HISTORY_ENTRIES_MAX } from '../lib/core/limits.ts'
 import type { MigrationReport } from './report.ts'
 
 export class History {
   readonly #path: string
+  readonly #runningPath: string
   #chain: Promise<void> = Promise.resolve()
+  #anyRunning = true
 
   constructor(stateDir: string) {
     this.#path = join(stateDir, 'history.jsonl')
+    this.#runningPath = join(stateDir, 'running.json')
   }
 
   /** Entries in the order in which they ended, the newest last. */
@@ -23,17 +28,8 @@ export class History {
       () => 0,
     )
     if (size === 0 || size > HISTORY_BYTES_MAX * 2) return []
-    const entries: MigrationReport[] = []
-    for (const line of (await readFile(this.#path, 'utf8')).split('\n')) {
-      try {
-        const entry: unknown = JSON.parse(line)
-        if (typeof entry === 'object' && entry !== null && 'id' in entry)
-          entries.push(entry as MigrationReport)
-      } catch {
-        // The last line of a crash.
-      }
-    }
-    return entries.slice(-HISTORY_ENTRIES_MAX)
+    const lines = (await readFile(this.#path, 'utf8')).split('\n')
+    return lines.flatMap(entryOf).slice(-HISTORY_ENTRIES_MAX)
   }
 
   /** Everything that was appended is in the file. */
@@ -41,13 +37,49 @@ export class History {
     await this.#chain
   }
 
+  /** What is under way now, in case that nobody can say it later. */
+  async running(reports: readonly MigrationReport[]): Promise<void> {
+    if (reports.length === 0 && !this.#anyRunning) return
+    this.#anyRunning = reports.length > 0
+    await this.#exclusive(async () => {
+      if (reports.length === 0) {
+        await rm(this.#runningPath, { force: true })
+        return
+      }
+      await writeFile(
+        `${this.#runningPath}.new`,
+        `${reports.map((report) => JSON.stringify(report)).join('\n')}\n`,
+      )
+      await rename(`${this.#runningPath}.new`, this.#runningPath)
+    })
+  }
+
+  /** At the start: what a daemon before this one left unfinished is failed, or went on without it. Gives how many. */
+  async recover(error: string): Promise<number> {
+    const text = await readFile(this.#runningPath, 'utf8').catch(() => '')
+    const left = text.split('\n').flatMap(entryOf)
+    const known = new Set((await this.read()).map(({ id }) => id))
+    for (const report of left) {
+      if (known.has(report.id)) continue
+      const reason = report.accelerated ? null : (report.reason ?? error)
+      await this.append({ ...report, phase: 'failed', error, reason, etaMs: null })
+    }
+    await this.running([])
+    return left.length
+  }
+
   async append(report: MigrationReport): Promise<void> {
-    const step = this.#chain.then(async () => {
+    await this.#exclusive(async () => {
       // A torn line before this one must not swallow it.
       await appendFile(this.#path, `\n${JSON.stringify(report)}\n`)
       const { size } = await stat(this.#path)
       if (size > HISTORY_BYTES_MAX) await this.#shorten()
     })
+  }
+
+  /** One write at a time, in the order of the calls. */
+  async #exclusive(work: () => Promise<void>): Promise<void> {
+    const step = this.#chain.then(work)
     this.#chain = step.catch(() => undefined)
     await step
   }
@@ -56,5 +88,15 @@ export class History {
     const lines = (await readFile(this.#path, 'utf8')).split('\n').filter((line) => line !== '')
     await writeFile(`${this.#path}.new`, `${lines.slice(-HISTORY_ENTRIES_MAX / 2).join('\n')}\n`)
     await rename(`${this.#path}.new`, this.#path)
+  }
+}
+
+/** The entry that a line holds; none in an empty line or in the last line of a crash. */
+function entryOf(line: string): MigrationReport[] {
+  try {
+    const entry: unknown = JSON.parse(line)
+    return typeof entry === 'object' && entry !== null && 'id' in entry ? [entry as MigrationReport] : []
+  } catch {
+    return []
   }
 }

@@ -20,6 +20,7 @@ export class Site {
   readonly libvirt: Libvirt = new Libvirt()
   readonly history: History
   readonly #begun = new Map<string, number>()
+  readonly #running = new Set<MigrationRecord>()
 
   constructor(config: Config, log: Log, history: History) {
     this.config = config
@@ -32,13 +33,24 @@ export class Site {
     const report = record.report()
     const { id, guest, peer, direction, phase, accelerated, wireBytes, error } = report
     this.log.info({ id, guest, peer, direction, phase, accelerated, wireBytes, error }, 'a migration ended')
+    this.#running.delete(record)
     void this.history
       .append(report)
+      .then(() => this.saveRunning())
       .catch((failure: unknown) => this.log.error({ error: failure }, 'the history is not written'))
+  }
+
+  /** Remembers how far the migrations are, for the history that a killed daemon does not write any more. */
+  async saveRunning(): Promise<void> {
+    await this.history.running([...this.#running].map((record) => record.report()))
   }
 
   /** A migration begins: what libvirt shows of the guest from now on may be this one's. */
   begun(record: MigrationRecord): void {
+    this.#running.add(record)
+    void this.saveRunning().catch((error: unknown) =>
+      this.log.error({ error }, 'the history cannot be written'),
+    )
     this.#begun.set(`${record.direction} ${record.uuid}`, record.startedAt)
     if (this.#begun.size > BEGUN_GUESTS_MAX) {
       for (const oldest of this.#begun.keys()) {

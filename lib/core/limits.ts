@@ -75,6 +75,17 @@ export const REDIRECT_REFRESH_MS: number = 2_500
 /** Armed elements: ports times addresses of the peers with a migration under way. */
 export const REDIRECT_ELEMENTS_MAX: number = 65_536
 
+// ---- Watchdog -----------------------------------------------------------------------------------------------
+
+/** Time without progress of swamd after which its watchdog kills it, up to a second later: guests may wait for it that long. */
+export const WATCHDOG_STALL_MS: number = 8_000
+/** How often swamd shows its watchdog that it works: at least once between two looks of it. */
+export const WATCHDOG_BEAT_MS: number = 500
+/** How often the watchdog looks: one `sleep` of a shell, the shortest that every system has. */
+export const WATCHDOG_TURN_MS: number = 1_000
+/** Rest before a watchdog that ended is started again: it may end at once for as long as something lasts. */
+export const WATCHDOG_RESTART_MS: number = 1_000
+
 // ---- Hook and control sockets ----------------------------------------------------------------------------------
 
 /** The hook's longest work at `migrate begin`, whatever the config says: libvirt itself waits without a limit. */
@@ -339,6 +350,11 @@ assert(
 assert(REDIRECT_TTL_MS < 10_000, 'an element must expire within 10 s')
 assert(REDIRECT_TTL_MS >= 3 * REDIRECT_REFRESH_MS, 'two refreshes may fail before an element expires')
 assert(NFT_DEADLINE_MS + REDIRECT_REFRESH_MS < REDIRECT_TTL_MS, 'a slow nft must not let an element expire')
+assert(
+  WATCHDOG_STALL_MS + WATCHDOG_TURN_MS < 10_000,
+  'a daemon that hangs must be as good as absent within 10 s',
+)
+assert(WATCHDOG_BEAT_MS * 2 <= WATCHDOG_TURN_MS, 'two beats between two looks of the watchdog')
 assert(VIRSH_DEADLINE_MS * 2 < 20_000, 'two virsh calls in a row must fit the default hookDeadlineMs')
 assert(HOOK_LATER_DEADLINE_MS < HOOK_DEADLINE_MS_MAX)
 assert(IMAGE_BYTES_MAX <= Number.MAX_SAFE_INTEGER && IMAGE_BYTES_MAX % BLOCK_BYTES === 0)

@@ -1,4 +1,4 @@
-/** The history on disk: order kept, a torn line skipped, nothing swallowed after it. */
+/** The history on disk: order kept, a torn line skipped, nothing swallowed after it, nothing lost that was under way. */
 import assert from 'node:assert/strict'
 import { appendFile, mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -21,6 +21,45 @@ test('entries come back in order, also after a crash in the middle of a line', a
     await later.settled()
     const ids = (await later.read()).map(({ id }) => id)
     assert.deepEqual(ids, ['a', 'b', 'c', 'd'])
+  } finally {
+    await rm(dir, { recursive: true, force: true })
+  }
+})
+
+test('what a killed daemon left unfinished is history for the next one, once', async () => {
+  const dir = await mkdtemp(join(tmpdir(), 'swam-history-'))
+  const running = (id: string, accelerated: boolean): MigrationReport => ({
+    ...entry(id),
+    accelerated,
+    phase: 'copying',
+    reason: null,
+    error: null,
+    etaMs: 5,
+  })
+  try {
+    const history = new History(dir)
+    await history.running([running('a', true), running('b', false), running('c', true)])
+    // It ended, and the daemon was killed before it wrote down what runs since.
+    await history.append({ ...running('c', true), phase: 'done' })
+    const later = new History(dir)
+    assert.equal(await later.recover('it was killed'), 3)
+    const found = (await later.read()).map(({ id, phase, error, reason, etaMs }) => ({
+      id,
+      phase,
+      error,
+      reason,
+      etaMs,
+    }))
+    assert.deepEqual(found, [
+      { id: 'c', phase: 'done', error: null, reason: null, etaMs: 5 },
+      { id: 'a', phase: 'failed', error: 'it was killed', reason: null, etaMs: null },
+      { id: 'b', phase: 'failed', error: 'it was killed', reason: 'it was killed', etaMs: null },
+    ])
+    assert.equal(await new History(dir).recover('it was killed'), 0)
+    assert.equal((await later.read()).length, 3)
+    await later.running([running('d', true)])
+    await later.running([])
+    assert.equal(await new History(dir).recover('it was killed'), 0)
   } finally {
     await rm(dir, { recursive: true, force: true })
   }
