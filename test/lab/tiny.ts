@@ -8,8 +8,10 @@
  * and mends nothing. A guest that panics says so (`waitProgress` throws).
  */
 import { createCipheriv, createHash } from 'node:crypto'
+import { once } from 'node:events'
 import { copyFileSync, existsSync, readFileSync, rmSync, truncateSync } from 'node:fs'
 import { open } from 'node:fs/promises'
+import { connect } from 'node:net'
 import { SwamError } from '../../lib/core/errors.ts'
 import { type Beat, type Gap, longestGap, readBeats } from './beats.ts'
 import type { LabHost } from './host.ts'
@@ -36,6 +38,10 @@ export interface TinyOptions {
   readonly dirty?: { readonly mib: number; readonly mibPerSecond: number }
   /** Machine type: "pc" is each release's newest. */
   readonly machine?: string
+  /** A serial line on which the guest takes orders: `order`. */
+  readonly control?: boolean
+  /** Unix socket inside the hosts of an NBD server that has the disk, instead of QEMU opening the file. */
+  readonly nbdSocket?: string
 }
 
 /** What the guest needs of its lab. */
@@ -91,6 +97,17 @@ export class TinyGuest {
     ]
     const dirty = this.#options.dirty
     if (dirty) words.push(`swam.dirty=${dirty.mib},${dirty.mibPerSecond}`)
+    const ordered = this.#options.control === true
+    if (ordered) words.push('swam.control')
+    const image = `${INSIDE}/images/${this.imageName}`
+    const { nbdSocket } = this.#options
+    // With a path of a file as its export name libvirt takes the disk at the target for one that exists.
+    const disk =
+      nbdSocket === undefined ? `<disk type='file' device='disk'>` : `<disk type='network' device='disk'>`
+    const source =
+      nbdSocket === undefined
+        ? `<source file='${image}'/>`
+        : `<source protocol='nbd' name='${image}'><host transport='unix' socket='${nbdSocket}'/></source>`
     const cache = this.#options.cache === undefined ? '' : ` cache='${this.#options.cache}'`
     const serial = (file: string, port: number): string =>
       `<serial type='file'><source path='${INSIDE}/lab/${this.name}.${file}' append='on'/><target port='${port}'/></serial>`
@@ -102,11 +119,12 @@ export class TinyGuest {
 <kernel>${INSIDE}/lab/vmlinuz</kernel><initrd>${INSIDE}/lab/initrd</initrd><cmdline>${words.join(' ')}</cmdline></os>
 <features><acpi/><apic/></features>
 <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>
-<disk type='file' device='disk'><driver name='qemu' type='${this.format}'${cache}/>
-<source file='${INSIDE}/images/${this.imageName}'/><target dev='vda' bus='virtio'/></disk>
+${disk}<driver name='qemu' type='${this.format}'${cache}/>
+${source}<target dev='vda' bus='virtio'/></disk>
 <controller type='usb' model='none'/><memballoon model='none'/>
 ${serial('console', 0)}
 ${serial('beat', 1)}
+${ordered ? `<serial type='unix'><source mode='bind' path='${INSIDE}/lab/${this.name}.orders'/><target port='2'/></serial>` : ''}
 </devices></domain>
 `
   }
@@ -166,6 +184,25 @@ ${serial('beat', 1)}
       this.#checkHealth(text)
       return /^R \d+\r?$/m.test(text) ? true : undefined
     })
+  }
+
+  /** Has the guest carry out an order (guest/init.c), and waits until it says so. */
+  async order(host: HostName, line: string): Promise<void> {
+    const said = (): number =>
+      this.#consoles()
+        .split('\n')
+        .filter((text) => text.trimEnd() === `C ${line}`).length
+    const before = said()
+    const socket = connect(`${this.#place.host(host).labDir}/${this.name}.orders`)
+    try {
+      await once(socket, 'connect')
+      socket.write(`${line}\n`)
+      await until(`guest ${this.name} to obey ${JSON.stringify(line)}`, 20_000, () =>
+        said() > before ? true : undefined,
+      )
+    } finally {
+      socket.destroy()
+    }
   }
 
   #consoles(): string {

@@ -7,6 +7,8 @@
  *
  * Kernel command line: swam.write=RECORD_BYTES,INTERVAL_MS,PATTERN,BATCH,AREA_OFFSET,AREA_BYTES with PATTERN `sequential`,
  * `scattered` or `idle`, and swam.dirty=MIB,MIB_PER_S for memory that changes. The layout of a record is in records.ts.
+ * With swam.control it takes lines on a third serial port: "off" powers the machine off, "qcow2 PATH" writes the header of
+ * a qcow2 image whose backing file is PATH over the start of the disk, as a hostile guest would. "C LINE" says that it is done.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -150,6 +152,55 @@ static void dirty(unsigned mib, unsigned rate) {
   }
 }
 
+static void put32(uint8_t *at, uint32_t value) {
+  for (int i = 0; i < 4; i++) at[i] = (uint8_t)(value >> (24 - 8 * i));
+}
+
+/* A header that every program which probes formats takes for true: whoever opens it as qcow2 opens its backing file too. */
+static void write_qcow2_header(const char *backing) {
+  static uint8_t header[BLOCK] __attribute__((aligned(4096)));
+  const uint32_t name_at = 512, disk_bytes = 256u << 20, cluster_bits = 16;
+  memset(header, 0, sizeof header);
+  memcpy(header, "QFI\xfb", 4);
+  put32(header + 4, 3);
+  put32(header + 12, name_at);
+  put32(header + 16, (uint32_t)strlen(backing));
+  put32(header + 20, cluster_bits);
+  put32(header + 28, disk_bytes);
+  put32(header + 36, 1);                   /* entries of the L1 table, at: */
+  put32(header + 44, 1u << cluster_bits);
+  put32(header + 52, 2u << cluster_bits);  /* the refcount table, of one cluster */
+  put32(header + 56, 1);
+  put32(header + 96, 4);                   /* refcounts of 16 bits */
+  put32(header + 100, 104);
+  memcpy(header + name_at, backing, strlen(backing));
+  int fd = open("/dev/vda", O_WRONLY | O_DIRECT | O_SYNC);
+  if (fd < 0 || pwrite(fd, header, BLOCK, 0) != (ssize_t)BLOCK) fail("write of a qcow2 header");
+  close(fd);
+}
+
+static void control(void) {
+  int fd = serial("/dev/ttyS2");
+  if (fd < 0) fail("/dev/ttyS2");
+  char line[200];
+  for (size_t length = 0;;) {
+    ssize_t got = read(fd, line + length, 1);
+    if (got < 0) fail("read of a control line");
+    if (got == 0) continue;
+    if (line[length] != '\n' && length < sizeof line - 2) {
+      length++;
+      continue;
+    }
+    line[length] = 0;
+    length = 0;
+    if (!strncmp(line, "qcow2 ", 6)) write_qcow2_header(line + 6);
+    say("C %s\n", line);
+    if (strcmp(line, "off")) continue;
+    sync();
+    reboot(RB_POWER_OFF);
+  }
+}
+
 int main(void) {
   mount("devtmpfs", "/dev", "devtmpfs", 0, "");
   mount("proc", "/proc", "proc", 0, "");
@@ -178,6 +229,7 @@ int main(void) {
   uint64_t n = newest_on(offset, area);
   if (!fork()) beat();
   if (dirty_mib && !fork()) dirty(dirty_mib, dirty_rate);
+  if (strstr(line, "swam.control") && !fork()) control();
   say("R %lu\n", n);
   if (!strcmp(pattern, "idle"))
     for (;;) pause();
