@@ -1,7 +1,7 @@
 /**
  * Kernel and initramfs of the tiny guest: Debian's cloud kernel (fetched with apt, unpacked, never installed) and one
- * static C program (guest/init.c) with the virtio modules it loads. Cached by the program's source and the kernel's
- * version. The cpio archive is written here: it is some thirty lines, and the same bytes every time.
+ * static C program (guest/init.c) with the virtio modules it loads (ext4 is in the kernel itself; XFS only where a guest
+ * asks for it, so that the others stay as small as they are). Cached by the program's source and the kernel's version. The cpio archive is written here: it is some thirty lines, and the same bytes every time.
  */
 import { createHash } from 'node:crypto'
 import {
@@ -82,19 +82,21 @@ function only(directory: string, pattern: RegExp): string {
   return `${directory}/${name}`
 }
 
-export async function guestKernel(): Promise<GuestKernel> {
+/** @param extra further modules to load, such as `xfs` */
+export async function guestKernel(extra: readonly string[] = []): Promise<GuestKernel> {
+  const modules = [...MODULES, ...extra]
   const source = `${import.meta.dirname}/guest/init.c`
   const tree = await unpackKernel()
   const key = createHash('sha256')
     .update(readFileSync(source))
-    .update(MODULES.join())
+    .update(modules.join())
     .digest('hex')
     .slice(0, 16)
   const initrd = `${tree}/initrd-${key}`
   const usr = existsSync(`${tree}/lib/modules`) ? '' : '/usr' // from Debian 13 on
   const kernel = only(`${tree}/boot`, /^vmlinuz-/)
   if (existsSync(initrd)) return { kernel, initrd }
-  const drivers = `${only(`${tree}${usr}/lib/modules`, /./)}/kernel/drivers`
+  const drivers = `${only(`${tree}${usr}/lib/modules`, /./)}/kernel`
   const fresh = mkdtempSync(`${CACHE_DIR}/initrd-`)
   try {
     await run('cc', ['-O2', '-Wall', '-Wextra', '-static', '-s', '-o', `${fresh}/init`, source])
@@ -119,7 +121,7 @@ export async function guestKernel(): Promise<GuestKernel> {
       entries.push({ name: `modules/${name}`, mode: PROGRAM, data })
       names.push(name)
     }
-    for (const module of MODULES) await add(module)
+    for (const module of modules) await add(module)
     entries.push({ name: 'modules/order', mode: 0o100644, data: Buffer.from(`${names.join('\n')}\n`) })
     writeFileSync(`${fresh}/initrd`, cpio(entries))
     renameSync(`${fresh}/initrd`, initrd)

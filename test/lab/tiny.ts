@@ -7,30 +7,27 @@
  * part of them on a busy machine: two guests corrupted at the target; in 58 with the priority none. It lowers the odds
  * and mends nothing. A guest that panics says so (`waitProgress` throws).
  */
-import { createCipheriv, createHash } from 'node:crypto'
+import { createHash } from 'node:crypto'
 import { once } from 'node:events'
-import { copyFileSync, existsSync, readFileSync, rmSync, truncateSync } from 'node:fs'
-import { open } from 'node:fs/promises'
+import { copyFileSync, existsSync, readFileSync, truncateSync } from 'node:fs'
 import { connect } from 'node:net'
 import { SwamError } from '../../lib/core/errors.ts'
 import { type Beat, type Gap, longestGap, readBeats } from './beats.ts'
+import { type DiskOptions, type FurtherDisk, GuestDisk } from './disks.ts'
 import type { LabHost } from './host.ts'
 import { guestKernel } from './kernel.ts'
-import { checkRecords, type RecordCheck, WRITE_DEFAULT, type WritePlan } from './records.ts'
-import { run, until } from './run.ts'
+import { type RecordCheck, WRITE_DEFAULT, type WritePlan } from './records.ts'
+import { until } from './run.ts'
 import type { HostName } from './state.ts'
 
-export interface TinyOptions {
+/** With the options of its first disk, vda. */
+export interface TinyOptions extends DiskOptions {
   /** Also the name of its files (default "tiny"). */
   readonly name?: string
   readonly uuid?: string
-  readonly diskMiB?: number
-  /** How much of the disk, from its start, holds random content; the rest is a hole. */
-  readonly randomMiB?: number
+  /** Disks beside vda: vdb, vdc and so on. */
+  readonly more?: readonly FurtherDisk[]
   readonly ramMiB?: number
-  /** The same seed gives the same random content. */
-  readonly seed?: string
-  readonly format?: 'raw' | 'qcow2'
   /** QEMU's cache mode of the disk, when it shall not be the default. */
   readonly cache?: string
   readonly write?: Partial<WritePlan>
@@ -40,8 +37,6 @@ export interface TinyOptions {
   readonly machine?: string
   /** A serial line on which the guest takes orders: `order`. */
   readonly control?: boolean
-  /** Unix socket inside the hosts of an NBD server that has the disk, instead of QEMU opening the file. */
-  readonly nbdSocket?: string
 }
 
 /** What the guest needs of its lab. */
@@ -57,6 +52,8 @@ export class TinyGuest {
   readonly name: string
   readonly uuid: string
   readonly plan: WritePlan
+  /** vda first. */
+  readonly disks: readonly GuestDisk[]
   readonly #options: TinyOptions
   readonly #place: TinyPlace
 
@@ -70,26 +67,45 @@ export class TinyGuest {
     const hash = createHash('sha256').update(this.name).digest('hex')
     this.uuid = options.uuid ?? hash.replace(/^(.{8})(.{4}).(.{3}).(.{3})(.{12}).*$/, '$1-$2-4$3-8$4-$5')
     this.plan = { ...WRITE_DEFAULT, ...options.write }
+    this.disks = [options, ...(options.more ?? [])].map((disk, at) => {
+      const target = `vd${String.fromCharCode(97 + at)}`
+      return new GuestDisk(target, at === 0 ? this.name : `${this.name}-${target}`, disk)
+    })
+  }
+
+  disk(target = 'vda'): GuestDisk {
+    const found = this.disks.find((disk) => disk.target === target)
+    if (!found) throw new SwamError('LAB_GUEST', `guest ${this.name} has no disk ${target}`)
+    return found
   }
 
   get format(): 'raw' | 'qcow2' {
-    return this.#options.format ?? 'raw'
+    return this.disk().format
   }
 
   get imageName(): string {
-    return `${this.name}.${this.format}`
+    return this.disk().imageName
   }
 
   /** The disk's path on the machine, as that host has it. */
-  imagePath(host: HostName): string {
-    return `${this.#place.host(host).imagesDir}/${this.imageName}`
+  imagePath(host: HostName, target = 'vda'): string {
+    return this.disk(target).path(this.#place.host(host))
   }
 
   get diskBytes(): number {
-    return (this.#options.diskMiB ?? 256) << 20
+    return this.disk().bytes
   }
 
-  xml(): string {
+  #fileSystems(): string[] {
+    return this.disks.map(({ options }) => options.content ?? 'records')
+  }
+
+  get #initrd(): string {
+    return this.#fileSystems().includes('xfs') ? 'initrd-xfs' : 'initrd'
+  }
+
+  /** As it is on that host: they differ only where a disk is a block device on one of them. */
+  xml(host: HostName = 'hosta'): string {
     const write = [this.plan.bytes, this.plan.intervalMs, this.plan.pattern, this.plan.batch]
     const words = [
       'console=ttyS0 quiet panic=0 no_timer_check',
@@ -99,15 +115,11 @@ export class TinyGuest {
     if (dirty) words.push(`swam.dirty=${dirty.mib},${dirty.mibPerSecond}`)
     const ordered = this.#options.control === true
     if (ordered) words.push('swam.control')
-    const image = `${INSIDE}/images/${this.imageName}`
-    const { nbdSocket } = this.#options
-    // With a path of a file as its export name libvirt takes the disk at the target for one that exists.
-    const disk =
-      nbdSocket === undefined ? `<disk type='file' device='disk'>` : `<disk type='network' device='disk'>`
-    const source =
-      nbdSocket === undefined
-        ? `<source file='${image}'/>`
-        : `<source protocol='nbd' name='${image}'><host transport='unix' socket='${nbdSocket}'/></source>`
+    for (const { target, options } of this.disks.slice(1)) {
+      const content = options.content ?? 'records'
+      if (content === 'records') words.push(`swam.disk=${target}`)
+      else if (content !== 'none') words.push(`swam.fs=${target},${content}`)
+    }
     const cache = this.#options.cache === undefined ? '' : ` cache='${this.#options.cache}'`
     const serial = (file: string, port: number): string =>
       `<serial type='file'><source path='${INSIDE}/lab/${this.name}.${file}' append='on'/><target port='${port}'/></serial>`
@@ -116,12 +128,10 @@ export class TinyGuest {
 <memory unit='MiB'>${this.#options.ramMiB ?? 128}</memory><vcpu>1</vcpu>
 <cputune><vcpusched vcpus='0' scheduler='fifo' priority='1'/></cputune>
 <os><type arch='x86_64' machine='${this.#options.machine ?? 'pc'}'>hvm</type>
-<kernel>${INSIDE}/lab/vmlinuz</kernel><initrd>${INSIDE}/lab/initrd</initrd><cmdline>${words.join(' ')}</cmdline></os>
+<kernel>${INSIDE}/lab/vmlinuz</kernel><initrd>${INSIDE}/lab/${this.#initrd}</initrd><cmdline>${words.join(' ')}</cmdline></os>
 <features><acpi/><apic/></features>
 <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>
-${disk}<driver name='qemu' type='${this.format}'${cache}/>
-${source}<target dev='vda' bus='virtio'/></disk>
-<controller type='usb' model='none'/><memballoon model='none'/>
+${this.disks.map((disk) => disk.xml(host, cache)).join('')}<controller type='usb' model='none'/><memballoon model='none'/>
 ${serial('console', 0)}
 ${serial('beat', 1)}
 ${ordered ? `<serial type='unix'><source mode='bind' path='${INSIDE}/lab/${this.name}.orders'/><target port='2'/></serial>` : ''}
@@ -129,40 +139,23 @@ ${ordered ? `<serial type='unix'><source mode='bind' path='${INSIDE}/lab/${this.
 `
   }
 
-  /** Makes the disk on that host, as it is before the first boot. */
+  /** Makes the disks on that host, as they are before the first boot. */
   async makeDisk(host: HostName): Promise<void> {
-    const path = this.imagePath(host)
-    const raw = this.format === 'raw' ? path : `${path}.raw`
-    rmSync(path, { force: true })
-    const file = await open(raw, 'w', 0o644)
-    try {
-      const key = createHash('sha256')
-        .update(this.#options.seed ?? this.name)
-        .digest()
-      const stream = createCipheriv('aes-256-ctr', key, Buffer.alloc(16))
-      const zeros = Buffer.alloc(1 << 20)
-      for (let mib = 0; mib < (this.#options.randomMiB ?? 128); mib += 1)
-        await file.write(stream.update(zeros))
-      await file.truncate(this.diskBytes)
-    } finally {
-      await file.close()
-    }
-    if (raw === path) return
-    await run('qemu-img', ['convert', '-f', 'raw', '-O', this.format, raw, path])
-    rmSync(raw)
+    for (const disk of this.disks) await disk.make(this.#place.host(host))
   }
 
-  /** Starts it on that host; the disk is made unless `keepDisk` says to boot from what is there. */
-  async create(host: HostName, options: { keepDisk?: boolean } = {}): Promise<void> {
-    const files = await guestKernel()
+  /** Starts it on that host; the disks are made unless `keepDisk` says to boot from what is there. */
+  async create(host: HostName, options: { keepDisk?: boolean; define?: boolean } = {}): Promise<void> {
+    const files = await guestKernel(this.#initrd === 'initrd' ? [] : ['xfs'])
     for (const each of this.#place.hosts()) {
       if (!existsSync(`${each.labDir}/vmlinuz`)) copyFileSync(files.kernel, `${each.labDir}/vmlinuz`)
-      if (!existsSync(`${each.labDir}/initrd`)) copyFileSync(files.initrd, `${each.labDir}/initrd`)
+      const initrd = `${each.labDir}/${this.#initrd}`
+      if (!existsSync(initrd)) copyFileSync(files.initrd, initrd)
       // An earlier life's promises are not this one's.
       if (existsSync(this.#console(each))) truncateSync(this.#console(each))
     }
     if (options.keepDisk !== true) await this.makeDisk(host)
-    await this.#place.host(host).startGuest(this.xml())
+    await this.#place.host(host).startGuest(this.xml(host), { define: options.define === true })
   }
 
   #console(host: LabHost): string {
@@ -221,11 +214,12 @@ ${ordered ? `<serial type='unix'><source mode='bind' path='${INSIDE}/lab/${this.
     if (boots > 1) throw new SwamError('LAB_GUEST', `guest ${this.name} booted ${boots} times`)
   }
 
-  /** The largest record number that the guest was told is durable; 0: none yet. */
-  durable(): number {
+  /** The largest record number that the guest was told is durable on that disk; 0: none yet. */
+  durable(target = 'vda'): number {
+    const line = new RegExp(`^D${target === 'vda' ? '' : target.slice(2)} (\\d+)\\r?$`, 'gm')
     let largest = 0
     for (const host of this.#place.hosts()) {
-      for (const match of this.console(host.name).matchAll(/^D (\d+)\r?$/gm))
+      for (const match of this.console(host.name).matchAll(line))
         largest = Math.max(largest, Number(match[1]))
     }
     return largest
@@ -242,15 +236,8 @@ ${ordered ? `<serial type='unix'><source mode='bind' path='${INSIDE}/lab/${this.
   }
 
   /** Holds an image to what the guest was told. It must not be written meanwhile: suspend or destroy the guest first. */
-  async check(image: string, durable: number = this.durable()): Promise<RecordCheck> {
-    if (this.format === 'raw') return await checkRecords(image, this.plan, durable)
-    const copy = `${image}.check`
-    try {
-      await run('qemu-img', ['convert', '-U', '-f', this.format, '-O', 'raw', image, copy])
-      return await checkRecords(copy, this.plan, durable)
-    } finally {
-      rmSync(copy, { force: true })
-    }
+  async check(image: string, durable?: number, target = 'vda'): Promise<RecordCheck> {
+    return await this.disk(target).check(image, this.plan, durable ?? this.durable(target))
   }
 
   get samplesFile(): string {

@@ -7,6 +7,8 @@
  *
  * Kernel command line: swam.write=RECORD_BYTES,INTERVAL_MS,PATTERN,BATCH,AREA_OFFSET,AREA_BYTES with PATTERN `sequential`,
  * `scattered` or `idle`, and swam.dirty=MIB,MIB_PER_S for memory that changes. The layout of a record is in records.ts.
+ * swam.disk=NAME, any number of times: the same records on that disk too, told as "Db n" for vdb. swam.fs=NAME,TYPE: the
+ * disk's file system is mounted and record n lies in its file `n mod FILES`, renamed into place; told in the same way.
  * With swam.control it takes lines on a third serial port: "off" powers the machine off, "qcow2 PATH" writes the header of
  * a qcow2 image whose backing file is PATH over the start of the disk, as a hostile guest would. "C LINE" says that it is done.
  */
@@ -34,6 +36,9 @@
 #define BLOCK 4096u
 #define BEAT_NS 5000000
 #define MAGIC "SWAMREC1"
+/* As FILE_PLAN in disks.ts has it. */
+#define FILES 64
+#define FILE_BYTES 65536
 
 static int console = 2;
 
@@ -120,10 +125,10 @@ static void fill(uint8_t *record, uint32_t bytes, uint64_t n) {
 }
 
 /* Numbers go on where an earlier life of this disk stopped: an old record must never look newer than a new one. */
-static uint64_t newest_on(uint64_t offset, uint64_t area) {
+static uint64_t newest_on(const char *path, uint64_t offset, uint64_t area) {
   static uint8_t piece[1 << 20] __attribute__((aligned(4096)));
-  int fd = open("/dev/vda", O_RDONLY | O_DIRECT); /* or the memory to migrate would be mostly page cache */
-  if (fd < 0) fail("/dev/vda");
+  int fd = open(path, O_RDONLY | O_DIRECT); /* or the memory to migrate would be mostly page cache */
+  if (fd < 0) fail(path);
   uint64_t newest = 0;
   for (uint64_t at = 0; at < area;) {
     uint64_t want = area - at < sizeof piece ? area - at : sizeof piece;
@@ -201,6 +206,81 @@ static void control(void) {
   }
 }
 
+struct plan {
+  unsigned long bytes, interval, batch, offset, area;
+  char pattern[16];
+};
+
+static int open_disk(const char *path) {
+  int disk = -1;
+  for (int i = 0; i < 500 && (disk = open(path, O_RDWR)) < 0; i++) usleep(10000);
+  if (disk < 0) fail(path);
+  return disk;
+}
+
+static void wait_next(struct timespec *next, unsigned long interval) {
+  next->tv_nsec += (long)(interval % 1000) * 1000000;
+  next->tv_sec += (time_t)(interval / 1000) + next->tv_nsec / 1000000000;
+  next->tv_nsec %= 1000000000;
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  if (now.tv_sec > next->tv_sec) *next = now; /* the disk was slower than the plan: no burst afterwards */
+  clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, next, NULL);
+}
+
+/* Records on a disk as it is, for ever. `tag` stands behind the D of what is told. */
+static void write_records(int disk, const char *tag, uint64_t n, const struct plan *plan) {
+  if (!strcmp(plan->pattern, "idle"))
+    for (;;) pause();
+  int scattered = !strcmp(plan->pattern, "scattered");
+  uint64_t slots = plan->area / plan->bytes;
+  uint8_t *record = aligned_alloc(BLOCK, plan->bytes);
+  struct timespec next;
+  clock_gettime(CLOCK_MONOTONIC, &next);
+  for (;;) {
+    for (unsigned long i = 0; i < plan->batch; i++) {
+      n++;
+      fill(record, (uint32_t)plan->bytes, n);
+      uint64_t slot = (scattered ? n * 2654435761u : n) & (slots - 1);
+      if (pwrite(disk, record, plan->bytes, (off_t)(plan->offset + slot * plan->bytes)) != (ssize_t)plan->bytes) fail("write");
+    }
+    if (fdatasync(disk)) fail("fsync");
+    say("D%s %lu\n", tag, n);
+    if (plan->interval) wait_next(&next, plan->interval);
+  }
+}
+
+/* Records in the files of a file system, for ever: data, a new inode and a rename each time. */
+static void write_files(const char *path, const char *type, const char *tag, const struct plan *plan) {
+  close(open_disk(path));
+  char at[16]; /* of its own: the other writers share the name space */
+  snprintf(at, sizeof at, "/fs-%s", tag);
+  mkdir(at, 0755);
+  if (mount(path, at, type, 0, "") || chdir(at)) fail(path);
+  int directory = open(".", O_RDONLY | O_DIRECTORY);
+  uint8_t *record = aligned_alloc(BLOCK, FILE_BYTES);
+  struct timespec next;
+  clock_gettime(CLOCK_MONOTONIC, &next);
+  for (uint64_t n = 1;; n++) {
+    char name[32];
+    snprintf(name, sizeof name, "%lu", n % FILES);
+    fill(record, FILE_BYTES, n);
+    int fd = open("new", O_CREAT | O_TRUNC | O_WRONLY, 0644);
+    if (fd < 0 || write(fd, record, FILE_BYTES) != FILE_BYTES || fsync(fd) || close(fd)) fail("new file");
+    if (rename("new", name) || fsync(directory)) fail("rename");
+    say("D%s %lu\n", tag, n);
+    wait_next(&next, plan->interval);
+  }
+}
+
+/* The value of a kernel option, from `from` on; moves `from` behind it. */
+static int option_at(const char **from, const char *name, char value[32]) {
+  const char *at = strstr(*from, name);
+  if (!at) return 0;
+  *from = at + strlen(name);
+  return sscanf(*from, "%31[a-z0-9,]", value) == 1;
+}
+
 int main(void) {
   mount("devtmpfs", "/dev", "devtmpfs", 0, "");
   mount("proc", "/proc", "proc", 0, "");
@@ -208,52 +288,41 @@ int main(void) {
   if (console < 0) console = 2;
   load_modules();
 
-  char line[4096] = "", pattern[16] = "sequential";
+  char line[4096] = "", value[32], path[48];
   int fd = open("/proc/cmdline", O_RDONLY);
   ssize_t length = read(fd, line, sizeof line - 1);
   line[length > 0 ? length : 0] = 0;
-  unsigned long bytes = 65536, interval = 200, batch = 1, offset = 0, area = 64ul << 20;
+  struct plan plan = {.bytes = 65536, .interval = 200, .batch = 1, .area = 64ul << 20, .pattern = "sequential"};
   unsigned dirty_mib = 0, dirty_rate = 0;
   char *option = strstr(line, "swam.write=");
-  if (option) sscanf(option + 11, "%lu,%lu,%15[a-z],%lu,%lu,%lu", &bytes, &interval, pattern, &batch, &offset, &area);
+  if (option)
+    sscanf(option + 11, "%lu,%lu,%15[a-z],%lu,%lu,%lu", &plan.bytes, &plan.interval, plan.pattern, &plan.batch, &plan.offset,
+           &plan.area);
   if ((option = strstr(line, "swam.dirty="))) sscanf(option + 11, "%u,%u", &dirty_mib, &dirty_rate);
-  uint64_t slots = bytes ? area / bytes : 0;
-  if (!bytes || bytes % BLOCK || !slots || (slots & (slots - 1)) || !batch || batch > slots) {
+  uint64_t slots = plan.bytes ? plan.area / plan.bytes : 0;
+  if (!plan.bytes || plan.bytes % BLOCK || !slots || (slots & (slots - 1)) || !plan.batch || plan.batch > slots) {
     errno = EINVAL;
     fail("swam.write");
   }
 
-  int disk = -1;
-  for (int i = 0; i < 500 && (disk = open("/dev/vda", O_RDWR)) < 0; i++) usleep(10000);
-  if (disk < 0) fail("/dev/vda");
-  uint64_t n = newest_on(offset, area);
+  int disk = open_disk("/dev/vda");
+  uint64_t n = newest_on("/dev/vda", plan.offset, plan.area);
   if (!fork()) beat();
   if (dirty_mib && !fork()) dirty(dirty_mib, dirty_rate);
   if (strstr(line, "swam.control") && !fork()) control();
-  say("R %lu\n", n);
-  if (!strcmp(pattern, "idle"))
-    for (;;) pause();
-
-  int scattered = !strcmp(pattern, "scattered");
-  uint8_t *record = aligned_alloc(BLOCK, bytes);
-  struct timespec next;
-  clock_gettime(CLOCK_MONOTONIC, &next);
-  for (;;) {
-    for (unsigned long i = 0; i < batch; i++) {
-      n++;
-      fill(record, (uint32_t)bytes, n);
-      uint64_t slot = (scattered ? n * 2654435761u : n) & (slots - 1);
-      if (pwrite(disk, record, bytes, (off_t)(offset + slot * bytes)) != (ssize_t)bytes) fail("write");
-    }
-    if (fdatasync(disk)) fail("fsync");
-    say("D %lu\n", n);
-    if (!interval) continue;
-    next.tv_nsec += (long)(interval % 1000) * 1000000;
-    next.tv_sec += (time_t)(interval / 1000) + next.tv_nsec / 1000000000;
-    next.tv_nsec %= 1000000000;
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    if (now.tv_sec > next.tv_sec) next = now; /* the disk was slower than the plan: no burst afterwards */
-    clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &next, NULL);
+  for (const char *at = line; option_at(&at, "swam.disk=", value);) {
+    if (fork()) continue;
+    snprintf(path, sizeof path, "/dev/%s", value);
+    int other = open_disk(path);
+    write_records(other, value + 2, newest_on(path, plan.offset, plan.area), &plan);
   }
+  for (const char *at = line; option_at(&at, "swam.fs=", value);) {
+    char *type = strchr(value, ',');
+    if (!type || fork()) continue;
+    *type++ = 0;
+    snprintf(path, sizeof path, "/dev/%s", value);
+    write_files(path, type, value + 2, &plan);
+  }
+  say("R %lu\n", n);
+  write_records(disk, "", n, &plan);
 }
