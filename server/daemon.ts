@@ -105,7 +105,7 @@ export class Daemon {
     await this.#recover()
     const uids = await this.#caughtUids()
     if (this.#config.redirect === 'nft') {
-      this.#redirect = new Redirect({ uids, ownUid: process.getuid?.() ?? 0 })
+      this.#redirect = new Redirect({ uids, ownUid: process.getuid?.() ?? 0, run: this.#site.commands.run })
       this.#anchor.keep()
       await this.#redirect.start()
     }
@@ -273,6 +273,7 @@ export class Daemon {
     await this.#listener?.close()
     await Promise.allSettled(this.#peers.map((peer) => peer.close()))
     await this.#site.history.settled()
+    await this.#site.commands.close()
     await this.#describer.close()
     await this.#stock.close()
     // Last: whatever hangs in here is ended by it too.

@@ -10,14 +10,18 @@ import {
   OUTCOME_PAUSED_ASKS_MAX,
 } from '../lib/core/limits.ts'
 import type { Log } from '../lib/core/log.ts'
+import { CommandThread } from '../lib/host/command-thread.ts'
 import { Libvirt } from '../lib/host/libvirt.ts'
+import { tcpCounts } from '../lib/host/tcp-info.ts'
 import type { History } from './history.ts'
 import type { MigrationRecord } from './migration/record.ts'
 
 export class Site {
   readonly config: Config
   readonly log: Log
-  readonly libvirt: Libvirt = new Libvirt()
+  /** Programs of the host that run again and again: not on the thread that carries data. */
+  readonly commands: CommandThread = new CommandThread()
+  readonly libvirt: Libvirt = new Libvirt({ run: this.commands.run })
   readonly history: History
   readonly #begun = new Map<string, number>()
   readonly #running = new Set<MigrationRecord>()
@@ -47,6 +51,7 @@ export class Site {
 
   /** A migration begins: what libvirt shows of the guest from now on may be this one's. */
   begun(record: MigrationRecord): void {
+    record.countTcp = (names) => tcpCounts(names, this.commands.run)
     this.#running.add(record)
     void this.saveRunning().catch((error: unknown) =>
       this.log.error({ error }, 'the history cannot be written'),

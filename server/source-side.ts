@@ -28,6 +28,8 @@ export class SourceSide {
   readonly #site: Site
   readonly #options: SourceOptions
   readonly #outgoing = new Map<string, OutgoingMigration>()
+  /** What was armed for a migration, by its id, until it ends. */
+  readonly #armed = new Map<string, readonly RedirectEntry[]>()
   #listenPort = 0
 
   constructor(site: Site, options: SourceOptions) {
@@ -137,6 +139,7 @@ export class SourceSide {
       outcome: () => this.#site.outcome(uuid, 'out', since),
       onEnd: (ended) => {
         this.#outgoing.delete(ended.id)
+        this.#disarm(ended.id)
         this.#site.ended(ended.record)
       },
     })
@@ -154,8 +157,20 @@ export class SourceSide {
     if (outside !== undefined) throw new RefusedError(`port ${outside} is outside of ${low} to ${high}`)
     if (this.#options.redirect === undefined) throw new RefusedError('redirect = "off" at the source')
     await migration.arm(ports)
+    this.#armed.set(migration.id, migration.entries)
     await this.#options.redirect.arm(migration.entries)
     return {}
+  }
+
+  /** Nothing listens there any more: what came within the elements' last seconds would be refused. */
+  #disarm(id: string): void {
+    const kept = new Set(this.entries.map(({ address, port }) => `${address} ${port}`))
+    const gone = this.#armed.get(id)?.filter(({ address, port }) => !kept.has(`${address} ${port}`)) ?? []
+    this.#armed.delete(id)
+    // Else they expire by themselves.
+    void this.#options.redirect
+      ?.disarm(gone)
+      .catch((error: unknown) => this.#site.log.debug({ error }, 'not disarmed'))
   }
 
   /** Ports for listeners: below the migration range, one after the other; a taken one is skipped by the caller. */

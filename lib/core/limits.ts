@@ -51,6 +51,10 @@ export const NAT_ANCHOR_STDERR_CHARACTERS_MAX: number = 1000
 export const COMMAND_LINE_BYTES_MAX: number = 2 * MIB
 /** virsh calls at once for the disks of one guest: each is a process of 20 ms. */
 export const LIBVIRT_DISK_CALLS_MAX: number = 4
+/** Processes of one program (virsh, nft, ss) that swamd runs at once: a peer may ask about guests a thousand times. */
+export const COMMANDS_AT_ONCE_MAX: number = 8
+/** Calls of one program that wait for their turn; further ones are refused at once. */
+export const COMMANDS_WAITING_MAX: number = 256
 /** One virsh call. It takes 20 to 30 ms; on a busy libvirtd seconds. Several fit into the hook's deadline. */
 export const VIRSH_DEADLINE_MS: number = 4_000
 /** One nft call. It takes 5 ms; it waits when somebody else holds the kernel's lock. Must end well before an element expires. */

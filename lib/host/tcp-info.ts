@@ -1,10 +1,10 @@
 /**
- * What a TCP connection cost at the link, by the kernel's own count (`ss -tin`, any user may ask for its network):
+ * What a TCP connection cost at the link, by the kernel's own count (`ss -ti`, any user may ask for its network):
  * payload both ways with retransmissions, plus 40 (IPv4) or 60 (IPv6) bytes of headers and 12 of timestamps for each
  * segment. Works for connections of other processes too: at the side that was dialed, sshd has them.
  */
 import { SS_DEADLINE_MS, SS_OUTPUT_BYTES_MAX } from '../core/limits.ts'
-import { runCommand } from './command.ts'
+import { type RunCommand, runCommand } from './command.ts'
 
 export interface TcpName {
   readonly localAddress: string
@@ -19,23 +19,35 @@ export interface TcpCounts {
 }
 
 /** By `${localAddress}:${localPort}-${remotePort}`; a connection that is gone is left out. Never rejects. */
-export async function tcpCounts(names: readonly TcpName[]): Promise<Map<string, TcpCounts>> {
+export async function tcpCounts(
+  names: readonly TcpName[],
+  run: RunCommand = runCommand,
+): Promise<Map<string, TcpCounts>> {
   const counts = new Map<string, TcpCounts>()
-  for (const name of names) {
-    // ss parses each word of its filter by itself.
-    const filter = ['sport', '=', `:${name.localPort}`, 'and', 'dport', '=', `:${name.remotePort}`]
-    const text = await runCommand(['ss', '-Htin', ...filter], {
-      deadlineMs: SS_DEADLINE_MS,
-      outputBytesMax: SS_OUTPUT_BYTES_MAX,
-    }).catch(() => '')
-    const ipBytes = parseSs(text, name.localAddress.includes(':') && !name.localAddress.startsWith('::ffff:'))
+  if (names.length === 0) return counts
+  // ss parses each word of its filter by itself. One call for all: a process costs more than its answer.
+  const filter = names.flatMap(({ localPort, remotePort }, index) => {
+    const one = ['(', 'sport', '=', `:${localPort}`, 'and', 'dport', '=', `:${remotePort}`, ')']
+    return index === 0 ? one : ['or', ...one]
+  })
+  const text = await run(['ss', '-HtinO', ...filter], {
+    deadlineMs: SS_DEADLINE_MS,
+    outputBytesMax: SS_OUTPUT_BYTES_MAX,
+  }).catch(() => '')
+  for (const line of text.split('\n')) {
+    const ports = /:(\d+)\s+\S+:(\d+)\s/.exec(line)
+    const name = names.find(
+      ({ localPort, remotePort }) => ports?.[1] === String(localPort) && ports[2] === String(remotePort),
+    )
+    if (name === undefined) continue
+    const ipBytes = parseSs(line, name.localAddress.includes(':') && !name.localAddress.startsWith('::ffff:'))
     if (ipBytes !== undefined)
       counts.set(`${name.localAddress}:${name.localPort}-${name.remotePort}`, { ipBytes })
   }
   return counts
 }
 
-/** IP bytes of the one connection in `ss -Htin`'s answer. */
+/** IP bytes of one connection as `ss -HtinO` shows it. */
 export function parseSs(text: string, ipv6: boolean): number | undefined {
   const value = (key: string): number => Number(new RegExp(`\\b${key}:(\\d+)`).exec(text)?.[1] ?? 0)
   if (!/\bsegs_out:/.test(text)) return undefined

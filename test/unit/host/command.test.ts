@@ -1,36 +1,76 @@
 /** Running a program: its output, and each way in which it can fail. */
 import assert from 'node:assert/strict'
-import { test } from 'node:test'
+import { after, test } from 'node:test'
 import { LostError, RefusedError, TimeoutError } from '../../../lib/core/errors.ts'
-import { CommandError, runCommand } from '../../../lib/host/command.ts'
+import { CommandError, type RunCommand, runCommand } from '../../../lib/host/command.ts'
+import { CommandThread } from '../../../lib/host/command-thread.ts'
 import { parseJobInfo } from '../../../lib/host/libvirt.ts'
 import { parseListing, Redirect } from '../../../lib/host/redirect.ts'
 
 const limits = { deadlineMs: 10_000, outputBytesMax: 1000 }
 
-test('output, input, exit status, signal', async () => {
-  assert.equal(await runCommand(['cat'], { ...limits, input: 'hello' }), 'hello')
-  assert.equal(await runCommand(['true'], { ...limits, input: 'x'.repeat(1_000_000) }), '')
-  await assert.rejects(runCommand(['sh', '-c', 'echo bad >&2; exit 3'], limits), (error) => {
-    assert.ok(error instanceof CommandError)
-    assert.equal(error.exitCode, 3)
-    assert.match(error.message, /ended with 3: bad/)
-    return true
+/** The contract, here and on a thread of its own. */
+function contract(where: string, run: RunCommand): void {
+  test(`${where}: output, input, exit status, signal`, async () => {
+    assert.equal(await run(['cat'], { ...limits, input: 'hello' }), 'hello')
+    assert.equal(await run(['true'], { ...limits, input: 'x'.repeat(1_000_000) }), '')
+    await assert.rejects(run(['sh', '-c', 'echo bad >&2; exit 3'], limits), (error) => {
+      assert.ok(error instanceof CommandError)
+      assert.equal(error.exitCode, 3)
+      assert.match(error.message, /ended with 3: bad/)
+      return true
+    })
+    await assert.rejects(run(['sh', '-c', 'kill -9 $$'], limits), /was killed: no message/)
   })
-  await assert.rejects(runCommand(['sh', '-c', 'kill -9 $$'], limits), /was killed: no message/)
+
+  test(`${where}: a program that is not there, one that hangs, one that floods, one that is not wanted`, async () => {
+    await assert.rejects(run(['/nonexistent/program'], limits), LostError)
+    await assert.rejects(run(['sleep', '60'], { ...limits, deadlineMs: 50 }), TimeoutError)
+    // A grandchild that keeps the pipes does not keep us.
+    await assert.rejects(run(['sh', '-c', 'sleep 5 & wait'], { ...limits, deadlineMs: 50 }), TimeoutError)
+    await assert.rejects(run(['yes'], limits), RefusedError)
+    await assert.rejects(run(['sleep', '60'], { ...limits, signal: AbortSignal.timeout(50) }), LostError)
+    await assert.rejects(run(['sleep', '60'], { ...limits, signal: AbortSignal.abort() }), LostError)
+  })
+}
+
+const commands = new CommandThread()
+after(() => commands.close())
+contract('in place', runCommand)
+contract('on a thread', commands.run)
+
+test('on a thread: a spawn that takes long does not hold up the event loop', async () => {
+  await commands.run(['true'], limits)
+  const all = Promise.all(Array.from({ length: 60 }, () => commands.run(['true'], limits)))
+  const before = process.threadCpuUsage()
+  await all
+  const { user, system } = process.threadCpuUsage(before)
+  // In place each costs a millisecond and more of this thread.
+  assert.ok(user + system < 60_000, `${(user + system) / 1000} ms of this thread for 60 programs`)
 })
 
-test('a program that is not there, one that hangs, one that floods, one that is not wanted', async () => {
-  await assert.rejects(runCommand(['/nonexistent/program'], limits), LostError)
-  await assert.rejects(runCommand(['sleep', '60'], { ...limits, deadlineMs: 50 }), TimeoutError)
-  // A grandchild that keeps the pipes does not keep us.
-  await assert.rejects(
-    runCommand(['sh', '-c', 'sleep 5 & wait'], { ...limits, deadlineMs: 50 }),
-    TimeoutError,
-  )
-  await assert.rejects(runCommand(['yes'], limits), RefusedError)
-  await assert.rejects(runCommand(['sleep', '60'], { ...limits, signal: AbortSignal.timeout(50) }), LostError)
-  await assert.rejects(runCommand(['sleep', '60'], { ...limits, signal: AbortSignal.abort() }), LostError)
+test('on a thread: eight of a program at once, another one is not held up, too many are refused', async () => {
+  const abort = new AbortController()
+  const signal = abort.signal
+  const sleepers = Array.from({ length: 264 }, () => commands.run(['sleep', '60'], { ...limits, signal }))
+  const outcomes = Promise.allSettled(sleepers)
+  assert.equal(commands.running, 8)
+  await assert.rejects(commands.run(['sleep', '60'], limits), /256 programs wait/)
+  assert.equal(await commands.run(['echo', 'there'], limits), 'there\n')
+  abort.abort()
+  for (const outcome of await outcomes) {
+    assert.ok(outcome.status === 'rejected' && outcome.reason instanceof LostError)
+  }
+  assert.equal(commands.running, 0)
+})
+
+test('on a thread: an end rejects what runs and what comes', async () => {
+  const ending = new CommandThread()
+  const sleeper = ending.run(['sleep', '1'], limits)
+  sleeper.catch(() => undefined)
+  await ending.close()
+  await assert.rejects(sleeper, LostError)
+  await assert.rejects(ending.run(['true'], limits), LostError)
 })
 
 test('domjobinfo as virsh prints it', () => {

@@ -1,8 +1,9 @@
-/** IP bytes from what `ss -Htin` prints, as seen on Debian 12, and of a real connection. */
+/** IP bytes from what `ss -ti` prints, as seen on Debian 12, and of real connections. */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { type AddressInfo, connect, createServer } from 'node:net'
 import { test } from 'node:test'
+import { runCommand } from '../../../lib/host/command.ts'
 import { parseSs, tcpCounts } from '../../../lib/host/tcp-info.ts'
 
 const LINE =
@@ -17,13 +18,14 @@ test('payload both ways with retransmissions, and headers of every segment', () 
   assert.equal(parseSs('', false), undefined)
 })
 
-test('a real connection is found by its ports, one that is not there is left out', async () => {
+test('real connections are found by their ports in one call, one that is not there is left out', async () => {
   const server = createServer((socket) => socket.resume()).listen(0, '127.0.0.1')
   await once(server, 'listening')
   const { port } = server.address() as AddressInfo
   const socket = connect(port, '127.0.0.1')
+  const idle = connect(port, '127.0.0.1')
   try {
-    await once(socket, 'connect')
+    await Promise.all([once(socket, 'connect'), once(idle, 'connect')])
     await new Promise((resolve) => socket.write(Buffer.alloc(100_000), resolve))
     const name = {
       localAddress: '127.0.0.1',
@@ -31,13 +33,24 @@ test('a real connection is found by its ports, one that is not there is left out
       remoteAddress: '127.0.0.1',
       remotePort: port,
     }
-    const counts = await tcpCounts([name, { ...name, localPort: 1 }])
-    assert.equal(counts.size, 1)
+    let calls = 0
+    const counts = await tcpCounts(
+      [{ ...name, localPort: idle.localPort! }, { ...name, localPort: 1 }, name],
+      (argv, options) => {
+        calls++
+        return runCommand(argv, options)
+      },
+    )
+    assert.equal(calls, 1)
+    assert.equal(counts.size, 2)
+    const idleBytes = counts.get(`127.0.0.1:${idle.localPort}-${port}`)?.ipBytes ?? 0
+    assert.ok(idleBytes > 0 && idleBytes < 1000, `${idleBytes} bytes of the connection at rest`)
     const ipBytes = counts.get(`127.0.0.1:${socket.localPort}-${port}`)?.ipBytes ?? 0
     // The upper bound leaves room for retransmissions, which are counted.
     assert.ok(ipBytes > 100_000 && ipBytes < 400_000, `${ipBytes} bytes`)
   } finally {
     socket.destroy()
+    idle.destroy()
     server.close()
   }
 })

@@ -1,0 +1,79 @@
+/**
+ * What a daemon holds and what a migration may leave behind, as numbers that can be compared: descriptors of swamd by
+ * kind, its threads, forced commands, SSH connections, listeners for caught connections, armed elements, files in
+ * runDir. And the figures of its process. It asserts nothing.
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { ProcessReport } from '../../server/report.ts'
+import type { LabHost } from '../lab/host.ts'
+import type { Lab } from '../lab/lab.ts'
+import { status } from './swam-lab.ts'
+
+/** What must be as it was when everything is over; by name, so that a difference reads well. */
+export type Held = Readonly<Record<string, number | string>>
+
+const SCRIPT = `
+p=$(cat /run/swam-lab/swamd.pid)
+for fd in /proc/$p/fd/*; do readlink "$fd" || true; done | sed -e 's/:\\[.*//' -e 's,^/var/lib/libvirt/images/.*,image,' -e 's/^/descriptor /'
+echo "threads $(ls /proc/$p/task | wc -l)"
+echo "swam-peer $(pgrep -fc server/peer-entry || true)"
+echo "commands $(ps --no-headers --ppid $p | wc -l)"
+echo "sshd $(pgrep -c sshd || true)"
+echo "ssh $(ss -Htn state established '( sport = :22 or dport = :22 )' | wc -l)"
+echo "listeners $(ss -Htln 'sport >= :20000 and sport < :30000' | wc -l)"
+echo "elements $(nft list table inet swam | grep -c expires || true)"
+echo "files $(cd /run/swam && find . ! -name . | sort | tr '\\n' ' ')"
+`
+
+/** Counts lines that are equal; `descriptor pipe` three times becomes `descriptor pipe: 3`. */
+export async function held(host: LabHost): Promise<Held> {
+  const { stdout } = await host.shell(SCRIPT)
+  const found: Record<string, number | string> = {}
+  for (const line of stdout.split('\n')) {
+    const [kind = '', ...rest] = line.split(' ')
+    if (kind === '') continue
+    if (kind === 'descriptor') {
+      const name = `descriptors: ${rest.join(' ')}`
+      found[name] = Number(found[name] ?? 0) + 1
+    } else found[kind] = kind === 'files' ? rest.join(' ').trim() : Number(rest[0])
+  }
+  return found
+}
+
+/**
+ * Waits until a host holds what it held before; gives what it holds at last, equal or not. Armed elements live for
+ * 8 s, a migration's end is written some seconds after it, an SSH connection takes its time to go.
+ */
+export async function settled(host: LabHost, before: Held, timeoutMs = 30_000): Promise<Held> {
+  const until = performance.now() + timeoutMs
+  for (;;) {
+    const now = await held(host)
+    if (JSON.stringify(sorted(now)) === JSON.stringify(sorted(before)) || performance.now() > until)
+      return now
+    await sleep(500)
+  }
+}
+
+function sorted(one: Held): [string, number | string][] {
+  return Object.entries(one).sort(([x], [y]) => (x < y ? -1 : 1))
+}
+
+export async function vitals(lab: Lab): Promise<Readonly<Record<string, ProcessReport>>> {
+  const found: Record<string, ProcessReport> = {}
+  for (const { name } of lab.hosts()) {
+    const report = await status(lab, name)
+    if (report === undefined) throw new Error(`no swamd answers at ${name}`)
+    found[name] = report.process
+  }
+  return found
+}
+
+/** One line for a test's diagnostics. */
+export function vitalsText(report: ProcessReport): string {
+  const { maxMs, busyMaxMs, p99Ms } = report.eventLoop
+  const mib = (bytes: number): string => `${Math.round(bytes / (1 << 20))} MiB`
+  return (
+    `memory ${mib(report.rssBytes)} (objects ${mib(report.heapBytes)}, buffers ${mib(report.externalBytes)}), ` +
+    `${report.openDescriptors} open files, event loop late by at most ${maxMs} ms, by its own work ${busyMaxMs} ms, 99% ${p99Ms} ms`
+  )
+}
