@@ -44,7 +44,7 @@ port.on('message', (request: CommandRequest) => {
     signal: abort.signal,
     ...(input === undefined ? {} : { input }),
   }
-  runCommand(argv, options)
+  void runCommand(argv, options)
     .then(
       (output): CommandReply => ({ id, output }),
       (error: unknown): CommandReply => ({ id, failure: failureOf(error) }),
