@@ -56,7 +56,8 @@ export interface ImageToCreate {
 
 /** The daemon's answer. `message` is for the user who typed virsh. */
 export interface HookAnswer {
-  readonly action: 'none' | 'create' | 'refuse'
+  /** `stop`, at `started`: libvirt shall give the migration up, or the guest would find an empty disk. */
+  readonly action: 'none' | 'create' | 'refuse' | 'stop'
   readonly create: readonly ImageToCreate[]
   readonly message: string
 }

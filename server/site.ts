@@ -5,6 +5,8 @@
 import type { Config } from '../config/schema.ts'
 import {
   BEGUN_GUESTS_MAX,
+  DIRECT_ASK_MS,
+  DIRECT_WATCH_MS,
   OUTCOME_ASK_MS,
   OUTCOME_ASKS_MAX,
   OUTCOME_PAUSED_ASKS_MAX,
@@ -85,5 +87,29 @@ export class Site {
       await new Promise((resolve) => setTimeout(resolve, OUTCOME_ASK_MS))
     }
     return 'unknown'
+  }
+
+  /** Whether libvirt works on a migration of that guest; true also when it does not say. */
+  async migrating(guest: string): Promise<boolean> {
+    try {
+      const job = await this.libvirt.jobInfo(guest)
+      return job !== undefined && job.type !== 'None'
+    } catch {
+      // At the destination of a migration under way libvirt refuses to say.
+      return true
+    }
+  }
+
+  /** The outcome of a migration that goes past SWAM: however long it takes, it is over when libvirt's job is. */
+  async directOutcome(
+    guest: string,
+    uuid: string,
+    direction: 'in' | 'out',
+    since: number,
+  ): Promise<'here' | 'gone' | 'unknown'> {
+    while (Date.now() - since < DIRECT_WATCH_MS && (await this.migrating(guest))) {
+      await new Promise((resolve) => setTimeout(resolve, DIRECT_ASK_MS).unref())
+    }
+    return await this.outcome(uuid, direction, since)
   }
 }

@@ -8,6 +8,7 @@ import type { SlabPool } from '../lib/chunk/slab.ts'
 import { errorText, RefusedError } from '../lib/core/errors.ts'
 import { MIGRATION_DRAIN_MS, MIGRATIONS_MAX } from '../lib/core/limits.ts'
 import { MIB } from '../lib/core/units.ts'
+import { targetOfExport } from '../lib/host/libvirt.ts'
 import type { Redirect, RedirectEntry } from '../lib/host/redirect.ts'
 import type { Bundle } from '../lib/peer/bundle.ts'
 import { OutgoingMigration } from './migration/outgoing.ts'
@@ -67,6 +68,18 @@ export class SourceSide {
           this.#outgoingOf(given, peer).classify(given.port('port'), given.exports('exports'))
           return {}
         },
+        opaque: async (params, peer) => {
+          const given = new Params('opaque', params)
+          this.#outgoingOf(given, peer).opaque(given.port('port'), given.text('reason', 1000))
+          return {}
+        },
+        direct: async (params, peer) => {
+          const given = new Params('direct', params)
+          const migration = this.#outgoingOf(given, peer)
+          this.#disarm(migration.id)
+          await migration.goDirect(given.text('reason', 1000))
+          return {}
+        },
         stop: async (params, peer) => {
           const given = new Params('stop', params)
           await this.#outgoing.get(given.uuid('migrationId'))?.stop(given.text('reason', 1000))
@@ -102,10 +115,12 @@ export class SourceSide {
     return {
       found: true,
       name: domain.name,
-      disks: domain.disks.map(({ target, format, capacity }) => ({
+      disks: domain.disks.map(({ target, format, capacity, alias, backed }) => ({
         target,
         format,
         capacity: capacity ?? null,
+        alias: alias?.slice(0, 255) ?? null,
+        backed,
       })),
     }
   }
@@ -137,6 +152,9 @@ export class SourceSide {
       compress: this.#site.config.ram === 'on',
       pickListenPort: () => this.#pickListenPort(),
       outcome: () => this.#site.outcome(uuid, 'out', since),
+      directOutcome: () => this.#site.directOutcome(domain.name, uuid, 'out', since),
+      migrating: () => this.#site.migrating(domain.name),
+      targetOf: (exportName) => targetOfExport(exportName, domain.disks),
       onEnd: (ended) => {
         this.#outgoing.delete(ended.id)
         this.#disarm(ended.id)
@@ -156,7 +174,7 @@ export class SourceSide {
     const outside = ports.find((port) => port < low || port > high)
     if (outside !== undefined) throw new RefusedError(`port ${outside} is outside of ${low} to ${high}`)
     if (this.#options.redirect === undefined) throw new RefusedError('redirect = "off" at the source')
-    await migration.arm(ports)
+    await migration.arm(ports, given.optionalText('note', 1000) ?? null)
     this.#armed.set(migration.id, migration.entries)
     await this.#options.redirect.arm(migration.entries)
     return {}

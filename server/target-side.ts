@@ -9,9 +9,10 @@ import { join } from 'node:path'
 import type { HookAnswer } from '../hooks/decision.ts'
 import type { ImageStock } from '../lib/catalog/stock.ts'
 import { errorText, RefusedError } from '../lib/core/errors.ts'
-import { HOOK_REQUEST_BYTES_MAX, LOCATE_MS, MIGRATIONS_MAX } from '../lib/core/limits.ts'
+import { FAILED_MARK_MS, HOOK_REQUEST_BYTES_MAX, LOCATE_MS, MIGRATIONS_MAX } from '../lib/core/limits.ts'
 import { type Domain, parseDomain } from '../lib/host/domain-xml.ts'
-import type { RunningDomain } from '../lib/host/libvirt.ts'
+import { type RunningDomain, targetOfExport } from '../lib/host/libvirt.ts'
+import { unwrittenDisks } from '../lib/host/unwritten.ts'
 import { IncomingMigration } from './migration/incoming.ts'
 import { Params } from './params.ts'
 import type { Peer } from './peers.ts'
@@ -46,7 +47,11 @@ export class TargetSide {
         case 'migrate begin':
           return await this.#migrateBegin(parseDomain(event.text('xml', HOOK_REQUEST_BYTES_MAX)))
         case 'started begin':
-          return await this.#started(guest, event.has('ports') ? event.list('ports', 256) : [])
+          return await this.#started(
+            guest,
+            event.text('xml', HOOK_REQUEST_BYTES_MAX),
+            event.has('ports') ? event.list('ports', 256) : [],
+          )
         case 'stopped end':
         case 'release end':
           await this.#incoming.get(guest)?.stopped()
@@ -106,13 +111,16 @@ export class TargetSide {
       dial: async (kind) => await peer.dial(kind, id),
       call: (method, params) => peer.call(method, params),
       outcome: () => this.#site.outcome(domain.uuid, 'in', since),
+      directOutcome: () => this.#site.directOutcome(domain.name, domain.uuid, 'in', since),
+      targetOf: (exportName) => targetOfExport(exportName, source.disks),
+      emptyDisks: () => unwrittenDisks(domain.disks),
       downtimeMs: async () =>
         (await this.#site.libvirt.jobInfo(domain.name, { completed: true }))?.figures.get('Total downtime') ??
         null,
       onEnd: (ended) => {
         if (this.#incoming.get(ended.guest) === ended) {
           this.#incoming.delete(ended.guest)
-          void rm(this.#marker(ended.guest), { force: true })
+          this.#unmark(ended.guest, ended.record.phase === 'failed' ? FAILED_MARK_MS : 0)
         }
         this.#site.ended(ended.record)
       },
@@ -130,6 +138,13 @@ export class TargetSide {
       if (this.#site.config.strict) return { action: 'refuse', create: [], message: problem }
     }
     return { action: create.length > 0 ? 'create' : 'none', create, message: problem ?? '' }
+  }
+
+  /** Later: unless the guest is coming again by then. */
+  #unmark(guest: string, afterMs: number): void {
+    setTimeout(() => {
+      if (!this.#incoming.has(guest)) void rm(this.#marker(guest), { force: true })
+    }, afterMs).unref()
   }
 
   #marker(guest: string): string {
@@ -167,35 +182,49 @@ export class TargetSide {
         () => false,
       )
       if (there) continue
-      const size = source.disks.find((one) => one.target === disk.target)?.capacity
+      const known = source.disks.find((one) => one.target === disk.target)
+      const size = known?.capacity
       const format = disk.format === 'raw' || disk.format === 'qcow2' ? disk.format : undefined
       if (disk.type !== 'file')
         problem = `SWAM cannot create ${disk.source} (${disk.type}) for ${disk.target}: create it first`
-      else if (size === undefined || format === undefined) {
+      else if (known?.backed === true) {
+        // With --copy-storage-inc only the top is copied: an image without the backing file would have holes in it.
+        problem = `SWAM does not create ${disk.source} for ${disk.target}, which lies on a backing file: create it first`
+      } else if (size === undefined || format === undefined) {
         problem = `SWAM cannot create ${disk.source} for ${disk.target}: format ${disk.format}, size ${size ?? 'unknown'}`
       } else create.push({ path: disk.source, format, size })
     }
     return { create, problem }
   }
 
-  async #started(guest: string, reported: readonly unknown[]): Promise<HookAnswer> {
+  async #started(guest: string, xml: string, reported: readonly unknown[]): Promise<HookAnswer> {
     const migration = this.#incoming.get(guest)
     if (migration === undefined) return NOTHING
     const [low, high] = this.#site.config.migrationPorts
-    const ports = reported
-      .map((item) => {
-        const port = new Params('port', item)
-        return { address: port.text('address', 64), port: port.port('port') }
-      })
-      .filter(({ port }) => port >= low && port <= high)
+    const listening = reported.map((item) => {
+      const port = new Params('port', item)
+      return { address: port.text('address', 64), port: port.port('port') }
+    })
+    const ports = listening.filter(({ port }) => port >= low && port <= high)
+    const range = `migrationPorts ${low} to ${high}`
+    const others = listening.filter((port) => !ports.includes(port)).map(({ port }) => port)
+    const elsewhere =
+      others.length === 0
+        ? 'no other TCP port is open (--disks-uri unix:, or the disks are not copied)'
+        : `it listens on ${[...new Set(others)].join(', ')} (--disks-port, --disks-uri or --migrateuri)`
     try {
-      await migration.started(ports)
+      if (ports.length === 0) throw new RefusedError(`the new QEMU uses no port of ${range}: ${elsewhere}`)
+      await migration.started(ports, `the disks do not come to a port of ${range}: ${elsewhere}`)
+      return NOTHING
     } catch (error) {
-      migration.record.reason ??= errorText(error)
-      await migration.abort(`not armed: ${errorText(error)}`)
-      throw error
+      const reason = errorText(error)
+      await migration.goDirect(reason)
+      // What is not caught cannot be watched either; without SWAM libvirt would have missed the image at the beginning.
+      const empty = await unwrittenDisks(parseDomain(xml).disks)
+      if (empty.length === 0) return { ...NOTHING, message: reason }
+      const paths = empty.map(({ path }) => path).join(', ')
+      return { ...NOTHING, action: 'stop', message: `${paths}: missing here, create it first (${reason})` }
     }
-    return NOTHING
   }
 
   /** A migration that goes direct is not silent. */
@@ -239,6 +268,8 @@ function locatedDomain(answer: Params, uuid: string): RunningDomain | undefined 
       format: disk.text('format', 32),
       readOnly: false,
       shareable: false,
+      alias: disk.optionalText('alias', 255),
+      backed: disk.flag('backed'),
       capacity: disk.optionalInteger('capacity', 0, 2 ** 53 - 1),
     }
   })

@@ -143,6 +143,12 @@ export const OUTCOME_ASKS_MAX: number = 20
 export const OUTCOME_ASK_MS: number = 500
 /** `--suspend` leaves the guest paused at the destination: paused this many times is arrived. */
 export const OUTCOME_PAUSED_ASKS_MAX: number = 8
+/** How often libvirt is asked whether a migration that goes past SWAM still runs. */
+export const DIRECT_ASK_MS: number = 1000
+/** How long such a migration is watched at most: two days. */
+export const DIRECT_WATCH_MS: number = 172_800_000
+/** A failed migration's guest stays marked as incoming: libvirt's hooks for its end come after ours knows of it. */
+export const FAILED_MARK_MS: number = 10_000
 
 // ---- Peers: SSH, bundles, calls, streams -----------------------------------------------------------------------
 

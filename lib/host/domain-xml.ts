@@ -1,7 +1,8 @@
 /**
  * A guest as its domain XML describes it, reduced to what SWAM needs: name, uuid, and the disks with their format and
  * place. Pure. The text comes from libvirt, but a guest's owner can have written much of it: nothing in it is trusted.
- * The format is what the XML says, else raw; it is never probed. Backing chains are ignored.
+ * The format is what the XML says, else raw; it is never probed. Of a backing chain it is only said that there is one,
+ * and that only the XML of a running guest says.
  */
 import { ProtocolError } from '../core/errors.ts'
 import { GUEST_DISKS_MAX, GUEST_NAME_BYTES_MAX, PATH_BYTES_MAX } from '../core/limits.ts'
@@ -15,6 +16,10 @@ export interface DomainDisk {
   /** The path of the file or block device. */
   readonly source: string | undefined
   readonly format: string
+  /** libvirt's name of the device, `virtio-disk0`; only a running guest has it. */
+  readonly alias: string | undefined
+  /** It lies on a backing file: what it holds is not in its own image alone. */
+  readonly backed: boolean
   readonly readOnly: boolean
   readonly shareable: boolean
 }
@@ -97,6 +102,8 @@ function diskOf(element: XmlElement, guest: string): DomainDisk {
     type,
     source,
     format,
+    alias: childOf(element, 'alias')?.attributes.get('name'),
+    backed: childOf(element, 'backingStore')?.attributes.has('type') === true,
     readOnly: childOf(element, 'readonly') !== undefined,
     shareable: childOf(element, 'shareable') !== undefined,
   }

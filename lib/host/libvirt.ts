@@ -136,6 +136,13 @@ export class Libvirt {
   }
 }
 
+/** `vda` for the name under which libvirt lets QEMU export a disk (`drive-virtio-disk0`); else the name as it is. */
+export function targetOfExport(exportName: string, disks: readonly DomainDisk[]): string {
+  return (
+    disks.find(({ alias }) => alias !== undefined && exportName === `drive-${alias}`)?.target ?? exportName
+  )
+}
+
 function isNoSuchDomain(error: unknown): boolean {
   return (
     error instanceof CommandError &&

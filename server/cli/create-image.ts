@@ -3,7 +3,8 @@
  * domain XML that libvirt gave, the directory must lie in one that root's config allows, and nothing that exists is
  * ever opened, followed or overwritten. The directory is held open and entered through /proc/self/fd, so that nobody
  * can swap it between check and use. Images are sparse.
- * It does not make directories, and does not probe or change an image that is there already.
+ * It does not make directories, and does not probe or change an image that is there already. What it made and nobody
+ * wrote is marked (lib/host/unwritten.ts), and is removed again when the migration fails.
  */
 import { randomBytes } from 'node:crypto'
 import { constants } from 'node:fs'
@@ -18,6 +19,7 @@ import {
   QEMU_IMG_DEADLINE_MS,
 } from '../../lib/core/limits.ts'
 import { runCommand } from '../../lib/host/command.ts'
+import { isUnwritten, UNWRITTEN } from '../../lib/host/unwritten.ts'
 import type { UserIds } from '../../lib/host/users.ts'
 
 export interface CreateOptions {
@@ -50,6 +52,18 @@ export async function createImage(image: ImageToCreate, options: CreateOptions):
   } catch (error) {
     if (error instanceof RefusedError) throw error
     throw new RefusedError(`${path}: cannot create it: ${errorText(error)}`, { cause: error })
+  } finally {
+    await directory.close()
+  }
+}
+
+/** Removes an image that `createImage` has made and nobody has written since. Anything else stays. */
+export async function removeUnwrittenImage(path: string, images: readonly string[]): Promise<void> {
+  if (!(await isUnwritten(path))) return
+  const directory = await openAllowed(path, images)
+  try {
+    const inside = `/proc/${process.pid}/fd/${directory.fd}/${basename(path)}`
+    if (await isUnwritten(inside)) await unlink(inside)
   } finally {
     await directory.close()
   }
@@ -104,6 +118,7 @@ async function createRaw(place: string, size: number, owner: UserIds | undefined
   try {
     await file.truncate(size)
     if (owner !== undefined) await file.chown(owner.uid, owner.gid)
+    await file.utimes(UNWRITTEN, UNWRITTEN)
     return true
   } catch (error) {
     await unlink(place).catch(() => {})
@@ -129,6 +144,7 @@ async function createQcow2(
       outputBytesMax: COMMAND_OUTPUT_BYTES_MAX,
     })
     if (owner !== undefined) await file.chown(owner.uid, owner.gid)
+    await file.utimes(UNWRITTEN, UNWRITTEN)
     await link(temporary, `${inside}/${name}`)
     return true
   } catch (error) {

@@ -27,7 +27,7 @@ import { qemuPid } from '../../lib/host/qemu-pid.ts'
 import { userIds } from '../../lib/host/users.ts'
 import { callControl } from '../control.ts'
 import type { GlobalOptions, Output } from './context.ts'
-import { createImage, imageToCreate } from './create-image.ts'
+import { createImage, imageToCreate, removeUnwrittenImage } from './create-image.ts'
 import { EXIT } from './exit-codes.ts'
 import { plainText } from './format.ts'
 
@@ -57,6 +57,10 @@ export async function hookCommand(input: HookInput, options: GlobalOptions, outp
     await within(deadlineMs, (untilMs) => handle(input, config, untilMs, say))
     return EXIT.done
   } catch (error) {
+    if (error instanceof StopError) {
+      say(`migration refused: ${errorText(error)}`)
+      return EXIT.hookRefused
+    }
     if (!isAnnouncement) return EXIT.done
     if (config.strict) {
       say(`migration refused (strict = true): ${errorText(error)}`)
@@ -78,12 +82,14 @@ async function handle(
   const domain = parseDomain(xml)
   const event = decideHook(input.argv, domain)
   if (event === undefined) return
+  if (event.type === 'ended') await removeUnwritten(domain, config)
   const ports = event.type === 'started' ? await portsOf(domain) : undefined
   const socket = `${config.runDir}/${HOOK_SOCKET_NAME}`
   const request: HookRequest = { guest, op, sub, xml, ...(ports === undefined ? {} : { ports }) }
   const answer = hookAnswer(
     await callControl(socket, 'hook', request, { timeoutMs: untilMs - performance.now() }),
   )
+  if (event.type === 'started' && answer.action === 'stop') throw new StopError(answer.message)
   if (event.type !== 'migrateBegin') return
   if (answer.action === 'refuse') throw new RefusedError(answer.message || 'the daemon gave no reason')
   if (answer.message !== '') say(answer.message)
@@ -93,6 +99,16 @@ async function handle(
   await callControl(socket, 'hookReport', report, { timeoutMs: Math.max(1, untilMs - performance.now()) })
   const failed = images.filter((image) => image.error !== null)
   if (failed.length > 0) throw new RefusedError(failed.map((image) => image.error).join('; '))
+}
+
+/** Only the daemon's word ends a migration that has begun, and only for a guest that would find an empty disk. */
+class StopError extends RefusedError {}
+
+/** After a failure: what was made for the migration and holds nothing must not pass for the guest's disk later. */
+async function removeUnwritten(domain: HookDomain, config: Config): Promise<void> {
+  for (const { source, type } of domain.disks) {
+    if (type === 'file' && source !== undefined) await removeUnwrittenImage(source, config.images)
+  }
 }
 
 async function createAll(
@@ -126,8 +142,8 @@ async function portsOf(domain: HookDomain): Promise<readonly HookPort[] | undefi
 function hookAnswer(value: unknown): HookAnswer {
   const answer = (typeof value === 'object' && value !== null ? value : {}) as Record<string, unknown>
   const { action, create, message } = answer
-  if (action !== 'none' && action !== 'create' && action !== 'refuse') {
-    throw new ProtocolError('hook.sock: expected action none, create or refuse')
+  if (action !== 'none' && action !== 'create' && action !== 'refuse' && action !== 'stop') {
+    throw new ProtocolError('hook.sock: expected action none, create, refuse or stop')
   }
   const images = create === undefined ? [] : create
   if (!Array.isArray(images) || images.length > GUEST_DISKS_MAX) {

@@ -37,6 +37,11 @@ export interface GuestPort {
   readonly port: number
 }
 
+export interface EmptyDisk {
+  readonly target: string
+  readonly path: string
+}
+
 export interface IncomingOptions {
   readonly id: string
   readonly uuid: string
@@ -51,6 +56,12 @@ export interface IncomingOptions {
   readonly call: (method: string, params: object) => Promise<unknown>
   /** Whether the guest arrived; waits while libvirt has not decided. */
   readonly outcome: () => Promise<'here' | 'gone' | 'unknown'>
+  /** The same for a migration that goes past SWAM, however long it takes. */
+  readonly directOutcome: () => Promise<'here' | 'gone' | 'unknown'>
+  /** The disk's name, `vda`, for the name of its export. */
+  readonly targetOf: (exportName: string) => string
+  /** Disks whose images were made for this migration and hold nothing yet. */
+  readonly emptyDisks: () => Promise<readonly EmptyDisk[]>
   readonly downtimeMs: () => Promise<number | null>
   readonly onEnd: (migration: IncomingMigration) => void
 }
@@ -70,7 +81,10 @@ export class IncomingMigration {
   #bundles: Bundle[] = []
   #disk: DiskLink | undefined
   #ram: Bundle | undefined
+  /** Targets of the disks that the new QEMU exports: libvirt copies these. */
+  readonly #exported = new Set<string>()
   #ended = false
+  #watching = false
 
   constructor(options: IncomingOptions) {
     this.#options = options
@@ -84,10 +98,7 @@ export class IncomingMigration {
     })
     // The hook does not wait for it; arming does.
     this.#ready = this.#dialAll()
-    this.#ready.catch((error: unknown) => {
-      this.record.error ??= errorText(error)
-      void this.#finish()
-    })
+    this.#ready.catch((error: unknown) => void this.goDirect(errorText(error)))
   }
 
   get id(): string {
@@ -126,19 +137,56 @@ export class IncomingMigration {
     new StreamMux(ram, (meta, stream) => this.#stream(meta, stream))
   }
 
-  /** The new QEMU listens: the source may catch connections to these ports from now on. */
-  async started(ports: readonly GuestPort[]): Promise<void> {
-    if (ports.length === 0) {
-      throw new RefusedError('the hook found no listening port of the new QEMU in the migration range')
-    }
+  /**
+   * The new QEMU listens: the source may catch connections to these ports from now on.
+   * @param note why no disk may come, should none come
+   */
+  async started(ports: readonly GuestPort[], note: string): Promise<void> {
     await this.#ready
     if (this.#ended) throw new RefusedError(this.record.error ?? 'the migration has ended')
     for (const port of ports) this.#ports.set(port.port, port)
-    await this.#options.call('arm', { migrationId: this.id, ports: ports.map(({ port }) => port) })
+    this.record.note = note
+    await this.#options.call('arm', { migrationId: this.id, ports: ports.map(({ port }) => port), note })
+  }
+
+  /** Nothing is caught: the migration goes on without us, and only its end is watched. */
+  async goDirect(reason: string): Promise<void> {
+    if (this.#ended) return
+    this.#ended = true
+    this.#watching = true
+    this.record.reason ??= reason
+    this.#log.warn({ reason }, 'a migration goes direct')
+    await this.#options.call('direct', { migrationId: this.id, reason }).catch(() => undefined)
+    for (const bundle of this.#bundles) void bundle.close().catch(() => undefined)
+    void this.#options
+      .directOutcome()
+      .catch(() => 'unknown' as const)
+      .then((state) => this.#watched(state))
+  }
+
+  #watched(state: 'here' | 'gone' | 'unknown'): void {
+    if (!this.#watching) return
+    this.#watching = false
+    void this.#close(state)
+  }
+
+  /**
+   * An image that was made here for this migration must be filled by it: else (`--migrate-disks` without it, no
+   * `--copy-storage-…` at all) the guest would go on with an empty disk, where libvirt alone would have refused.
+   */
+  async #mustBeFilled(): Promise<void> {
+    const empty = (await this.#options.emptyDisks()).filter(({ target }) => !this.#exported.has(target))
+    if (empty.length === 0) return
+    const names = empty.map(({ target, path }) => `${path} (${target})`).join(', ')
+    const reason = `libvirt does not copy ${names}, which was missing here and is empty: put it there first`
+    await this.#options.call('stop', { migrationId: this.id, reason }).catch(() => undefined)
+    await this.abort(reason)
+    throw new RefusedError(reason)
   }
 
   /** libvirt says that the guest's QEMU is gone here. */
   async stopped(): Promise<void> {
+    this.#watched('gone')
     if (this.#ended) return
     await this.#options
       .call('stop', { migrationId: this.id, reason: 'the guest was stopped at the far side' })
@@ -177,6 +225,7 @@ export class IncomingMigration {
       this.#pass(again, stream)
       return
     }
+    await this.#mustBeFilled()
     this.#pass(socket, stream)
   }
 
@@ -212,10 +261,17 @@ export class IncomingMigration {
       }
       await negotiation.abort()
     } catch (error) {
-      this.record.reason ??= `the disk connection is opaque: ${errorText(error)}`
+      const text = errorText(error)
+      const reason = /TLS/i.test(text)
+        ? `QEMU encrypts the disk connection itself (--tls): passed through as it is`
+        : `the disk connection is opaque: ${text}`
+      this.record.reason ??= reason
       this.#log.warn({ error, port }, 'an NBD server that does not speak with us: passed through')
+      await this.#options.call('opaque', { migrationId: this.id, port, reason }).catch(() => undefined)
       return false
     }
+    for (const { name } of exports) this.#exported.add(this.#options.targetOf(name))
+    await this.#mustBeFilled()
     this.record.accelerated = true
     await this.#options.call('classify', { migrationId: this.id, port, exports })
     return true
@@ -255,7 +311,7 @@ export class IncomingMigration {
     await connected(socket, port)
     const negotiation = await negotiateNbd(socket)
     const device = await negotiation.go(exportName)
-    const account = new DiskAccount(exportName, device.size)
+    const account = new DiskAccount(this.#options.targetOf(exportName), device.size)
     const except = new Set(this.#options.targets.map(resolved))
     const receiver = new DiskReceiver({
       link: this.#disk!,
@@ -290,6 +346,10 @@ export class IncomingMigration {
     for (const socket of this.#sockets) socket.destroy()
     const state =
       this.record.error === null ? await this.#options.outcome().catch(() => 'unknown' as const) : 'gone'
+    await this.#close(state)
+  }
+
+  async #close(state: 'here' | 'gone' | 'unknown'): Promise<void> {
     if (state !== 'gone') this.record.downtimeMs = await this.#options.downtimeMs().catch(() => null)
     this.record.finish(state === 'here' ? 'done' : 'failed')
     if (this.record.phase === 'failed') this.record.error ??= 'the guest did not arrive'
@@ -298,6 +358,7 @@ export class IncomingMigration {
 
   async abort(reason: string): Promise<void> {
     this.record.error ??= reason
+    this.#watched('unknown')
     await Promise.allSettled(this.#bundles.map((bundle) => bundle.close(new LostError(reason))))
     await this.#finish()
   }

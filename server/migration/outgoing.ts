@@ -60,6 +60,12 @@ export interface OutgoingOptions {
   readonly compress: boolean
   /** Whether the guest stayed at this host or left; waits while libvirt has not decided. */
   readonly outcome: () => Promise<'here' | 'gone' | 'unknown'>
+  /** The same for a migration that goes past SWAM, however long it takes. */
+  readonly directOutcome: () => Promise<'here' | 'gone' | 'unknown'>
+  /** Whether libvirt still works on the migration. */
+  readonly migrating: () => Promise<boolean>
+  /** The disk's name, `vda`, for the name of its export. */
+  readonly targetOf: (exportName: string) => string
   readonly onEnd: (migration: OutgoingMigration) => void
 }
 
@@ -86,6 +92,7 @@ export class OutgoingMigration {
   #accepting: Promise<void> = Promise.resolve()
   #timer: NodeJS.Timeout | undefined
   #ended = false
+  #watching = false
 
   constructor(options: OutgoingOptions) {
     this.#options = options
@@ -132,8 +139,11 @@ export class OutgoingMigration {
     })
   }
 
-  /** The far QEMU listens on these ports: make listeners for them. The caller arms the redirect for `entries`. */
-  async arm(ports: readonly number[]): Promise<void> {
+  /**
+   * The far QEMU listens on these ports: make listeners for them. The caller arms the redirect for `entries`.
+   * @param note why no disk may come, as far as the far side can know
+   */
+  async arm(ports: readonly number[], note: string | null = null): Promise<void> {
     if (this.#ended) throw new RefusedError(`migration ${this.id} has ended`)
     if (this.#disk === undefined || this.#ram === undefined) {
       throw new RefusedError(`migration ${this.id}: armed before its channels were there`)
@@ -144,7 +154,44 @@ export class OutgoingMigration {
       if (this.#ports.has(port)) continue
       this.#ports.set(port, await this.#listen(port))
     }
-    this.#wait(MIGRATION_IDLE_MS, 'no connection came within a minute of the redirect')
+    this.record.note = note
+    this.#waitForFirst()
+  }
+
+  /** Disks that go past us take hours before the memory comes: given up is only what libvirt does not work on. */
+  #waitForFirst(): void {
+    clearTimeout(this.#timer)
+    this.#timer = setTimeout(async () => {
+      const migrating = await this.#options.migrating()
+      if (this.#ended || this.#sockets.size > 0 || this.record.accelerated) return
+      if (migrating) {
+        this.#waitForFirst()
+        return
+      }
+      this.record.error ??= 'no connection came within a minute of the redirect'
+      void this.#finish()
+    }, MIGRATION_IDLE_MS)
+  }
+
+  /** Nothing is caught: the migration goes on without us, and only its end is watched. */
+  async goDirect(reason: string): Promise<void> {
+    if (this.#ended) return
+    this.#ended = true
+    this.#watching = true
+    this.record.reason ??= reason
+    clearTimeout(this.#timer)
+    for (const port of this.#ports.values()) for (const server of port.servers) server.close()
+    await Promise.allSettled([this.#disk?.bundle.close(), this.#ram?.bundle.close()])
+    void this.#options
+      .directOutcome()
+      .catch(() => 'unknown' as const)
+      .then((state) => this.#watched(state))
+  }
+
+  #watched(state: 'here' | 'gone' | 'unknown'): void {
+    if (!this.#watching) return
+    this.#watching = false
+    this.#close(state)
   }
 
   /** What the far side found a port to be, before it answered anything on it. */
@@ -158,6 +205,14 @@ export class OutgoingMigration {
     known.exports = exports
     this.record.accelerated = true
     for (const decided of [...known.undecided]) decided()
+  }
+
+  /** The far side cannot look into that port, for this reason: it carries a stream. */
+  opaque(port: number, reason: string): void {
+    const known = this.#ports.get(port)
+    if (known === undefined)
+      throw new RefusedError(`migration ${this.id}: port ${port} is not one of its ports`)
+    this.record.reason ??= reason
   }
 
   /** The far side says that it is over (the guest never started there, or left). */
@@ -328,7 +383,7 @@ export class OutgoingMigration {
   }
 
   async #openSender(port: number, info: ExportInfo): Promise<DiskSender> {
-    const account = new DiskAccount(info.name, info.size)
+    const account = new DiskAccount(this.#options.targetOf(info.name), info.size)
     const sender = new DiskSender({
       link: this.#disk!.link,
       disk: this.#nextDisk++,
@@ -390,6 +445,10 @@ export class OutgoingMigration {
     await Promise.allSettled([this.#disk?.bundle.close(), this.#ram?.bundle.close()])
     // After a loss QEMU had an error: the guest stayed, or went down with its QEMU.
     const state = lost ? 'unknown' : await this.#options.outcome().catch(() => 'unknown' as const)
+    this.#close(state)
+  }
+
+  #close(state: 'here' | 'gone' | 'unknown'): void {
     this.record.finish(state === 'gone' ? 'done' : 'failed')
     if (this.record.phase === 'failed' && this.record.error === null) {
       this.record.error =
@@ -401,6 +460,7 @@ export class OutgoingMigration {
   /** For the end of the daemon: everything is dropped now. */
   async abort(reason: string): Promise<void> {
     this.record.error ??= reason
+    this.#watched('unknown')
     await this.#disk?.bundle.close(new LostError(reason))
     await this.#ram?.bundle.close(new LostError(reason))
     await this.#finish()

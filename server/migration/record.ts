@@ -20,6 +20,8 @@ export class MigrationRecord {
   #outcome: 'done' | 'failed' | undefined
   accelerated = false
   reason: string | null = null
+  /** What is most likely the reason, should no disk come through SWAM. */
+  note: string | null = null
   error: string | null = null
   downtimeMs: number | null = null
   #endedAt: number | undefined
@@ -73,7 +75,7 @@ export class MigrationRecord {
     if (this.#endedAt !== undefined) return
     this.#outcome = phase
     this.#endedAt = Date.now()
-    if (!this.accelerated) this.reason ??= this.error ?? 'no disk connection came through SWAM'
+    if (!this.accelerated) this.reason ??= this.error ?? this.note ?? 'no disk connection came through SWAM'
   }
 
   /** QEMU sends memory only once every disk's mirror is READY: the first byte of a stream tells. */

@@ -32,7 +32,7 @@ test('a guest as libvirt prints it', () => {
       <target dev='vda' bus='virtio'/>
       <alias name='virtio-disk0'/>
     </disk>
-    <disk type='block' device='lun'><driver type='raw'/><source dev="/dev/vg/lv"/><target dev='sda'/><shareable/></disk>
+    <disk type='block' device='lun'><driver type='raw'/><source dev="/dev/vg/lv"/><backingStore/><target dev='sda'/><shareable/></disk>
     <disk type='network' device='disk'><driver type='raw'/><source protocol='rbd' name='p/i'/><target dev='vdb'/></disk>
     <disk type='file'><source file='/images/plain'/><target dev='vdc'/><readonly/></disk>
     <disk type='file' device='cdrom'><target dev='hdc'/><readonly/></disk>
@@ -40,12 +40,20 @@ test('a guest as libvirt prints it', () => {
   </devices>
 </domain>
 `
-  const base = { readOnly: false, shareable: false }
+  const base = { readOnly: false, shareable: false, alias: undefined, backed: false }
   assert.deepEqual(parseDomain(xml), {
     name: 'web & db',
     uuid: UUID,
     disks: [
-      { ...base, target: 'vda', type: 'file', source: '/images/a & b.qcow2', format: 'qcow2' },
+      {
+        ...base,
+        target: 'vda',
+        type: 'file',
+        source: '/images/a & b.qcow2',
+        format: 'qcow2',
+        alias: 'virtio-disk0',
+        backed: true,
+      },
       { ...base, target: 'sda', type: 'block', source: '/dev/vg/lv', format: 'raw', shareable: true },
       { ...base, target: 'vdb', type: 'network', source: undefined, format: 'raw' },
       { ...base, target: 'vdc', type: 'file', source: '/images/plain', format: 'raw', readOnly: true },
