@@ -177,6 +177,10 @@ export class SourceSide {
     await migration.arm(ports, given.optionalText('note', 1000) ?? null)
     this.#armed.set(migration.id, migration.entries)
     await this.#options.redirect.arm(migration.entries)
+    this.#site.log.info(
+      { guest: migration.record.guest, peer, ports },
+      'connections to these ports are caught',
+    )
     return {}
   }
 

@@ -178,7 +178,7 @@ export class IncomingMigration {
     const empty = (await this.#options.emptyDisks()).filter(({ target }) => !this.#exported.has(target))
     if (empty.length === 0) return
     const names = empty.map(({ target, path }) => `${path} (${target})`).join(', ')
-    const reason = `libvirt does not copy ${names}, which was missing here and is empty: put it there first`
+    const reason = `libvirt does not copy ${names}: missing here, and only made empty by SWAM; put it there first`
     await this.#options.call('stop', { migrationId: this.id, reason }).catch(() => undefined)
     await this.abort(reason)
     throw new RefusedError(reason)

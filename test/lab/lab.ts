@@ -32,6 +32,8 @@ export interface MigrateOptions {
   readonly transport?: 'tcp' | 'ssh'
   /** Added to `migrate --live --copy-storage-all`. */
   readonly args?: readonly string[]
+  /** Another `--copy-storage-…`, or none. */
+  readonly storage?: 'all' | 'inc' | 'none'
   /** Make missing images at the target, empty and of the right size, as a plain migration needs (default: no swam). */
   readonly createTarget?: boolean
   /** The far host's name as virsh gets it, when it shall not be hosta or hostb. */
@@ -137,7 +139,9 @@ export class Lab {
     const name = typeof guest === 'string' ? guest : guest.name
     if (options.createTarget ?? !this.swam) await this.createTarget(name, from, to)
     const target = `qemu+${options.transport ?? 'tcp'}://${options.address ?? to}/system`
-    const words = ['migrate', '--live', '--copy-storage-all', ...(options.args ?? []), name, target]
+    const { storage = 'all' } = options
+    const copy = storage === 'none' ? [] : [`--copy-storage-${storage}`]
+    const words = ['migrate', '--live', ...copy, ...(options.args ?? []), name, target]
     const startedAt = monotonicMs()
     const done = await this.host(from).exec('virsh', ['-q', '-c', 'qemu:///system', ...words], {
       check: false,
