@@ -76,8 +76,9 @@ export class SourceSide {
         direct: async (params, peer) => {
           const given = new Params('direct', params)
           const migration = this.#outgoingOf(given, peer)
+          const direct = migration.goDirect(given.text('reason', 1000))
           this.#disarm(migration.id)
-          await migration.goDirect(given.text('reason', 1000))
+          await direct
           return {}
         },
         stop: async (params, peer) => {
