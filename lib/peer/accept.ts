@@ -27,6 +27,8 @@ export interface PeerListenerOptions extends BundleTuning {
   readonly path: string
   readonly localName: string
   readonly features?: readonly string[]
+  /** Which start of this daemon this is: 32 hex digits. */
+  readonly instance?: string
   readonly halfOpenMs?: number
   readonly bundlesMax?: number
   readonly onBundle: (bundle: Bundle) => void
@@ -38,6 +40,8 @@ interface Group {
   readonly key: string
   readonly hello: Hello
   readonly peer: string
+  /** The bundle whose lost link these channels are to replace. */
+  readonly resumed: Bundle | undefined
   readonly channels: (FrameChannel | undefined)[]
   readonly connections: BundleConnection[]
   readonly timer: NodeJS.Timeout
@@ -49,7 +53,7 @@ export class PeerListener {
   readonly #server: Server
   readonly #pending = new Set<Socket>()
   readonly #groups = new Map<string, Group>()
-  readonly #bundles = new Set<string>()
+  readonly #bundles = new Map<string, Bundle>()
 
   private constructor(options: PeerListenerOptions) {
     this.path = options.path
@@ -124,9 +128,16 @@ export class PeerListener {
   }
 
   #join(peer: string, connection: BundleConnection | undefined, channel: FrameChannel, hello: Hello): void {
-    const key = `${peer} ${hello.bundle}`
-    if (this.#bundles.has(key)) throw new ProtocolError(`bundle ${hello.bundle} is complete already`)
-    const group = this.#groups.get(key) ?? this.#newGroup(key, peer, hello)
+    const known = this.#bundles.get(`${peer} ${hello.bundle}`)
+    if (hello.resume !== undefined && known === undefined) {
+      throw new RefusedError(`bundle ${hello.bundle} is not known here any more`)
+    }
+    if (hello.resume === undefined && known !== undefined) {
+      throw new ProtocolError(`bundle ${hello.bundle} is complete already`)
+    }
+    // A try to resume is a group of its own: channels of an earlier try may still be on their way.
+    const key = `${peer} ${hello.bundle} ${hello.resume?.attempt ?? 0}`
+    const group = this.#groups.get(key) ?? this.#newGroup(key, peer, hello, known)
     try {
       for (const field of ['kind', 'channels', 'migration'] as const) {
         if (hello[field] !== group.hello[field]) {
@@ -134,6 +145,12 @@ export class PeerListener {
             `bundle ${hello.bundle}: channel ${hello.channel} says ${field} ${hello[field]}, another one said ${group.hello[field]}`,
           )
         }
+      }
+      if (hello.resume?.deliveredBytes !== group.hello.resume?.deliveredBytes) {
+        throw new ProtocolError(`bundle ${hello.bundle}: its channels tell different delivered bytes`)
+      }
+      if (known !== undefined && (known.kind !== hello.kind || known.migrationId !== hello.migration)) {
+        throw new ProtocolError(`bundle ${hello.bundle}: it is resumed as another one`)
       }
       if (group.channels[hello.channel] !== undefined) {
         throw new ProtocolError(`bundle ${hello.bundle}: channel ${hello.channel} came twice`)
@@ -149,17 +166,19 @@ export class PeerListener {
     if (group.channels.every((member) => member !== undefined)) this.#complete(group)
   }
 
-  #newGroup(key: string, peer: string, hello: Hello): Group {
+  #newGroup(key: string, peer: string, hello: Hello, resumed: Bundle | undefined): Group {
     if (this.#groups.size >= HALF_OPEN_BUNDLES_MAX) {
       throw new RefusedError(`${this.#groups.size} bundles are half open already`)
     }
     const bundlesMax = this.#options.bundlesMax ?? BUNDLES_MAX
-    if (this.#bundles.size >= bundlesMax) throw new RefusedError(`${bundlesMax} bundles are open already`)
+    if (resumed === undefined && this.#bundles.size >= bundlesMax)
+      throw new RefusedError(`${bundlesMax} bundles are open already`)
     const halfOpenMs = this.#options.halfOpenMs ?? HALF_OPEN_MS_MAX
     const group: Group = {
       key,
       hello,
       peer,
+      resumed,
       channels: new Array<FrameChannel | undefined>(hello.channels).fill(undefined),
       connections: [],
       timer: setTimeout(() => {
@@ -177,18 +196,21 @@ export class PeerListener {
   #complete(group: Group): void {
     clearTimeout(group.timer)
     this.#groups.delete(group.key)
-    const { localName, features = [], onBundle, ...tuning } = this.#options
+    const { localName, features = [], instance = '', onBundle, ...tuning } = this.#options
     const channels = group.channels as FrameChannel[]
-    for (const [index, channel] of channels.entries()) {
-      sendHello(channel, {
-        ...group.hello,
-        version: PROTOCOL_VERSION,
-        channel: index,
-        name: localName,
-        features,
-        windowBytes: IN_FLIGHT_BYTES_MAX,
-      })
+    const answer = {
+      ...group.hello,
+      version: PROTOCOL_VERSION,
+      name: localName,
+      features,
+      windowBytes: IN_FLIGHT_BYTES_MAX,
+      instance,
     }
+    if (group.resumed !== undefined) {
+      this.#resume(group.resumed, answer, channels, group.connections)
+      return
+    }
+    for (const [channel, each] of channels.entries()) sendHello(each, { ...answer, channel })
     const bundle = new Bundle({
       ...tuning,
       id: group.hello.bundle,
@@ -200,10 +222,32 @@ export class PeerListener {
       channels,
       connections: group.connections,
       peerWindowBytes: group.hello.windowBytes,
+      peerInstance: group.hello.instance,
     })
-    this.#bundles.add(group.key)
-    void bundle.closed.then(() => this.#bundles.delete(group.key))
+    const key = `${group.peer} ${group.hello.bundle}`
+    this.#bundles.set(key, bundle)
+    void bundle.closed.then(() => this.#bundles.delete(key))
     onBundle(bundle)
+  }
+
+  #resume(
+    bundle: Bundle,
+    answer: Omit<Hello, 'channel'>,
+    channels: readonly FrameChannel[],
+    connections: readonly BundleConnection[],
+  ): void {
+    const { attempt, deliveredBytes } = answer.resume!
+    let delivered: number
+    try {
+      delivered = bundle.suspend()
+    } catch (error) {
+      for (const channel of channels) refuse(channel, error)
+      this.#refused(bundle.peer, error)
+      return
+    }
+    const resume = { attempt, deliveredBytes: delivered }
+    for (const [channel, each] of channels.entries()) sendHello(each, { ...answer, channel, resume })
+    bundle.resumeOver({ channels, connections, peerDeliveredBytes: deliveredBytes })
   }
 
   #drop(group: Group, error: unknown): void {

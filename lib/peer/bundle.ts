@@ -4,12 +4,16 @@
  * outstanding, and are put in order again at the far end. The receiver acknowledges what it delivered; that is both the
  * backpressure and the measure of the path.
  *
- * All or nothing: when one channel is lost the bundle is lost. It does not reconnect and does not know what the
- * frames mean.
+ * When one channel is lost, or a PING goes unanswered, the link is broken, all of it. Without the feature `resume` the
+ * bundle is lost then. With it the sender keeps what is not acknowledged, the dialing end makes a new link (resume.ts),
+ * both ends tell how much they delivered, and what follows is sent again, in order, with the same sequences: nothing is
+ * delivered twice or missed. A far end that does not know the bundle any more has lost it, and so have we.
+ * It does not know what the frames mean.
  */
 import { errorText, LostError, ProtocolError } from '../core/errors.ts'
 import {
   ABORT_REASON_BYTES_MAX,
+  BREAK_MS,
   CLOSE_MS_MAX,
   CONTROL_EXTRA_BYTES,
   CONTROL_EXTRA_FRAMES,
@@ -17,6 +21,7 @@ import {
   IN_FLIGHT_BYTES_MAX,
   IN_FLIGHT_FRAMES_MAX,
   PING_INTERVAL_MS,
+  RESUME_MS_DEFAULT,
   SILENCE_MS_MAX,
 } from '../core/limits.ts'
 import { KIB } from '../core/units.ts'
@@ -36,18 +41,28 @@ import {
   type FrameClass,
   isSequenced,
 } from '../wire/frame.ts'
-import type { BundleKind } from '../wire/hello.ts'
-import type { FrameChannel } from './channel.ts'
+import { type BundleKind, FEATURE_RESUME } from '../wire/hello.ts'
+import { Carrier } from './carrier.ts'
 import { Keepalive } from './keepalive.ts'
-import type { BundleConnection, BundleOptions, FrameHandler } from './options.ts'
+import { type KeptFrame, KeptFrames } from './kept.ts'
+import type { BundleConnection, BundleOptions, FrameHandler, ResumedLink } from './options.ts'
 import { Pacing } from './pacing.ts'
 import { frameBytes, type QueuedFrame, SendQueue } from './queue.ts'
 import type { RateLimit } from './rate-limit.ts'
 import { Reorder } from './reorder.ts'
+import { reconnect } from './resume.ts'
 
 // Reached only at rates at which one turn of the event loop reads more than this.
 const ACK_BYTES = 512 * KIB
 const SENT: Promise<void> = Promise.resolve()
+
+/** A link that broke and is not resumed yet. */
+interface Break {
+  readonly reason: Error
+  readonly silentSince: number
+  readonly timer: NodeJS.Timeout
+  readonly controller: AbortController
+}
 
 export class Bundle {
   readonly id: string
@@ -56,18 +71,24 @@ export class Bundle {
   readonly migrationId: string
   readonly features: ReadonlySet<string>
   readonly dialed: boolean
-  readonly connections: readonly BundleConnection[]
+  /** Which start of the far daemon this is; empty when it did not tell. */
+  readonly peerInstance: string
   /** Resolves when the bundle ended: with nothing when either end closed it well, else with what went wrong. */
   readonly closed: Promise<Error | undefined>
 
-  readonly #channels: readonly FrameChannel[]
-  readonly #outstandingBytes: Float64Array
+  readonly #options: BundleOptions
+  readonly #resumable: boolean
+  readonly #carrier: Carrier
+  readonly #kept = new KeptFrames()
+  #broken: Break | undefined
+  #attempt = 0
+  #resumes = 0
+  #onBroken: ((reason: Error) => void) | undefined
   readonly #pacing: Pacing
   readonly #rateLimit: RateLimit | undefined
   #rateTimer: NodeJS.Timeout | undefined
   readonly #queue = new SendQueue()
   readonly #reorder: Reorder
-  readonly #dispose: (() => void) | undefined
   readonly #keepalive: Keepalive
   readonly #closeMs: number
   #resolveClosed: (error: Error | undefined) => void = () => undefined
@@ -90,10 +111,9 @@ export class Bundle {
     this.migrationId = options.migrationId
     this.features = options.features
     this.dialed = options.dialed
-    this.connections = options.connections
-    this.#channels = options.channels
-    this.#outstandingBytes = new Float64Array(options.channels.length)
-    this.#dispose = options.dispose
+    this.peerInstance = options.peerInstance ?? ''
+    this.#options = options
+    this.#resumable = options.features.has(FEATURE_RESUME)
     this.#closeMs = options.closeMs ?? CLOSE_MS_MAX
     this.#rateLimit = options.rateLimit
     this.#pacing = new Pacing({
@@ -107,29 +127,58 @@ export class Bundle {
     this.closed = new Promise((resolve) => {
       this.#resolveClosed = resolve
     })
-    const silenceMs = options.silenceMs ?? SILENCE_MS_MAX
+    const silenceMs = options.silenceMs ?? (this.#resumable ? BREAK_MS : SILENCE_MS_MAX)
     this.#keepalive = new Keepalive({
       pingIntervalMs: options.pingIntervalMs ?? PING_INTERVAL_MS,
       silenceMs,
       busy: () => this.#pacing.inFlightBytes > 0,
-      ping: (token) => this.#sendOwn(FRAME_PING, encodeU48(token)),
+      ping: (token) => this.#carrier.writeOwn(FRAME_PING, FRAME_CONTROL, encodeU48(token)),
       roundTrip: (ms) => {
         this.#pacing.roundTrip(ms)
         this.#pump()
       },
       silent: (ms) => {
         const text = `nothing was heard for ${Math.round(ms)} ms, at most ${silenceMs} ms are allowed`
-        this.#finish(new LostError(`${this.#name}: ${text}`))
+        this.#linkLost(new LostError(`${this.#name}: ${text}`))
       },
     })
-    for (const [index, channel] of this.#channels.entries()) {
-      channel.listen({
-        frame: (frame) => this.#receive(frame),
-        read: () => this.#afterRead(),
-        gone: (error) => this.#channelGone(index, error),
-      })
-    }
+    this.#carrier = new Carrier({
+      frame: (frame) => this.#receive(frame),
+      read: () => this.#afterRead(),
+      gone: (error) => {
+        if (error instanceof ProtocolError) this.#abort(error)
+        else this.#linkLost(new LostError(`${this.#name}: ${errorText(error)}`, { cause: error }))
+      },
+    })
+    this.#carrier.take(options)
     this.#keepalive.ping()
+  }
+
+  /** Called when the link broke and the bundle waits to be resumed. Set once. */
+  set onBroken(handler: (reason: Error) => void) {
+    this.#onBroken = handler
+    if (this.#broken !== undefined) handler(this.#broken.reason)
+  }
+
+  get broken(): boolean {
+    return this.#broken !== undefined
+  }
+
+  /** How often its link was replaced. */
+  get resumes(): number {
+    return this.#resumes
+  }
+
+  /** All that carried it, the present ones last. */
+  get connections(): readonly BundleConnection[] {
+    return this.#carrier.connections
+  }
+
+  /** For how long the far end gave no sign although it was asked for one; 0 while all is well. Milliseconds. */
+  get silentMs(): number {
+    return this.#broken === undefined
+      ? this.#keepalive.silentMs
+      : performance.now() - this.#broken.silentSince
   }
 
   get onFrame(): FrameHandler | undefined {
@@ -168,11 +217,11 @@ export class Bundle {
 
   /** Bytes of frames, headers included, without what SSH adds. */
   get bytesSent(): number {
-    return this.#channels.reduce((sum, channel) => sum + channel.bytesSent, 0)
+    return this.#carrier.bytesSent
   }
 
   get bytesReceived(): number {
-    return this.#channels.reduce((sum, channel) => sum + channel.bytesReceived, 0)
+    return this.#carrier.bytesReceived
   }
 
   /**
@@ -251,6 +300,7 @@ export class Bundle {
   // ---- sending ----
 
   #passes(cls: FrameClass): boolean {
+    if (this.#broken !== undefined) return false
     const pacing = this.#pacing
     if (cls === FRAME_CONTROL) {
       return (
@@ -283,31 +333,22 @@ export class Bundle {
   }
 
   #put(type: number, cls: FrameClass, payload: readonly Uint8Array[]): void {
-    const index = this.#leastOutstanding()
-    const bytes = this.#channels[index]!.write(type, cls, this.#sequence, payload)
+    const frame = { sequence: this.#sequence, type, cls, payload }
     this.#sequence += 1
-    this.#outstandingBytes[index]! += bytes
-    this.#pacing.sent(bytes, index)
+    if (this.#resumable) this.#kept.push(frame)
+    this.#write(frame)
+  }
+
+  #write({ type, cls, sequence, payload }: KeptFrame): void {
+    const { bytes, channel } = this.#carrier.write(type, cls, sequence, payload)
+    this.#pacing.sent(bytes, channel)
     this.#rateLimit?.sent(bytes)
   }
 
-  #leastOutstanding(): number {
-    let best = 0
-    for (let index = 1; index < this.#outstandingBytes.length; index += 1) {
-      if (this.#outstandingBytes[index]! < this.#outstandingBytes[best]!) best = index
-    }
-    return best
-  }
-
-  /** Frames of the bundle itself go where the least stands before them. */
-  #sendOwn(type: number, payload: Uint8Array): void {
-    this.#channels[this.#leastOutstanding()]!.write(type, FRAME_CONTROL, 0, [payload])
-  }
-
   #acknowledge(): void {
-    if (this.#acknowledgedBytes === this.#deliveredBytes) return
+    if (this.#acknowledgedBytes === this.#deliveredBytes || this.#broken !== undefined) return
     this.#acknowledgedBytes = this.#deliveredBytes
-    this.#sendOwn(FRAME_ACK, encodeU48(this.#deliveredBytes))
+    this.#carrier.writeOwn(FRAME_ACK, FRAME_CONTROL, encodeU48(this.#deliveredBytes))
   }
 
   // ---- receiving ----
@@ -331,7 +372,7 @@ export class Bundle {
         if (frame.payload.length !== 6) {
           throw new ProtocolError(`PING: expected a payload of 6 bytes, got ${frame.payload.length}`)
         }
-        this.#sendOwn(FRAME_PONG, frame.payload)
+        this.#carrier.writeOwn(FRAME_PONG, FRAME_CONTROL, frame.payload)
         return
       case FRAME_PONG:
         this.#keepalive.pong(decodeU48('PONG', frame.payload))
@@ -349,11 +390,22 @@ export class Bundle {
   #receiveAck(delivered: number): void {
     // Acks travel on any channel and may overtake one another.
     if (delivered <= this.#pacing.deliveredBytes) return
-    const settled = this.#pacing.acknowledged(delivered, (bytes, index) => {
-      this.#outstandingBytes[index]! -= bytes
-    })
-    if (!settled) throw new ProtocolError(`ACK of ${delivered} bytes is not the end of a frame that was sent`)
+    this.#settle('ACK', delivered)
     this.#pump()
+    this.#closeIfDone()
+  }
+
+  #settle(what: string, delivered: number): void {
+    const settled = this.#pacing.acknowledged(delivered, (bytes, channel) => {
+      this.#carrier.acknowledged(bytes, channel)
+      this.#kept.dropOldest()
+    })
+    if (!settled) {
+      throw new ProtocolError(`${what} of ${delivered} bytes is not the end of a frame that was sent`)
+    }
+  }
+
+  #closeIfDone(): void {
     if (this.#closing && this.#queue.count === 0 && this.#pacing.inFlightBytes === 0) this.#finish(undefined)
   }
 
@@ -374,9 +426,7 @@ export class Bundle {
         this.#reorder.take()
         this.#deliveredBytes += FRAME_HEADER_BYTES + frame.payload.length
         if (frame.type === FRAME_CLOSE) {
-          // On every channel: the end of another one must not overtake it.
-          const ack = encodeU48(this.#deliveredBytes)
-          for (const channel of this.#channels) channel.write(FRAME_ACK, FRAME_CONTROL, 0, [ack])
+          this.#carrier.writeToAll(FRAME_ACK, FRAME_CONTROL, encodeU48(this.#deliveredBytes))
           this.#finish(undefined)
           return
         }
@@ -403,15 +453,101 @@ export class Bundle {
     })
   }
 
-  // ---- life ----
+  // ---- the link, and the next one ----
 
-  #channelGone(index: number, error: Error): void {
-    if (this.#ended) return
-    if (error instanceof ProtocolError) this.#abort(error)
-    else this.#finish(new LostError(`${this.#name}: channel ${index}: ${errorText(error)}`, { cause: error }))
+  #linkLost(reason: LostError): void {
+    if (this.#ended || this.#broken !== undefined) return
+    if (!this.#resumable) {
+      this.#finish(reason)
+      return
+    }
+    const broken = this.#breakLink(reason)
+    this.#onBroken?.(reason)
+    if (this.#options.reconnect === undefined || this.#ended) return
+    void reconnect({
+      reconnect: this.#options.reconnect,
+      nextAttempt: () => ++this.#attempt,
+      deliveredBytes: this.#deliveredBytes,
+      signal: broken.controller.signal,
+    }).then(
+      (link) => this.resumeOver(link),
+      (error: unknown) => {
+        const text = `${reason.message}; and it cannot be resumed: ${errorText(error)}`
+        this.lost(new LostError(text, { cause: error }))
+      },
+    )
   }
 
-  /** Ends the bundle from outside because what carries it is gone, with a better reason than its channels know. */
+  /** Nothing is sent or delivered from here on until there is another link. */
+  #breakLink(reason: Error): Break {
+    const silentMs = this.#keepalive.silentMs
+    this.#keepalive.stop()
+    const controller = new AbortController()
+    const resumeMs = this.#options.resumeMs ?? RESUME_MS_DEFAULT
+    const timer = setTimeout(() => {
+      this.#finish(new LostError(`${reason.message}; it was not resumed within ${resumeMs} ms`))
+    }, resumeMs)
+    this.#broken = { reason, silentSince: performance.now() - silentMs, timer, controller }
+    this.#carrier.drop()
+    this.#reorder.restart()
+    return this.#broken
+  }
+
+  /**
+   * The accepting end, when the dialing end came with a new link: the old one counts as broken from now on, even if
+   * that was not noticed here yet. Gives the bytes delivered, which will not change until `resumeOver`.
+   */
+  suspend(): number {
+    if (this.#ended) throw new LostError(`${this.#name}: it has ended`)
+    if (!this.#resumable) throw new ProtocolError(`${this.#name}: it cannot be resumed`)
+    if (this.#broken === undefined)
+      this.#breakLink(new LostError(`${this.#name}: the far end gave up its link`))
+    return this.#deliveredBytes
+  }
+
+  /** Goes on over a new link: what the far end did not deliver is sent again, in order. */
+  resumeOver(link: ResumedLink): void {
+    const broken = this.#broken
+    if (this.#ended || broken === undefined) {
+      for (const channel of link.channels) channel.destroy()
+      link.dispose?.()
+      return
+    }
+    clearTimeout(broken.timer)
+    let breach: Error | undefined
+    try {
+      this.#settleResumed(link.peerDeliveredBytes)
+    } catch (error) {
+      breach = error as Error
+    }
+    this.#acknowledgedBytes = this.#deliveredBytes
+    // It counts as broken until everything was sent again: what is sent meanwhile comes after it.
+    this.#carrier.take(link)
+    if (breach !== undefined) this.#abort(breach)
+    if (this.#ended) return
+    this.#pacing.restart()
+    for (const frame of this.#kept) this.#write(frame)
+    this.#broken = undefined
+    this.#resumes += 1
+    this.#keepalive.restart()
+    this.#pump()
+    this.#deliver()
+    this.#closeIfDone()
+  }
+
+  #settleResumed(delivered: number): void {
+    const known = this.#pacing.deliveredBytes
+    if (delivered < known) {
+      throw new ProtocolError(
+        `resume: the far end says that it delivered ${delivered} bytes, it said ${known} before`,
+      )
+    }
+    this.#settle('resume: delivery', delivered)
+  }
+
+  // ---- life ----
+
+  /** Ends the bundle for ever because what it stands for is gone at the far end. */
   lost(error: Error): void {
     this.#finish(error instanceof LostError ? error : new LostError(errorText(error), { cause: error }))
   }
@@ -419,8 +555,7 @@ export class Bundle {
   #abort(reason: Error): void {
     if (this.#ended) return
     const text = Buffer.from(reason.message, 'utf8').subarray(0, ABORT_REASON_BYTES_MAX)
-    // On every channel: the end of another one must not overtake the reason.
-    for (const channel of this.#channels) channel.write(FRAME_ABORT, FRAME_CONTROL, 0, [text])
+    this.#carrier.writeToAll(FRAME_ABORT, FRAME_CONTROL, text)
     this.#finish(reason)
   }
 
@@ -430,13 +565,15 @@ export class Bundle {
     this.#keepalive.stop()
     clearTimeout(this.#closeTimer)
     clearTimeout(this.#rateTimer)
-    for (const channel of this.#channels) channel.close()
+    clearTimeout(this.#broken?.timer)
+    this.#broken?.controller.abort(error ?? new LostError('the bundle was closed'))
+    this.#kept.clear()
+    this.#carrier.close()
     const loss = new LostError(
       `send to ${this.#name}: ${error === undefined ? 'the far end closed the bundle' : error.message}`,
       error === undefined ? undefined : { cause: error },
     )
     for (const frame of this.#queue.drain()) frame.failed(loss)
     this.#resolveClosed(error)
-    if (this.#dispose !== undefined) setImmediate(this.#dispose)
   }
 }

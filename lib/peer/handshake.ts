@@ -37,6 +37,11 @@ export async function greet(channel: FrameChannel, own: Hello): Promise<Hello> {
       throw new ProtocolError(`hello: the answer's ${field} is ${answer[field]}, expected ${own[field]}`)
     }
   }
+  if (answer.resume?.attempt !== own.resume?.attempt) {
+    throw new ProtocolError(
+      `hello: the answer resumes attempt ${answer.resume?.attempt}, expected ${own.resume?.attempt}`,
+    )
+  }
   return answer
 }
 

@@ -1,7 +1,7 @@
 /**
  * Whether the far end is still there, and how long a round trip takes: a PING when nothing else was asked for a while,
- * more often under load so that the least round trip stays known, and a verdict after too long a silence. It owns the
- * timer and sends through what it was given; it does not know of channels.
+ * more often under load so that the least round trip stays known, and a verdict when one has gone unanswered, and nothing
+ * else was heard, for too long. It owns the timer and sends through what it was given; it does not know of channels.
  */
 const TICK_MS = 500
 
@@ -18,19 +18,38 @@ export interface KeepaliveOptions {
 
 export class Keepalive {
   readonly #options: KeepaliveOptions
-  readonly #timer: NodeJS.Timeout
+  #timer: NodeJS.Timeout
   readonly #tickMs: number
   #heardAt = performance.now()
   #tickAt = performance.now()
   #pingedAt = Number.NEGATIVE_INFINITY
   #token = 0
-  #pending = false
+  /** When the first PING went that nothing answered yet. */
+  #askedAt: number | undefined
 
   constructor(options: KeepaliveOptions) {
     this.#options = options
     this.#tickMs = Math.min(TICK_MS, options.pingIntervalMs, options.silenceMs / 4)
-    this.#timer = setInterval(() => this.#tick(), this.#tickMs)
-    this.#timer.unref()
+    this.#timer = this.#ticking()
+  }
+
+  #ticking(): NodeJS.Timeout {
+    return setInterval(() => this.#tick(), this.#tickMs).unref()
+  }
+
+  /** Milliseconds that a PING has gone unanswered while nothing else was heard either; 0 while all is well. */
+  get silentMs(): number {
+    return this.#askedAt === undefined ? 0 : performance.now() - Math.max(this.#askedAt, this.#heardAt)
+  }
+
+  /** After `stop`, over a new link. */
+  restart(): void {
+    clearInterval(this.#timer)
+    this.#heardAt = performance.now()
+    this.#tickAt = this.#heardAt
+    this.#askedAt = undefined
+    this.#timer = this.#ticking()
+    this.ping()
   }
 
   heard(): void {
@@ -39,14 +58,14 @@ export class Keepalive {
 
   ping(): void {
     this.#token += 1
-    this.#pending = true
     this.#pingedAt = performance.now()
+    this.#askedAt ??= this.#pingedAt
     this.#options.ping(this.#token)
   }
 
   pong(token: number): void {
-    if (token !== this.#token || !this.#pending) return
-    this.#pending = false
+    if (token !== this.#token || this.#askedAt === undefined) return
+    this.#askedAt = undefined
     this.#options.roundTrip(performance.now() - this.#pingedAt)
   }
 
@@ -60,10 +79,11 @@ export class Keepalive {
     // When we ourselves were stopped, the far end's bytes may still wait in the sockets: give them one turn.
     const late = now - this.#tickAt > this.#tickMs + silenceMs / 2
     this.#tickAt = now
-    if (now - this.#heardAt >= silenceMs && !late) {
-      this.#options.silent(now - this.#heardAt)
+    if (this.silentMs >= silenceMs && !late) {
+      this.#options.silent(this.silentMs)
       return
     }
-    if ((this.#options.busy() && !this.#pending) || now - this.#pingedAt >= pingIntervalMs) this.ping()
+    const idle = this.#askedAt === undefined
+    if ((this.#options.busy() && idle) || now - this.#pingedAt >= pingIntervalMs) this.ping()
   }
 }

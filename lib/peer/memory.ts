@@ -4,12 +4,13 @@
  */
 import { randomBytes } from 'node:crypto'
 import { Duplex, duplexPair } from 'node:stream'
+import { LostError, RefusedError } from '../core/errors.ts'
 import { IN_FLIGHT_BYTES_MAX } from '../core/limits.ts'
 import { type BundleKind, commonFeatures, type Hello, PROTOCOL_VERSION } from '../wire/hello.ts'
 import { Bundle } from './bundle.ts'
 import { FrameChannel } from './channel.ts'
 import { greet, receiveHello, sendHello } from './handshake.ts'
-import type { BundleTuning } from './options.ts'
+import type { BundleTuning, ResumedLink, ResumeRequest } from './options.ts'
 
 export interface MemoryOptions extends BundleTuning {
   readonly kind?: BundleKind
@@ -27,8 +28,10 @@ export interface MemoryPair {
   /** The end that dialed, and the end that was dialed. */
   readonly near: Bundle
   readonly far: Bundle
-  /** Cuts the link: both ends lose the bundle. */
+  /** Cuts the link: both ends lose the bundle, or resume it where both have the feature. */
   cut(): void
+  /** From now on new links fail, or come up again. */
+  setDown(down: boolean): void
 }
 
 export async function bundlePair(options: MemoryOptions = {}): Promise<MemoryPair> {
@@ -49,6 +52,7 @@ export async function bundlePair(options: MemoryOptions = {}): Promise<MemoryPai
     migration: migrationId,
     features,
     windowBytes: IN_FLIGHT_BYTES_MAX,
+    instance: '',
   })
   const nearFeatures = options.features ?? []
   const farFeatures = options.acceptorFeatures ?? nearFeatures
@@ -65,11 +69,27 @@ export async function bundlePair(options: MemoryOptions = {}): Promise<MemoryPai
     connections: [],
     peerWindowBytes: IN_FLIGHT_BYTES_MAX,
   }
+  let present = pairs
+  let down = false
+  const farBundle = new Bundle({ ...shared, peer: 'near', dialed: false, channels: far })
+  const reconnect = async ({ deliveredBytes }: ResumeRequest): Promise<ResumedLink> => {
+    await new Promise((resolve) => setTimeout(resolve, 2 * (options.delayMs ?? 0)))
+    if (down) throw new LostError('the link is down')
+    if (farBundle.ended) throw new RefusedError('the bundle is not known here any more')
+    present = linkedPairs(count, options)
+    const peerDeliveredBytes = farBundle.suspend()
+    const [left, right] = [0, 1].map((side) => present.map((pair) => new FrameChannel(pair[side]!)))
+    farBundle.resumeOver({ channels: right!, connections: [], peerDeliveredBytes: deliveredBytes })
+    return { channels: left!, connections: [], peerDeliveredBytes }
+  }
   return {
-    near: new Bundle({ ...shared, peer: 'far', dialed: true, channels: near }),
-    far: new Bundle({ ...shared, peer: 'near', dialed: false, channels: far }),
+    near: new Bundle({ ...shared, peer: 'far', dialed: true, channels: near, reconnect }),
+    far: farBundle,
     cut: () => {
-      for (const pair of pairs) for (const side of pair) side.destroy()
+      for (const pair of present) for (const side of pair) side.destroy()
+    },
+    setDown: (isDown) => {
+      down = isDown
     },
   }
 }

@@ -149,6 +149,15 @@ export class Pacing {
     })
   }
 
+  /** Nothing is on its way any more: the link broke. What is known of the path is kept. */
+  restart(): void {
+    this.#flight = []
+    this.#flightHead = 0
+    this.#inFlightBytes = 0
+    this.#probeUntil = undefined
+    this.#roundEnd = this.#deliveredBytes
+  }
+
   /** The sender has nothing more to send although it might. */
   idle(): void {
     if (this.open) this.#appLimitedUntil = this.#deliveredBytes + this.#inFlightBytes

@@ -44,6 +44,12 @@ export class Reorder {
     this.#early.set(frame.sequence, frame)
   }
 
+  /** Forgets what came early: it will be sent again. */
+  restart(): void {
+    this.#early.clear()
+    this.#heldBytes = 0
+  }
+
   /** The next frame in order, if it is here, left where it is. */
   peek(): Frame | undefined {
     return this.#early.get(this.#next)

@@ -3,7 +3,8 @@
  * exec channels as asked for; the forced command of that key joins each to the far swamd. One TCP connection a bundle,
  * so that its bytes can be told apart at the link.
  *
- * It never asks for another way to log in, never accepts an unknown host key, and does not reconnect.
+ * A link that broke is dialed anew the same way (the bundle says when). It never asks for another way to log in and
+ * never accepts an unknown host key.
  */
 import { createHash, randomBytes } from 'node:crypto'
 import { createRequire } from 'node:module'
@@ -16,13 +17,15 @@ import {
   IN_FLIGHT_BYTES_MAX,
   PEER_STDERR_BYTES_MAX,
   PING_INTERVAL_MS,
+  RESUME_CONNECT_MS_MAX,
+  RESUME_TRY_MS_MAX,
   SILENCE_MS_MAX,
 } from '../core/limits.ts'
 import { type BundleKind, commonFeatures, type Hello, PROTOCOL_VERSION } from '../wire/hello.ts'
 import { Bundle } from './bundle.ts'
 import { FrameChannel } from './channel.ts'
 import { greet } from './handshake.ts'
-import type { BundleTuning } from './options.ts'
+import type { BundleLink, BundleTuning } from './options.ts'
 
 export interface DialOptions extends BundleTuning {
   /** Tried in order. */
@@ -42,6 +45,8 @@ export interface DialOptions extends BundleTuning {
   /** What this host calls the peer; its own name for itself when absent. */
   readonly peer?: string
   readonly features?: readonly string[]
+  /** Which start of this daemon this is: 32 hex digits. */
+  readonly instance?: string
   readonly signal?: AbortSignal
   readonly timeoutMs?: number
 }
@@ -55,12 +60,57 @@ export function sshCrypto(): 'native' | 'javascript' {
 }
 
 export async function dialBundle(options: DialOptions): Promise<Bundle> {
-  const timeoutMs = options.timeoutMs ?? DIAL_MS_MAX
   if (!Number.isInteger(options.channels) || options.channels < 1 || options.channels > CHANNELS_MAX) {
     throw new RangeError(`dial: ${options.channels} channels, expected 1 to ${CHANNELS_MAX}`)
   }
+  const timeoutMs = options.timeoutMs ?? DIAL_MS_MAX
+  const own: Omit<Hello, 'channel'> = {
+    version: PROTOCOL_VERSION,
+    bundle: randomBytes(16).toString('hex'),
+    kind: options.kind,
+    channels: options.channels,
+    name: options.localName,
+    migration: options.migrationId,
+    features: options.features ?? [],
+    windowBytes: IN_FLIGHT_BYTES_MAX,
+    instance: options.instance ?? '',
+  }
+  // An address that swallows packets must leave time for the next one.
+  const connectMs = timeoutMs / (options.addresses.length + 1)
+  const { link, answer } = await dialLink(options, own, { signal: options.signal, timeoutMs, connectMs })
+  return new Bundle({
+    ...options,
+    ...link,
+    id: own.bundle,
+    peer: options.peer ?? answer.name,
+    features: commonFeatures(own.features, answer.features),
+    dialed: true,
+    peerWindowBytes: answer.windowBytes,
+    peerInstance: answer.instance,
+    reconnect: async ({ attempt, deliveredBytes, signal }) => {
+      const limits = { signal, timeoutMs: RESUME_TRY_MS_MAX, connectMs: RESUME_CONNECT_MS_MAX }
+      const again = await dialLink(options, { ...own, resume: { attempt, deliveredBytes } }, limits)
+      return { ...again.link, peerDeliveredBytes: again.answer.resume!.deliveredBytes }
+    },
+  })
+}
+
+interface DialLimits {
+  readonly signal: AbortSignal | undefined
+  readonly timeoutMs: number
+  /** For each address. */
+  readonly connectMs: number
+}
+
+/** One SSH connection with all its channels greeted. What failed is said with the place. */
+async function dialLink(
+  options: DialOptions,
+  own: Omit<Hello, 'channel'>,
+  limits: DialLimits,
+): Promise<{ link: BundleLink; answer: Hello }> {
+  const { timeoutMs } = limits
   const deadline = AbortSignal.timeout(timeoutMs)
-  const signal = options.signal === undefined ? deadline : AbortSignal.any([options.signal, deadline])
+  const signal = limits.signal === undefined ? deadline : AbortSignal.any([limits.signal, deadline])
   const where = `ssh to ${options.user}@${options.addresses.join(',')} port ${options.port}`
   let socket: Socket | undefined
   const onAbort = (): void => {
@@ -69,12 +119,12 @@ export async function dialBundle(options: DialOptions): Promise<Bundle> {
   signal.addEventListener('abort', onAbort)
   try {
     signal.throwIfAborted()
-    socket = await connectFirst(options, signal, timeoutMs)
-    return await openBundle(options, socket)
+    socket = await connectFirst(options, signal, limits.connectMs)
+    return await openLink(options, own, socket)
   } catch (error) {
     socket?.destroy()
-    if (options.signal?.aborted === true) {
-      throw new LostError(`${where}: given up: ${errorText(options.signal.reason)}`, { cause: error })
+    if (limits.signal?.aborted === true) {
+      throw new LostError(`${where}: given up: ${errorText(limits.signal.reason)}`, { cause: error })
     }
     if (deadline.aborted)
       throw new TimeoutError(`${where}: not connected in ${timeoutMs} ms`, { cause: error })
@@ -85,10 +135,8 @@ export async function dialBundle(options: DialOptions): Promise<Bundle> {
   }
 }
 
-async function connectFirst(options: DialOptions, signal: AbortSignal, timeoutMs: number): Promise<Socket> {
+async function connectFirst(options: DialOptions, signal: AbortSignal, eachMs: number): Promise<Socket> {
   const failures: string[] = []
-  // An address that swallows packets must leave time for the next one.
-  const eachMs = timeoutMs / (options.addresses.length + 1)
   for (const address of options.addresses) {
     try {
       return await connectOne(address, options.port, AbortSignal.any([signal, AbortSignal.timeout(eachMs)]))
@@ -118,18 +166,12 @@ function connectOne(host: string, port: number, signal: AbortSignal): Promise<So
   })
 }
 
-async function openBundle(options: DialOptions, socket: Socket): Promise<Bundle> {
+async function openLink(
+  options: DialOptions,
+  own: Omit<Hello, 'channel'>,
+  socket: Socket,
+): Promise<{ link: BundleLink; answer: Hello }> {
   const { client, failed } = await login(options, socket)
-  const own: Omit<Hello, 'channel'> = {
-    version: PROTOCOL_VERSION,
-    bundle: randomBytes(16).toString('hex'),
-    kind: options.kind,
-    channels: options.channels,
-    name: options.localName,
-    migration: options.migrationId,
-    features: options.features ?? [],
-    windowBytes: IN_FLIGHT_BYTES_MAX,
-  }
   // The requests for all channels leave at once; each goes on by itself.
   const opening = Array.from({ length: options.channels }, (_, channel) =>
     openChannel(client, { ...own, channel }),
@@ -142,27 +184,21 @@ async function openBundle(options: DialOptions, socket: Socket): Promise<Bundle>
     await Promise.allSettled(opening)
     throw error
   }
-  const [first] = opened
-  const bundle = new Bundle({
-    ...options,
-    id: own.bundle,
-    peer: options.peer ?? first!.answer.name,
-    features: commonFeatures(own.features, first!.answer.features),
-    dialed: true,
-    channels: opened.map(({ channel }) => channel),
-    connections: [
-      {
-        localAddress: socket.localAddress ?? '',
-        localPort: socket.localPort ?? 0,
-        remoteAddress: socket.remoteAddress ?? '',
-        remotePort: socket.remotePort ?? 0,
-      },
-    ],
-    peerWindowBytes: first!.answer.windowBytes,
-    dispose: () => endClient(client, socket),
-  })
-  failed.catch((error: Error) => bundle.lost(error))
-  return bundle
+  const connection = {
+    localAddress: socket.localAddress ?? '',
+    localPort: socket.localPort ?? 0,
+    remoteAddress: socket.remoteAddress ?? '',
+    remotePort: socket.remotePort ?? 0,
+  }
+  return {
+    link: {
+      channels: opened.map(({ channel }) => channel),
+      connections: [connection],
+      dispose: () => endClient(client, socket),
+      failed,
+    },
+    answer: opened[0]!.answer,
+  }
 }
 
 /** Says goodbye, and does not wait for ever until the far end has heard it. */

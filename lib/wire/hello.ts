@@ -17,6 +17,8 @@ import {
 } from '../core/limits.ts'
 
 export const PROTOCOL_VERSION: number = 1
+/** Both ends keep what is not acknowledged, and a bundle whose link broke may go on over new channels. */
+export const FEATURE_RESUME: string = 'resume'
 
 const MAGIC = Buffer.from('SWAM', 'latin1')
 const PREFIX_BYTES = 6
@@ -38,6 +40,17 @@ export interface Hello {
   readonly features: readonly string[]
   /** Bytes of frames that the speaker is willing to hold before it delivers them. */
   readonly windowBytes: number
+  /** Drawn anew by each start of a daemon: tells a daemon that lost everything from one whose link broke. Empty: not told. */
+  readonly instance: string
+  /** Present when these channels take the place of a bundle's lost ones. */
+  readonly resume?: HelloResume
+}
+
+export interface HelloResume {
+  /** Counts the dialer's tries, so that channels of two tries are never mixed. The answer repeats it. */
+  readonly attempt: number
+  /** Bytes of sequenced frames, headers included, that the speaker has delivered in order: what follows is sent again. */
+  readonly deliveredBytes: number
 }
 
 export function encodeHello(hello: Hello): Buffer {
@@ -96,6 +109,22 @@ export function decodeHello(payload: Buffer, ownVersion: number = PROTOCOL_VERSI
     ),
     features: features(fields),
     windowBytes: integer(fields, 'windowBytes', HELLO_WINDOW_BYTES_MIN, HELLO_WINDOW_BYTES_MAX),
+    instance:
+      fields['instance'] === undefined
+        ? ''
+        : matching(fields, 'instance', /^([0-9a-f]{32})?$/, '32 hex digits or nothing'),
+    ...(fields['resume'] === undefined ? {} : { resume: resume(fields['resume']) }),
+  }
+}
+
+function resume(value: unknown): HelloResume {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+    throw new ProtocolError(`hello: resume is ${show(value)}, expected an object`)
+  }
+  const fields = value as Record<string, unknown>
+  return {
+    attempt: integer(fields, 'attempt', 1, Number.MAX_SAFE_INTEGER),
+    deliveredBytes: integer(fields, 'deliveredBytes', 0, Number.MAX_SAFE_INTEGER),
   }
 }
 

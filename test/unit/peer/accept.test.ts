@@ -60,6 +60,7 @@ const hello = (fields: Partial<Hello> = {}): Hello => ({
   migration: '',
   features: ['b', 'c'],
   windowBytes: 1024 * 1024,
+  instance: '',
   ...fields,
 })
 const bytesOf = (fields?: Partial<Hello>): Buffer =>

@@ -22,6 +22,7 @@ const hello: Hello = {
   migration: '3f0c0c9e-6d52-4f0c-9a70-0a3c9f1f9d11',
   features: ['delta', 'zstd'],
   windowBytes: 1024 * 1024,
+  instance: '0f'.repeat(16),
 }
 
 const raw = (fields: Record<string, unknown>, version = 1): Buffer => {

@@ -1,0 +1,49 @@
+/**
+ * The dialing end's way back: tries to make a new link in the place of a broken one, until it stands, the far end says
+ * no, or time is up. The first try goes out at once; then it waits a little longer each time, up to a second.
+ * It does not know what is sent over the link.
+ */
+import { errorText, LostError, RefusedError } from '../core/errors.ts'
+import { RESUME_BACKOFF_MS, RESUME_TRY_MS_MAX } from '../core/limits.ts'
+import type { ResumedLink, ResumeRequest } from './options.ts'
+
+export interface ReconnectOptions {
+  readonly reconnect: (request: ResumeRequest) => Promise<ResumedLink>
+  /** The next number of a try. */
+  readonly nextAttempt: () => number
+  readonly deliveredBytes: number
+  /** Aborted when the bundle ended meanwhile. */
+  readonly signal: AbortSignal
+}
+
+const BACKOFF_MS_MAX = 1000
+
+/** @throws RefusedError when the far end does not know the bundle any more, LostError when the signal ends it */
+export async function reconnect(options: ReconnectOptions): Promise<ResumedLink> {
+  const { signal, deliveredBytes } = options
+  let backoffMs = RESUME_BACKOFF_MS
+  for (;;) {
+    if (signal.aborted) throw new LostError(errorText(signal.reason))
+    const attempt = options.nextAttempt()
+    try {
+      const tried = AbortSignal.any([signal, AbortSignal.timeout(RESUME_TRY_MS_MAX)])
+      return await options.reconnect({ attempt, deliveredBytes, signal: tried })
+    } catch (error) {
+      if (error instanceof RefusedError) throw error
+    }
+    await pause(backoffMs, signal)
+    backoffMs = Math.min(BACKOFF_MS_MAX, backoffMs * 2)
+  }
+}
+
+function pause(ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const done = (): void => {
+      clearTimeout(timer)
+      signal.removeEventListener('abort', done)
+      resolve()
+    }
+    const timer = setTimeout(done, ms)
+    signal.addEventListener('abort', done)
+  })
+}
