@@ -7,12 +7,16 @@
 import { isIP } from 'node:net'
 import { isAbsolute, normalize } from 'node:path'
 import {
+  FLUSH_DEADLINE_MS,
+  FLUSH_DEADLINE_MS_MAX,
   HOOK_DEADLINE_MS_MAX,
   IMAGE_DIRECTORIES_MAX,
   MIGRATION_PORTS_MAX,
   PATH_BYTES_MAX,
   PEER_ADDRESSES_MAX,
   PEERS_MAX,
+  RESUME_CONFIG_MS_MAX,
+  RESUME_MS,
 } from '../lib/core/limits.ts'
 
 /** pino's own; named here so that the hook, which must be quick, need not load pino. */
@@ -48,6 +52,8 @@ export interface Config {
   readonly logLevel: string
   readonly qemuUser: string
   readonly hookDeadlineMs: number
+  readonly flushDeadlineMs: number
+  readonly linkDeadlineMs: number
   readonly limits: { readonly wanMbit: number; readonly windowMiB: number; readonly indexMiB: number }
   readonly status: { readonly listen: string }
   readonly peers: readonly PeerConfig[]
@@ -254,6 +260,18 @@ export const CONFIG_SCHEMA: Group = {
     20_000,
     1_000,
     HOOK_DEADLINE_MS_MAX,
+  ),
+  flushDeadlineMs: integer(
+    "How long a write or flush of QEMU may wait on a broken link before it fails, in milliseconds: so long the guest's monitor may stand still.",
+    FLUSH_DEADLINE_MS,
+    100,
+    FLUSH_DEADLINE_MS_MAX,
+  ),
+  linkDeadlineMs: integer(
+    'How long a broken link to a peer may take to come back before a migration over it fails, in milliseconds. 0: not at all.',
+    RESUME_MS,
+    0,
+    RESUME_CONFIG_MS_MAX,
   ),
   limits: {
     wanMbit: integer(

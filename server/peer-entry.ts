@@ -7,6 +7,8 @@
  */
 import { Socket } from 'node:net'
 
+/** As `swam` has it; the far side tells a dead daemon from a refused key by it (lib/peer/ssh.ts). */
+const NO_DAEMON_STATUS = 3
 const USAGE = 'usage: swam-peer --peer NAME --socket PATH'
 
 function fail(status: number, message: string): never {
@@ -45,7 +47,8 @@ const daemon = new Socket({ allowHalfOpen: true })
 
 let connected = false
 daemon.on('error', (error) => {
-  fail(1, connected ? `swamd's socket: ${error.message}` : `cannot reach swamd at ${path}: ${error.message}`)
+  if (connected) fail(1, `swamd's socket: ${error.message}`)
+  fail(NO_DAEMON_STATUS, `cannot reach swamd at ${path}: ${error.message}`)
 })
 // A peer that went away is an ordinary end.
 input.on('error', () => process.exit(0))

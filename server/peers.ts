@@ -6,13 +6,15 @@
 import { readFile } from 'node:fs/promises'
 import { hostname } from 'node:os'
 import type { PeerConfig } from '../config/schema.ts'
-import { errorText, LostError, TimeoutError } from '../lib/core/errors.ts'
+import { AbsentError, errorText, LostError, TimeoutError } from '../lib/core/errors.ts'
 import { PEER_BACKOFF_MS_MAX, PEER_BACKOFF_MS_MIN, PEER_CALL_MS } from '../lib/core/limits.ts'
 import type { Log } from '../lib/core/log.ts'
 import type { Bundle } from '../lib/peer/bundle.ts'
+import type { BundleTuning } from '../lib/peer/options.ts'
 import type { RateLimit } from '../lib/peer/rate-limit.ts'
 import { Rpc, type RpcHandler } from '../lib/peer/rpc.ts'
 import { dialBundle } from '../lib/peer/ssh.ts'
+import { FEATURE_RESUME } from '../lib/wire/hello.ts'
 import type { PeerReport } from './report.ts'
 
 /**
@@ -21,10 +23,28 @@ import type { PeerReport } from './report.ts'
  */
 const CHANNELS = { control: 1, disk: 4, ram: 4 } as const
 
+/** What all bundles of this host have in common. */
+export interface OwnEnd {
+  /** Drawn by each start of the daemon. */
+  readonly instance: string
+  /** How long a broken link may take to be resumed. */
+  readonly resumeMs: number
+  /** What all that this host sends shares, if there is a cap. */
+  readonly rateLimit: RateLimit | undefined
+}
+
+/** A control bundle is simply dialed anew; what a migration has under way is resumed. */
+export function bundleTuning(own: OwnEnd): BundleTuning {
+  return {
+    resumeMs: own.resumeMs,
+    ...(own.rateLimit === undefined ? {} : { rateLimit: own.rateLimit }),
+  }
+}
+
 export class Peer {
   readonly config: PeerConfig
   readonly #log: Log
-  readonly #rateLimit: RateLimit | undefined
+  readonly #own: OwnEnd
   #bundle: Bundle | undefined
   #rpc: Rpc | undefined
   #dialing: Promise<Rpc> | undefined
@@ -33,11 +53,10 @@ export class Peer {
   #error: string | null = null
   #closed = false
 
-  /** @param rateLimit what all that this host sends shares, if there is a cap */
-  constructor(config: PeerConfig, log: Log, rateLimit: RateLimit | undefined) {
+  constructor(config: PeerConfig, log: Log, own: OwnEnd) {
     this.config = config
     this.#log = log
-    this.#rateLimit = rateLimit
+    this.#own = own
   }
 
   /** Dials, and goes on dialing. */
@@ -72,8 +91,24 @@ export class Peer {
       channels: CHANNELS[kind],
       localName: hostname(),
       peer: name,
-      ...(this.#rateLimit === undefined ? {} : { rateLimit: this.#rateLimit }),
+      features: kind === 'control' || this.#own.resumeMs === 0 ? [] : [FEATURE_RESUME],
+      instance: this.#own.instance,
+      ...bundleTuning(this.#own),
     })
+  }
+
+  /**
+   * Whether that start of the far daemon is still there. `unknown` while it cannot be reached; a daemon that began anew, or
+   * none behind a far sshd that answers, has lost every migration.
+   */
+  async lives(instance: string): Promise<'yes' | 'no' | 'unknown'> {
+    if (instance === '') return 'unknown'
+    try {
+      await this.#connect()
+      return this.#bundle?.peerInstance === instance ? 'yes' : 'no'
+    } catch (error) {
+      return error instanceof AbsentError ? 'no' : 'unknown'
+    }
   }
 
   async #connect(): Promise<Rpc> {

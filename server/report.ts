@@ -81,6 +81,9 @@ export interface MigrationReport {
   readonly verified: boolean | null
   readonly error: string | null
   readonly connections: readonly ConnectionReport[]
+  /** How often the link under it broke and was resumed, and whether it is broken now. */
+  readonly breaks: number
+  readonly linkBroken: boolean
 }
 
 export interface RedirectReport {

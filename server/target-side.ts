@@ -252,6 +252,8 @@ export class TargetSide {
         verified: null,
         error: null,
         connections: [],
+        breaks: 0,
+        linkBroken: false,
       })
       .catch((error: unknown) => this.#site.log.error({ error }, 'the history is not written'))
   }

@@ -27,6 +27,9 @@ export class RefusedError extends SwamError {
   }
 }
 
+/** There is no swamd at the far host: what it knew is gone. */
+export class AbsentError extends RefusedError {}
+
 /** The connection or the process at its other end is gone. */
 export class LostError extends SwamError {
   constructor(message: string, options?: { cause?: unknown }) {

@@ -168,15 +168,12 @@ export const CHANNEL_END_MS: number = 1_000
 export const PING_INTERVAL_MS: number = 5_000
 /** A bundle from which nothing came for so long is lost. Longer than a busy far side's worst pause, shorter than libvirt's 30 s. */
 export const SILENCE_MS_MAX: number = 15_000
-/**
- * A bundle that can be resumed gives its link up when a PING went unanswered for so long: TCP's own repeats grow ever rarer. A
- * lossy link's worst stall, and a busy far side's, are shorter.
- */
+/** A bundle that can be resumed gives up a link on which a PING went unanswered so long: TCP's own repeats grow ever rarer. */
 export const BREAK_MS: number = 3_000
 /** For how long a bundle is tried to be resumed; DESIGN wants memory to ride out a cut of 10 s. `linkDeadlineMs` of the config. */
-export const RESUME_MS_DEFAULT: number = 20_000
+export const RESUME_MS: number = 20_000
 /** What `linkDeadlineMs` may be: libvirt's own connections end after some 30 s without an answer. */
-export const RESUME_MS_MAX: number = 120_000
+export const RESUME_CONFIG_MS_MAX: number = 120_000
 /** TCP's connect to one address in a try to resume: one repeated SYN fits in. */
 export const RESUME_CONNECT_MS_MAX: number = 2_000
 /** One try to resume, with login and channels. */
@@ -184,7 +181,9 @@ export const RESUME_TRY_MS_MAX: number = 8_000
 /** The first pause between two tries to resume; it doubles up to a second. */
 export const RESUME_BACKOFF_MS: number = 200
 /** A WRITE or FLUSH of QEMU that waited so long on a broken link is an EIO; see the config's `flushDeadlineMs`. */
-export const FLUSH_DEADLINE_MS_DEFAULT: number = 2_000
+export const FLUSH_DEADLINE_MS: number = 2_000
+/** How often waiting requests of QEMU are held against that deadline. */
+export const FLUSH_WATCH_MS: number = 250
 /** What `flushDeadlineMs` may be: for as long QEMU's main loop, and with it the guest and its monitor, may stand still. */
 export const FLUSH_DEADLINE_MS_MAX: number = 60_000
 /** How long a bundle that closes waits for its last frames to be acknowledged. */
@@ -389,10 +388,10 @@ assert(HOOK_LATER_DEADLINE_MS < HOOK_DEADLINE_MS_MAX)
 assert(IMAGE_BYTES_MAX <= Number.MAX_SAFE_INTEGER && IMAGE_BYTES_MAX % BLOCK_BYTES === 0)
 assert(SILENCE_MS_MAX >= 3 * PING_INTERVAL_MS, 'three questions fit into the silence that ends a bundle')
 assert(
-  BREAK_MS + RESUME_MS_DEFAULT < 30_000,
+  BREAK_MS + RESUME_MS < 30_000,
   'a link that stays down is given up before libvirt gives up its own connection',
 )
-assert(RESUME_TRY_MS_MAX < RESUME_MS_DEFAULT, 'there is time for more than one try')
+assert(RESUME_TRY_MS_MAX < RESUME_MS, 'there is time for more than one try')
 assert(SILENCE_MS_MAX < 30_000, 'a dead link is noticed before libvirt gives up its own connection')
 assert(FRAME_PAYLOAD_BYTES_MAX > LITERAL_BYTES_MAX, 'the largest literal fits into a frame')
 assert(FRAME_PAYLOAD_BYTES_MAX > RPC_BYTES_MAX && FRAME_PAYLOAD_BYTES_MAX > STREAM_CHUNK_BYTES_MAX)

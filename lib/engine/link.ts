@@ -17,6 +17,8 @@ export interface FrameChannel {
   send(type: number, payload: readonly Uint8Array[], cls: DiskClass): Promise<void>
   onFrame: ((type: number, payload: Buffer, cls: 0 | 1 | 2 | 3) => void) | undefined
   readonly rateBytesPerSecond: number
+  /** For how long the far end gave no sign although it was asked for one; 0 while all is well. Milliseconds. */
+  readonly silentMs: number
   readonly closed: Promise<Error | undefined>
   close(reason?: Error): Promise<void>
 }
@@ -45,6 +47,10 @@ export class DiskLink {
 
   get rateBytesPerSecond(): number {
     return this.#channel.rateBytesPerSecond
+  }
+
+  get silentMs(): number {
+    return this.#channel.silentMs
   }
 
   register(disk: number, endpoint: DiskEndpoint): void {

@@ -21,7 +21,7 @@ import {
   IN_FLIGHT_BYTES_MAX,
   IN_FLIGHT_FRAMES_MAX,
   PING_INTERVAL_MS,
-  RESUME_MS_DEFAULT,
+  RESUME_MS,
   SILENCE_MS_MAX,
 } from '../core/limits.ts'
 import { KIB } from '../core/units.ts'
@@ -272,6 +272,11 @@ export class Bundle {
       this.#abort(reason)
       return
     }
+    if (this.#broken !== undefined) {
+      // Nobody can be told. The far end finds out when it tries to resume.
+      this.#finish(this.#broken.reason)
+      return
+    }
     if (!this.#closing) {
       this.#closing = true
       this.#closeTimer = setTimeout(() => {
@@ -483,7 +488,7 @@ export class Bundle {
     const silentMs = this.#keepalive.silentMs
     this.#keepalive.stop()
     const controller = new AbortController()
-    const resumeMs = this.#options.resumeMs ?? RESUME_MS_DEFAULT
+    const resumeMs = this.#options.resumeMs ?? RESUME_MS
     const timer = setTimeout(() => {
       this.#finish(new LostError(`${reason.message}; it was not resumed within ${resumeMs} ms`))
     }, resumeMs)

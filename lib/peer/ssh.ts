@@ -10,7 +10,7 @@ import { createHash, randomBytes } from 'node:crypto'
 import { createRequire } from 'node:module'
 import { connect, type Socket } from 'node:net'
 import ssh2, { type Client, type ClientChannel } from 'ssh2'
-import { errorText, LostError, RefusedError, TimeoutError } from '../core/errors.ts'
+import { AbsentError, errorText, LostError, RefusedError, TimeoutError } from '../core/errors.ts'
 import {
   CHANNELS_MAX,
   DIAL_MS_MAX,
@@ -26,6 +26,9 @@ import { Bundle } from './bundle.ts'
 import { FrameChannel } from './channel.ts'
 import { greet } from './handshake.ts'
 import type { BundleLink, BundleTuning } from './options.ts'
+
+/** swam-peer's exit status when it finds no swamd. */
+const NO_DAEMON_STATUS = 3
 
 export interface DialOptions extends BundleTuning {
   /** Tried in order. */
@@ -128,6 +131,7 @@ async function dialLink(
     }
     if (deadline.aborted)
       throw new TimeoutError(`${where}: not connected in ${timeoutMs} ms`, { cause: error })
+    if (error instanceof AbsentError) throw new AbsentError(`${where}: ${error.message}`, { cause: error })
     if (error instanceof RefusedError) throw new RefusedError(`${where}: ${error.message}`, { cause: error })
     throw new LostError(`${where}: ${errorText(error)}`, { cause: error })
   } finally {
@@ -282,12 +286,9 @@ async function openChannel(client: Client, own: Hello): Promise<{ channel: Frame
     channel.close()
     if (status === undefined || status === null) throw error
     const line = said.trim().replace(/\p{C}+/gu, ' ')
-    throw new RefusedError(
-      `the far end's command ended with status ${status}: ${line || 'it said nothing'}`,
-      {
-        cause: error,
-      },
-    )
+    const text = `the far end's command ended with status ${status}: ${line || 'it said nothing'}`
+    if (status === NO_DAEMON_STATUS) throw new AbsentError(text, { cause: error })
+    throw new RefusedError(text, { cause: error })
   }
 }
 

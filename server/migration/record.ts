@@ -133,6 +133,8 @@ export class MigrationRecord {
       verified: null,
       error: this.error,
       connections: this.connections,
+      breaks: this.#bundles.reduce((sum, bundle) => sum + bundle.resumes, 0),
+      linkBroken: !this.ended && this.#bundles.some((bundle) => bundle.broken),
     }
   }
 

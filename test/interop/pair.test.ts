@@ -137,7 +137,7 @@ async function carry(from: string, to: string, images: readonly string[]): Promi
       account,
       slabs: new SlabPool({ bytesMax: 256 * MIB }),
       describe: (bytes) => describer.describe(bytes),
-      limits: { windowBytes: 128 * MIB, drainMs: 1000 },
+      limits: { windowBytes: 128 * MIB, drainMs: 1000, flushDeadlineMs: 2000 },
     })
     await sender.open(1, 'disk')
     const server = createServer((socket) => {

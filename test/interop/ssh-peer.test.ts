@@ -197,7 +197,7 @@ test('a far host without swamd gives a reason', async (context) => {
   context.after(() => sshd.close())
   await assert.rejects(
     dialBundle(dialTo(sshd)),
-    refusedWith(/status 1: swam-peer: cannot reach swamd at .*ENOENT/),
+    refusedWith(/status 3: swam-peer: cannot reach swamd at .*ENOENT/),
   )
 })
 

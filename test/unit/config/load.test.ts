@@ -45,6 +45,8 @@ test('a small config gets every default', async () => {
     logLevel: 'info',
     qemuUser: 'libvirt-qemu',
     hookDeadlineMs: 20000,
+    flushDeadlineMs: 2000,
+    linkDeadlineMs: 20000,
     limits: { wanMbit: 0, windowMiB: 256, indexMiB: 256 },
     status: { listen: 'unix:/run/swam/status.sock' },
     peers: [

@@ -130,6 +130,7 @@ export function wire(): Wire {
   const make = (): FrameChannel & { peer?: FrameChannel; out: (type: number, payload: Buffer) => void } => ({
     onFrame: undefined,
     rateBytesPerSecond: 100 * MIB,
+    silentMs: 0,
     closed: closed.promise,
     async close(reason?: Error) {
       closed.resolve(reason ?? new LostError('closed'))
@@ -239,7 +240,7 @@ export async function rig(options: {
     account: new DiskAccount('vda', device.size),
     slabs: new SlabPool({ bytesMax: 128 * MIB }),
     describe: (bytes) => describe.describe(bytes),
-    limits: options.limits ?? { windowBytes: 64 * MIB, drainMs: 1000 },
+    limits: options.limits ?? { windowBytes: 64 * MIB, drainMs: 1000, flushDeadlineMs: 2000 },
   })
   await sender.open(49153, 'drive-virtio-disk0')
   return { sender, device, wire: joined, receiverError: () => receiverError }
