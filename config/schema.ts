@@ -262,7 +262,7 @@ export const CONFIG_SCHEMA: Group = {
     HOOK_DEADLINE_MS_MAX,
   ),
   flushDeadlineMs: integer(
-    "How long a write or flush of QEMU may wait on a broken link before it fails, in milliseconds: so long the guest's monitor may stand still.",
+    "How long a write or flush of QEMU, and with it the guest's monitor, may wait on a broken link before it fails, in ms.",
     FLUSH_DEADLINE_MS,
     100,
     FLUSH_DEADLINE_MS_MAX,

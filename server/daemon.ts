@@ -5,6 +5,7 @@
  * The redirect catches exactly what the armed outgoing migrations want, refreshed by one timer: without a living
  * daemon its elements expire by themselves.
  */
+import { randomBytes } from 'node:crypto'
 import { access, mkdir, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Config } from '../config/schema.ts'
@@ -27,10 +28,11 @@ import { WATCHDOG_MARK, Watchdog } from '../lib/host/watchdog.ts'
 import { PeerListener } from '../lib/peer/accept.ts'
 import { RateLimit } from '../lib/peer/rate-limit.ts'
 import { sshCrypto } from '../lib/peer/ssh.ts'
+import { FEATURE_RESUME } from '../lib/wire/hello.ts'
 import { type ControlServer, removeStale, serveControl } from './control.ts'
 import { History } from './history.ts'
 import type { MigrationRecord } from './migration/record.ts'
-import { Peer } from './peers.ts'
+import { bundleTuning, type OwnEnd, Peer } from './peers.ts'
 import type { HistoryReport, RedirectReport, StatusReport } from './report.ts'
 import { Site } from './site.ts'
 import { SourceSide } from './source-side.ts'
@@ -53,7 +55,7 @@ export class Daemon {
   readonly #vitals: Vitals
   readonly #stock: ImageStock
   readonly #anchor: NatAnchor
-  readonly #rateLimit: RateLimit | undefined
+  readonly #own: OwnEnd
   readonly #peers: readonly Peer[]
   readonly #target: TargetSide
   readonly #repairs: { count: number; last: string | null; error: string | null } = {
@@ -85,12 +87,12 @@ export class Daemon {
       onProblem: (text) =>
         log.warn({ text }, 'a flush of all nft rules would break migrations that are under way'),
     })
-    const { wanMbit } = config.limits
-    if (wanMbit > 0) {
-      const bytesPerSecond = wanMbit * MBIT_BYTES * PAYLOAD_SHARE
-      this.#rateLimit = new RateLimit({ bytesPerSecond, clock: () => performance.now() })
+    this.#own = {
+      instance: randomBytes(16).toString('hex'),
+      resumeMs: config.linkDeadlineMs,
+      rateLimit: rateLimitOf(config.limits.wanMbit),
     }
-    this.#peers = config.peers.map((peer) => new Peer(peer, log, this.#rateLimit))
+    this.#peers = config.peers.map((peer) => new Peer(peer, log, this.#own))
     this.#target = new TargetSide(this.#site, this.#peers, this.#stock)
   }
 
@@ -114,6 +116,8 @@ export class Daemon {
       uids,
       slabs: new SlabPool({ bytesMax: this.#config.limits.windowMiB * MIB }),
       describe: (bytes) => this.#describer.describe(bytes),
+      farLives: async (name, instance) =>
+        (await this.#peers.find((peer) => peer.config.name === name)?.lives(instance)) ?? 'unknown',
     })
     this.#source = source
     await this.#listen(source)
@@ -171,7 +175,9 @@ export class Daemon {
       path: join(runDir, 'peer.sock'),
       localName: 'swamd',
       onBundle: (bundle) => source.takeBundle(bundle),
-      ...(this.#rateLimit === undefined ? {} : { rateLimit: this.#rateLimit }),
+      features: this.#own.resumeMs === 0 ? [] : [FEATURE_RESUME],
+      instance: this.#own.instance,
+      ...bundleTuning(this.#own),
       onRefused: (peer, error) => this.#log.warn({ peer, error }, 'refused a channel'),
     })
     const target = this.#target
@@ -280,6 +286,12 @@ export class Daemon {
     this.#watchdog?.close()
     this.#log.info({}, reason)
   }
+}
+
+function rateLimitOf(wanMbit: number): RateLimit | undefined {
+  if (wanMbit === 0) return undefined
+  const bytesPerSecond = wanMbit * MBIT_BYTES * PAYLOAD_SHARE
+  return new RateLimit({ bytesPerSecond, clock: () => performance.now() })
 }
 
 /** A directory that cannot be one is said before anything starts. @throws ConfigError */

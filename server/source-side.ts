@@ -23,6 +23,8 @@ export interface SourceOptions {
   readonly uids: readonly number[]
   readonly slabs: SlabPool
   readonly describe: (bytes: Uint8Array) => Promise<DescribedRun[]>
+  /** Whether that start of the peer's daemon is still there. */
+  readonly farLives: (peer: string, instance: string) => Promise<'yes' | 'no' | 'unknown'>
 }
 
 export class SourceSide {
@@ -149,7 +151,12 @@ export class SourceSide {
       uids: this.#options.uids,
       slabs: this.#options.slabs,
       describe: this.#options.describe,
-      limits: { windowBytes: (this.#site.config.limits.windowMiB * MIB) / 2, drainMs: MIGRATION_DRAIN_MS },
+      limits: {
+        windowBytes: (this.#site.config.limits.windowMiB * MIB) / 2,
+        drainMs: MIGRATION_DRAIN_MS,
+        flushDeadlineMs: this.#site.config.flushDeadlineMs,
+      },
+      farLives: (instance) => this.#options.farLives(peer, instance),
       compress: this.#site.config.ram === 'on',
       pickListenPort: () => this.#pickListenPort(),
       outcome: () => this.#site.outcome(uuid, 'out', since),

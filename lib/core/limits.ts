@@ -131,6 +131,8 @@ export const MIGRATION_ANNOUNCED_MS: number = 120_000
 export const MIGRATION_IDLE_MS: number = 60_000
 /** After the last connection is gone: the time in which another one may still come. It may delay the clean-up, nothing else. */
 export const MIGRATION_LINGER_MS: number = 1_500
+/** How often a source whose link broke asks the far daemon's control connection whether that daemon is still there. */
+export const FAR_ASK_MS: number = 500
 /** Acknowledged writes may take this long to drain: `virsh suspend` flushes in QEMU's main loop, and waits for it. */
 export const MIGRATION_DRAIN_MS: number = 1_000
 /** One connection to a port of the new QEMU, on this host. */
@@ -178,8 +180,10 @@ export const RESUME_CONFIG_MS_MAX: number = 120_000
 export const RESUME_CONNECT_MS_MAX: number = 2_000
 /** One try to resume, with login and channels. */
 export const RESUME_TRY_MS_MAX: number = 8_000
-/** The first pause between two tries to resume; it doubles up to a second. */
+/** The first pause between two tries to resume; it doubles with each. */
 export const RESUME_BACKOFF_MS: number = 200
+/** The longest pause between two tries to resume: a link that is back is found soon. */
+export const RESUME_BACKOFF_MS_MAX: number = 1_000
 /** A WRITE or FLUSH of QEMU that waited so long on a broken link is an EIO; see the config's `flushDeadlineMs`. */
 export const FLUSH_DEADLINE_MS: number = 2_000
 /** How often waiting requests of QEMU are held against that deadline. */

@@ -10,9 +10,7 @@
  *
  * Order: runs are described by workers but delivered in the order in which they left the stage, and get their sequence
  * numbers then. Deliberately not here: deltas, 4 KiB blocks, hot-block hold-back (later issues).
- *
- * A break of the link is ridden out (the bundle resumes) only while no WRITE or FLUSH has waited longer than
- * flushDeadlineMs on a silent link: QEMU's main loop may stand behind it, and with it the guest and its monitor.
+ * A break of the link is ridden out by the bundle, for as long as patience.ts has with what QEMU waits for.
  */
 import {
   ALL_FEATURES,
@@ -35,7 +33,6 @@ import {
   RUN_BYTES_MAX,
   SENDER_RECORDS_MAX,
   STAGE_BYTES_MAX,
-  FLUSH_WATCH_MS,
   STAGE_IDLE_MS,
   STAGE_PIECES_MAX,
   UNDETERMINED_BYTES_MAX,
@@ -52,6 +49,7 @@ import {
   type DiskEndpoint,
   type DiskLink,
 } from './link.ts'
+import { Patience } from './patience.ts'
 import { Stage, type StagedRun } from './stage.ts'
 
 export interface SenderLimits {
@@ -90,12 +88,6 @@ interface ChunkRecord {
 
 interface Waiter {
   readonly resolve: () => void
-  readonly reject: (error: Error) => void
-}
-
-/** A request of QEMU that waits. */
-interface Wait {
-  readonly since: number
   readonly reject: (error: Error) => void
 }
 
@@ -138,9 +130,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
   #reads = new Map<number, { resolve: (data: Buffer) => void; reject: (error: Error) => void }>()
   #nextId = 1
   #opened: Waiter | undefined
-  /** Oldest first. */
-  readonly #waits = new Set<Wait>()
-  #watchTimer: NodeJS.Timeout | undefined
+  readonly #patience: Patience
   #lost: RefusedError | undefined
 
   constructor(options: SenderOptions) {
@@ -148,6 +138,18 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
     this.size = options.size
     this.blockSizes = options.blockSizes
     this.account = options.account
+    const { flushDeadlineMs } = options.limits
+    this.#patience = new Patience({
+      deadlineMs: flushDeadlineMs,
+      silentMs: () => options.link.silentMs,
+      onExpired: (waitedMs, silentMs) =>
+        this.#fail(
+          new LostError(
+            `a WRITE or FLUSH waited for ${Math.round(waitedMs)} ms while the link gave no sign for ` +
+              `${Math.round(silentMs)} ms: flushDeadlineMs is ${flushDeadlineMs}`,
+          ),
+        ),
+    })
     options.link.register(options.disk, this)
   }
 
@@ -218,47 +220,13 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
     const changes = this.#changes
     if (changes === this.#flushedChanges) return
     if (this.#flushing?.changes === changes) return await this.#flushing.done
-    const done = this.#timed(this.#flushNow(changes))
+    const done = this.#patience.run(this.#flushNow(changes))
     this.#flushing = { changes, done }
     try {
       await done
     } finally {
       if (this.#flushing?.done === done) this.#flushing = undefined
     }
-  }
-
-  /** Gives what the work gives, or the loss of the session if that comes first. */
-  async #timed(work: Promise<void>): Promise<void> {
-    let wait: Wait | undefined
-    try {
-      await new Promise<void>((resolve, reject) => {
-        wait = { since: performance.now(), reject }
-        this.#waits.add(wait)
-        this.#watchTimer ??= setInterval(() => this.#watch(), FLUSH_WATCH_MS)
-        work.then(resolve, reject)
-      })
-    } finally {
-      this.#waits.delete(wait!)
-      if (this.#waits.size === 0) {
-        clearInterval(this.#watchTimer)
-        this.#watchTimer = undefined
-      }
-    }
-  }
-
-  /** A slow link is no break: only where nothing is heard from the far end does waiting end in an error. */
-  #watch(): void {
-    const [oldest] = this.#waits
-    if (oldest === undefined) return
-    const { link, limits } = this.#options
-    const waitedMs = performance.now() - oldest.since
-    if (waitedMs < limits.flushDeadlineMs || link.silentMs < limits.flushDeadlineMs) return
-    this.#fail(
-      new LostError(
-        `a WRITE or FLUSH waited for ${Math.round(waitedMs)} ms while the link gave no sign for ` +
-          `${Math.round(link.silentMs)} ms: flushDeadlineMs is ${limits.flushDeadlineMs}`,
-      ),
-    )
   }
 
   async #flushNow(changes: number): Promise<void> {
@@ -301,7 +269,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
     this.#changes++
     this.#pump()
     if (!this.#roomy()) {
-      await this.#timed(
+      await this.#patience.run(
         new Promise<void>((resolve, reject) => this.#admissions.push({ resolve, reject })),
       )
     }
@@ -613,8 +581,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
     const lost = new RefusedError(errorText(cause), { cause, errno })
     this.#lost = lost
     clearTimeout(this.#idleTimer)
-    clearInterval(this.#watchTimer)
-    for (const wait of this.#waits) wait.reject(lost)
+    this.#patience.end(lost)
     this.#stage.clear()
     for (const record of this.#records.values()) record.slab?.release()
     this.#records.clear()

@@ -4,7 +4,7 @@
  * It does not know what is sent over the link.
  */
 import { errorText, LostError, RefusedError } from '../core/errors.ts'
-import { RESUME_BACKOFF_MS, RESUME_TRY_MS_MAX } from '../core/limits.ts'
+import { RESUME_BACKOFF_MS, RESUME_BACKOFF_MS_MAX, RESUME_TRY_MS_MAX } from '../core/limits.ts'
 import type { ResumedLink, ResumeRequest } from './options.ts'
 
 export interface ReconnectOptions {
@@ -15,8 +15,6 @@ export interface ReconnectOptions {
   /** Aborted when the bundle ended meanwhile. */
   readonly signal: AbortSignal
 }
-
-const BACKOFF_MS_MAX = 1000
 
 /** @throws RefusedError when the far end does not know the bundle any more, LostError when the signal ends it */
 export async function reconnect(options: ReconnectOptions): Promise<ResumedLink> {
@@ -32,7 +30,7 @@ export async function reconnect(options: ReconnectOptions): Promise<ResumedLink>
       if (error instanceof RefusedError) throw error
     }
     await pause(backoffMs, signal)
-    backoffMs = Math.min(BACKOFF_MS_MAX, backoffMs * 2)
+    backoffMs = Math.min(RESUME_BACKOFF_MS_MAX, backoffMs * 2)
   }
 }
 

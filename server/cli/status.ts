@@ -88,6 +88,7 @@ function details(migration: MigrationReport): string[] {
   const lines = migration.disks.map(
     (disk) => `${name} ${plainText(disk.target)}: ${bySourceText(disk.bySource)}`,
   )
+  if (migration.linkBroken) lines.push(`${name}: the link broke, waiting for it to come back`)
   if (migration.ram.askedBytes > 0) {
     const { askedBytes, wireBytes } = migration.ram
     lines.push(`${name} memory: ${bytesText(askedBytes)} asked, ${bytesText(wireBytes)} on the wire`)

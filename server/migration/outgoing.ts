@@ -16,6 +16,7 @@ import type { DescribedRun } from '../../lib/chunk/describer.ts'
 import type { SlabPool } from '../../lib/chunk/slab.ts'
 import { errorText, LostError, RefusedError } from '../../lib/core/errors.ts'
 import {
+  FAR_ASK_MS,
   MIGRATION_ANNOUNCED_MS,
   MIGRATION_CAUGHT_PORTS_MAX,
   MIGRATION_IDLE_MS,
@@ -66,6 +67,8 @@ export interface OutgoingOptions {
   readonly migrating: () => Promise<boolean>
   /** The disk's name, `vda`, for the name of its export. */
   readonly targetOf: (exportName: string) => string
+  /** Whether that start of the far daemon is still there. */
+  readonly farLives: (instance: string) => Promise<'yes' | 'no' | 'unknown'>
   readonly onEnd: (migration: OutgoingMigration) => void
 }
 
@@ -132,11 +135,28 @@ export class OutgoingMigration {
       this.#ram = { bundle, mux: new StreamMux(bundle) }
     } else throw new RefusedError(`migration ${this.id} has a ${bundle.kind} bundle already`)
     this.record.addBundle(bundle)
+    bundle.onBroken = (reason) => void this.#askFar(bundle, reason)
     void bundle.closed.then((error) => {
       if (this.#ended) return
       this.record.error ??= `the ${bundle.kind} channel to ${this.peer} was lost: ${errorText(error ?? 'closed by it')}`
       void this.#finish()
     })
+  }
+
+  /**
+   * The far end makes the new link, so here nothing tells a daemon that died from a link that broke: its control socket
+   * does. A daemon that lost the migration is a loss at once, not only when the time to resume is up (I2).
+   */
+  async #askFar(bundle: Bundle, reason: Error): Promise<void> {
+    this.#log.warn({ error: reason, kind: bundle.kind }, 'the link broke: waiting for it to be resumed')
+    while (bundle.broken && !bundle.ended && !this.#ended) {
+      if ((await this.#options.farLives(bundle.peerInstance)) === 'no') {
+        if (bundle.broken) bundle.lost(new LostError(`the swamd of ${this.peer} is gone (${reason.message})`))
+        return
+      }
+      await new Promise((resolve) => setTimeout(resolve, FAR_ASK_MS))
+    }
+    if (!bundle.ended) this.#log.info({ kind: bundle.kind }, 'the link was resumed')
   }
 
   /**

@@ -1,6 +1,6 @@
 /** The peer channel through a real sshd and the real forced command, on loopback. */
 import assert from 'node:assert/strict'
-import { spawn } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { createServer } from 'node:net'
@@ -20,21 +20,32 @@ import { startSshd, type TestSshd } from './ssh-server.ts'
 
 const UUID = '3f0c0c9e-6d52-4f0c-9a70-0a3c9f1f9d11'
 
-async function start(context: TestContext, options?: Parameters<typeof startSshd>[0], tuning?: BundleTuning) {
+async function start(
+  context: TestContext,
+  options?: Parameters<typeof startSshd>[0],
+  tuning?: BundleTuning & { readonly features?: readonly string[] },
+) {
   const sshd = await startSshd(options)
   context.after(() => sshd.close())
   const accepted: Bundle[] = []
   const listener = await PeerListener.listen({
-    ...tuning,
     path: sshd.socketPath,
     localName: 'source',
     features: ['a', 'b'],
+    ...tuning,
     onBundle: (bundle) => accepted.push(bundle),
   })
   context.after(() => listener.close())
   const dial = (more?: Partial<DialOptions>): Promise<Bundle> =>
     dialBundle({ ...dialTo(sshd), ...tuning, ...more })
   return { sshd, accepted, dial }
+}
+
+function childrenOf(pid: number): number[] {
+  return execFileSync('pgrep', ['-P', String(pid)], { encoding: 'utf8' })
+    .trim()
+    .split('\n')
+    .map(Number)
 }
 
 function dialTo(sshd: TestSshd): DialOptions {
@@ -212,16 +223,52 @@ test('sshd killed: both ends know at once', async (context) => {
   await assert.rejects(near.send(16, [], FRAME_BULK), LostError)
 })
 
+test('one SSH connection killed: the bundle goes on over another one, digests verified', async (context) => {
+  const { sshd, accepted, dial } = await start(context, undefined, { features: ['resume'] })
+  const near = await dial({ features: ['resume'], channels: 3 })
+  const far = accepted[0]!
+  let over = false
+  const killing = (async () => {
+    while (!over) {
+      await sleep(700)
+      // Those that serve connections; the listener lives on.
+      if (!over) for (const pid of childrenOf(sshd.process.pid!)) process.kill(pid, 'SIGKILL')
+    }
+  })()
+  const results = [
+    await Promise.all([transfer(near, far, 64 * MIB), transfer(far, near, 64 * MIB)]),
+    await Promise.all([transfer(near, far, 64 * MIB), transfer(far, near, 64 * MIB)]),
+  ]
+  over = true
+  await killing
+  assert.deepEqual(results, [
+    [true, true],
+    [true, true],
+  ])
+  while (near.broken || far.broken) await sleep(20)
+  assert.ok(near.resumes > 0, `${near.resumes} resumes`)
+  assert.equal(accepted.length, 1)
+  assert.equal(near.connections.length, near.resumes + 1)
+  await near.close()
+  assert.equal(await far.closed, undefined)
+})
+
+test('a listener that lost the bundle: the dialing end knows at once, not when its time is up', async (context) => {
+  const { sshd, accepted, dial } = await start(context, undefined, { features: ['resume'] })
+  const near = await dial({ features: ['resume'] })
+  accepted[0]!.lost(new LostError('the daemon began anew'))
+  for (const pid of childrenOf(sshd.process.pid!)) process.kill(pid, 'SIGKILL')
+  const started = performance.now()
+  assert.match((await near.closed)?.message ?? '', /cannot be resumed: .*is not known here any more/)
+  assert.ok(performance.now() - started < 10_000)
+})
+
 test('sshd that stands still: both ends know within the silence allowed', async (context) => {
   const { sshd, accepted, dial } = await start(context, undefined, { pingIntervalMs: 300, silenceMs: 2000 })
   const near = await dial()
   await sleep(2500)
   assert.equal(near.ended, false, 'idle is not silent')
-  const { execFileSync } = await import('node:child_process')
-  const serving = execFileSync('pgrep', ['-P', String(sshd.process.pid)], { encoding: 'utf8' })
-    .trim()
-    .split('\n')
-    .map(Number)
+  const serving = childrenOf(sshd.process.pid!)
   for (const pid of serving) process.kill(pid, 'SIGSTOP')
   context.after(() => {
     for (const pid of serving) {

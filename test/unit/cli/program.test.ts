@@ -61,6 +61,8 @@ const migration: MigrationReport = {
   connections: [
     { kind: 'disk', localAddress: '10.9.0.1', localPort: 40000, remoteAddress: '10.9.0.2', remotePort: 22 },
   ],
+  breaks: 1,
+  linkBroken: true,
 }
 
 const status: StatusReport = {

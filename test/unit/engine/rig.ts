@@ -204,13 +204,15 @@ export async function rig(options: {
   sources?: ChunkSource[]
   limits?: SenderLimits
   delay?: () => Promise<void>
+  /** Instead of the wire, which then carries nothing. */
+  channels?: { readonly near: FrameChannel; readonly far: FrameChannel }
 }): Promise<Rig> {
   describer.current ??= new Describer({ workers: 1 })
   const describe = describer.current
   const device = new DurableDevice(options.contents, options.minimum ?? 1, options.delay)
   const joined = wire()
   let receiverError: Error | undefined
-  const far: DiskLink = new DiskLink(joined.b, (message) => {
+  const far: DiskLink = new DiskLink(options.channels?.far ?? joined.b, (message) => {
     if (message.type !== 'open') return undefined
     const receiver = new DiskReceiver({
       link: far,
@@ -232,7 +234,7 @@ export async function rig(options: {
     return { onMessage: () => undefined, onLost: () => undefined }
   })
   const sender = new DiskSender({
-    link: new DiskLink(joined.a),
+    link: new DiskLink(options.channels?.near ?? joined.a),
     disk: 0,
     epoch: 7,
     size: device.size,

@@ -10,7 +10,13 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { PeerListener, type PeerListenerOptions } from '../../../lib/peer/accept.ts'
 import type { Bundle } from '../../../lib/peer/bundle.ts'
 import { encodeFrame, FRAME_HELLO, FRAME_REFUSE, type Frame, FrameDecoder } from '../../../lib/wire/frame.ts'
-import { decodeHello, decodeRefusal, encodeHello, type Hello } from '../../../lib/wire/hello.ts'
+import {
+  decodeHello,
+  decodeRefusal,
+  encodeHello,
+  FEATURE_RESUME,
+  type Hello,
+} from '../../../lib/wire/hello.ts'
 
 async function start(context: TestContext, options?: Partial<PeerListenerOptions>) {
   const directory = mkdtempSync(join(tmpdir(), 'swam-accept-'))
@@ -182,6 +188,58 @@ for (const field of [
     await first
   })
 }
+
+test('a whole bundle is resumed by channels that name it, and by no others', async (context) => {
+  const { speak, bundles, refused } = await start(context, { features: [FEATURE_RESUME] })
+  const features = [FEATURE_RESUME]
+  const kept: Hello['resume'] = { attempt: 1, deliveredBytes: 0 }
+  assert.match(refusal(await speak(bytesOf({ features, resume: kept }))), /is not known here any more/)
+  await Promise.all([0, 1].map((channel) => speak(bytesOf({ features, channels: 2, channel }))))
+  const [bundle] = bundles
+  assert.equal(bundle!.broken, false)
+  const other = Buffer.from(
+    bytesOf({ features, resume: kept }).toString('latin1').replace('fra1', 'ams1'),
+    'latin1',
+  )
+  assert.match(refusal(await speak(other)), /is not known here any more/, 'of another peer')
+  assert.match(
+    refusal(await speak(bytesOf({ features, kind: 'ram', resume: { ...kept, attempt: 2 } }))),
+    /resumed as another one/,
+  )
+  assert.match(
+    refusal(await speak(bytesOf({ features, channels: 1, kind: 'ram', resume: { ...kept, attempt: 3 } }))),
+    /resumed as another one/,
+  )
+  // An earlier try of which only one channel came does not mix with the next.
+  void speak(bytesOf({ features, channels: 2, resume: { ...kept, attempt: 4 } }))
+  const answers = await Promise.all(
+    [0, 1].map((channel) =>
+      speak(bytesOf({ features, channels: 2, channel, resume: { ...kept, attempt: 5 } })),
+    ),
+  )
+  for (const answer of answers) {
+    assert.deepEqual(decodeHello(answer!.payload).resume, { attempt: 5, deliveredBytes: 0 })
+  }
+  assert.equal(bundles.length, 1)
+  assert.equal(bundle!.resumes, 1)
+  assert.equal(bundle!.ended, false)
+  const apart = [0, 1].map((channel) =>
+    speak(bytesOf({ features, channels: 2, channel, resume: { attempt: 6, deliveredBytes: channel } })),
+  )
+  assert.match(refusal(await apart[1]), /tell different delivered bytes/)
+  assert.equal(bundle!.ended, false)
+  assert.ok(refused.length >= 5)
+})
+
+test('a bundle without the feature is not resumed', async (context) => {
+  const { speak, bundles } = await start(context)
+  await speak(bytesOf())
+  assert.match(
+    refusal(await speak(bytesOf({ resume: { attempt: 1, deliveredBytes: 0 } }))),
+    /it cannot be resumed/,
+  )
+  assert.equal(bundles[0]!.ended, false)
+})
 
 test('a bundle of another peer with the same id is another bundle', async (context) => {
   const { speak, bundles } = await start(context)
