@@ -6,7 +6,13 @@
 import type { DescribedRun } from '../lib/chunk/describer.ts'
 import type { SlabPool } from '../lib/chunk/slab.ts'
 import { errorText, RefusedError } from '../lib/core/errors.ts'
-import { MIGRATION_DRAIN_MS, MIGRATIONS_MAX } from '../lib/core/limits.ts'
+import {
+  MIGRATION_CAUGHT_PORTS_MAX,
+  MIGRATION_DRAIN_MS,
+  MIGRATIONS_MAX,
+  PEER_CONTROL_BUNDLES_MAX,
+  PEER_MIGRATIONS_MAX,
+} from '../lib/core/limits.ts'
 import { MIB } from '../lib/core/units.ts'
 import { targetOfExport } from '../lib/host/libvirt.ts'
 import type { Redirect, RedirectEntry } from '../lib/host/redirect.ts'
@@ -33,6 +39,7 @@ export class SourceSide {
   readonly #outgoing = new Map<string, OutgoingMigration>()
   /** What was armed for a migration, by its id, until it ends. */
   readonly #armed = new Map<string, readonly RedirectEntry[]>()
+  readonly #controls = new Set<Bundle>()
   #listenPort = 0
 
   constructor(site: Site, options: SourceOptions) {
@@ -61,6 +68,7 @@ export class SourceSide {
       return
     }
     if (bundle.kind === 'control') {
+      this.#oneControl(bundle)
       answerPeer(bundle, {
         locate: (params) => this.#answerLocate(params),
         announce: (params, peer) => this.#answerAnnounce(params, peer),
@@ -85,7 +93,9 @@ export class SourceSide {
         },
         stop: async (params, peer) => {
           const given = new Params('stop', params)
-          await this.#outgoing.get(given.uuid('migrationId'))?.stop(given.text('reason', 1000))
+          const migration = this.#outgoing.get(given.uuid('migrationId'))
+          // One that ended by itself needs no stop; another peer's is not to be stopped.
+          if (migration?.peer === peer) await migration.stop(given.text('reason', 1000))
           return { peer }
         },
       })
@@ -100,6 +110,16 @@ export class SourceSide {
       migration.attach(bundle)
     } catch (error) {
       refuse(errorText(error))
+    }
+  }
+
+  /** A peer that was gone for a while comes back before its old bundle is known to be dead: the oldest makes room. */
+  #oneControl(bundle: Bundle): void {
+    this.#controls.add(bundle)
+    void bundle.closed.then(() => this.#controls.delete(bundle))
+    const own = [...this.#controls].filter((known) => known.peer === bundle.peer)
+    for (const old of own.slice(0, -PEER_CONTROL_BUNDLES_MAX)) {
+      void old.close(new RefusedError(`${bundle.peer} has newer control bundles`))
     }
   }
 
@@ -132,13 +152,16 @@ export class SourceSide {
     const given = new Params('announce', params)
     const id = given.uuid('migrationId')
     const uuid = given.uuid('uuid')
-    if (this.#outgoing.size >= MIGRATIONS_MAX) throw new RefusedError('too many migrations are under way')
-    if (this.#outgoing.has(id)) throw new RefusedError(`migration ${id} is known already`)
     const domain = await this.#site.libvirt.runningDomain(uuid)
     if (domain === undefined) throw new RefusedError(`guest ${uuid} does not run here`)
+    // A peer replaces its own announcement only: one that knows a uuid must not end another peer's migration.
     for (const other of [...this.#outgoing.values()]) {
-      if (other.record.uuid === uuid) await other.abort('the guest is announced anew')
+      if (other.record.uuid === uuid && other.peer === peer) await other.abort('the guest is announced anew')
     }
+    if (this.#outgoing.has(id)) throw new RefusedError(`migration ${id} is known already`)
+    if (this.#outgoing.size >= MIGRATIONS_MAX) throw new RefusedError('too many migrations are under way')
+    const own = [...this.#outgoing.values()].filter((other) => other.peer === peer).length
+    if (own >= PEER_MIGRATIONS_MAX) throw new RefusedError(`${own} migrations of ${peer} are under way`)
     const config = this.#site.config.peers.find((one) => one.name === peer)!
     const since = Date.now()
     const migration = new OutgoingMigration({
@@ -178,7 +201,7 @@ export class SourceSide {
     const given = new Params('arm', params)
     const migration = this.#outgoingOf(given, peer)
     const [low, high] = this.#site.config.migrationPorts
-    const ports = given.ports('ports', 8)
+    const ports = given.ports('ports', MIGRATION_CAUGHT_PORTS_MAX)
     const outside = ports.find((port) => port < low || port > high)
     if (outside !== undefined) throw new RefusedError(`port ${outside} is outside of ${low} to ${high}`)
     if (this.#options.redirect === undefined) throw new RefusedError('redirect = "off" at the source')

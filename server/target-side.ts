@@ -26,6 +26,8 @@ export class TargetSide {
   readonly #peers: readonly Peer[]
   readonly #stock: ImageStock
   readonly #incoming = new Map<string, IncomingMigration>()
+  /** Which peers said that they run the guest, by its migration. */
+  readonly #claims = new WeakMap<IncomingMigration, readonly string[]>()
 
   constructor(site: Site, peers: readonly Peer[], stock: ImageStock) {
     this.#site = site
@@ -96,7 +98,7 @@ export class TargetSide {
       return this.#refuseOr(`SWAM: ${reason}`)
     }
     await this.#incoming.get(domain.name)?.abort('the guest is announced anew')
-    const { peer, source } = located
+    const { peer, source, claims } = located
     const id = randomUUID()
     const since = Date.now()
     const targets = domain.disks.flatMap((disk) => (disk.source === undefined ? [] : [disk.source]))
@@ -126,6 +128,7 @@ export class TargetSide {
       },
     })
     this.#incoming.set(domain.name, migration)
+    this.#claims.set(migration, claims)
     this.#site.begun(migration.record)
     await writeFile(this.#marker(domain.name), `${id}\n`)
     // Nobody waits for the index: what is not in it yet is asked as a literal.
@@ -153,19 +156,19 @@ export class TargetSide {
     return join(this.#site.config.runDir, 'incoming', guest)
   }
 
-  async #locate(uuid: string): Promise<{ peer: Peer; source: RunningDomain } | undefined> {
+  /** The first peer that says it runs the guest; `claims` goes on collecting the names of all that say so. */
+  async #locate(
+    uuid: string,
+  ): Promise<{ peer: Peer; source: RunningDomain; claims: readonly string[] } | undefined> {
+    const claims: string[] = []
     const asked = this.#peers.map(async (peer) => {
       const answer = new Params('locate', await peer.call('locate', { uuid }, LOCATE_MS))
-      return { peer, source: locatedDomain(answer, uuid) }
+      const source = locatedDomain(answer, uuid)
+      if (source === undefined) throw new RefusedError(`${peer.config.name} does not run it`)
+      claims.push(peer.config.name)
+      return { peer, source, claims }
     })
-    const found = await Promise.any(
-      asked.map(async (one) => {
-        const { peer, source } = await one
-        if (source === undefined) throw new RefusedError(`${peer.config.name} does not run it`)
-        return { peer, source }
-      }),
-    ).catch(() => undefined)
-    return found
+    return await Promise.any(asked).catch(() => undefined)
   }
 
   /** What has to be made so that libvirt finds its disks, with the size that the source's disk has. */
@@ -214,6 +217,10 @@ export class TargetSide {
         : `it listens on ${[...new Set(others)].join(', ')} (--disks-port, --disks-uri or --migrateuri)`
     try {
       if (ports.length === 0) throw new RefusedError(`the new QEMU uses no port of ${range}: ${elsewhere}`)
+      // A guest runs once. A peer that lies would get at the new QEMU's ports: none of them is believed.
+      const claims = this.#claims.get(migration) ?? []
+      if (claims.length > 1)
+        throw new RefusedError(`${claims.join(' and ')} all say that they run this guest`)
       await migration.started(ports, `the disks do not come to a port of ${range}: ${elsewhere}`)
       return NOTHING
     } catch (error) {

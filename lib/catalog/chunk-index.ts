@@ -8,6 +8,7 @@
  * A new entry is published by its length, stored last: a reader that sees a length sees the entry. One that takes a
  * forgotten one's place may be seen half written; as said, what is found is verified.
  */
+import { randomBytes } from 'node:crypto'
 import { DIGEST_BYTES } from '../chunk/digest.ts'
 import { CHUNK_LOCATIONS_MAX, IMAGE_NUMBER_MAX } from '../core/limits.ts'
 
@@ -29,8 +30,10 @@ const FILL_MAX = 0.8
 const COUNT = 0
 const REFUSED = 1
 const REPEATED = 2
+/** Four words of chance, drawn when the table is made. */
+const SEED = 4
 /** One bit for each image number. */
-const FORGOTTEN = 4
+const FORGOTTEN = 8
 const HEADER_WORDS = FORGOTTEN + (IMAGE_NUMBER_MAX + 1) / 32
 
 const ENTRY_WORDS = 5
@@ -46,12 +49,15 @@ export class ChunkIndex {
   readonly #words: Uint32Array
   readonly #slotCount: number
   readonly #countMax: number
+  readonly #seed: readonly [number, number, number, number]
 
   /** A table of at most `bytesMax` bytes; the memory is taken from the system as the table fills. */
   static create(options: { readonly bytesMax: number }): ChunkIndex {
     const slotCount = Math.floor((options.bytesMax / 4 - HEADER_WORDS) / ENTRY_WORDS)
-    if (!(slotCount >= 1)) throw new RangeError(`chunk index: ${options.bytesMax} bytes hold no entry`)
-    return new ChunkIndex({ buffer: new SharedArrayBuffer((HEADER_WORDS + slotCount * ENTRY_WORDS) * 4) })
+    if (!(slotCount >= 2)) throw new RangeError(`chunk index: ${options.bytesMax} bytes hold no entry`)
+    const buffer = new SharedArrayBuffer((HEADER_WORDS + slotCount * ENTRY_WORDS) * 4)
+    new Uint8Array(buffer, SEED * 4, 16).set(randomBytes(16))
+    return new ChunkIndex({ buffer })
   }
 
   /** Another thread's table. */
@@ -62,6 +68,7 @@ export class ChunkIndex {
   private constructor(shared: SharedChunkIndex) {
     this.shared = shared
     this.#words = new Uint32Array(shared.buffer)
+    this.#seed = [this.#words[SEED]!, this.#words[SEED + 1]!, this.#words[SEED + 2]!, this.#words[SEED + 3]!]
     this.#slotCount = Math.floor((this.#words.length - HEADER_WORDS) / ENTRY_WORDS)
     this.#countMax = Math.max(1, Math.floor(this.#slotCount * FILL_MAX))
   }
@@ -99,7 +106,7 @@ export class ChunkIndex {
     const imageOffset = image * 2 ** 16 + Math.floor(offset / 2 ** 32)
     let candidates = 0
     let reusable = 0
-    let at = this.#firstEntry(keyA)
+    let at = this.#firstEntry(keyA, keyB)
     while (words[at + LENGTH] !== 0) {
       if (this.isForgotten(words[at + IMAGE_OFFSET]! >>> 16)) {
         if (reusable === 0) reusable = at
@@ -142,7 +149,7 @@ export class ChunkIndex {
     const keyA = keyAt(digests, digestOffset)
     const keyB = keyAt(digests, digestOffset + 4)
     const found: ChunkLocation[] = []
-    let at = this.#firstEntry(keyA)
+    let at = this.#firstEntry(keyA, keyB)
     for (;;) {
       const length = Atomics.load(words, at + LENGTH)
       if (length === 0) return found
@@ -157,9 +164,15 @@ export class ChunkIndex {
     }
   }
 
-  /** SHA-256 is uniform, so its first word, scaled, is the slot. There is always a free slot, so probing ends. */
-  #firstEntry(keyA: number): number {
-    return HEADER_WORDS + Math.floor((keyA / 2 ** 32) * this.#slotCount) * ENTRY_WORDS
+  /**
+   * The slot comes from the key and from chance (multilinear hashing): SHA-256 alone is uniform, but a guest can search for
+   * contents whose digests begin alike, fill a disk with them, and make every probe walk through all of them.
+   * There is always a free slot, so probing ends.
+   */
+  #firstEntry(keyA: number, keyB: number): number {
+    const [seed0, seed1, seed2, seed3] = this.#seed
+    const hash = (Math.imul(keyA ^ seed0, seed1 | 1) + Math.imul(keyB ^ seed2, seed3 | 1)) >>> 0
+    return HEADER_WORDS + Math.floor((hash / 2 ** 32) * this.#slotCount) * ENTRY_WORDS
   }
 
   #nextEntry(at: number): number {

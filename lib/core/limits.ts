@@ -49,7 +49,9 @@ export const COMMAND_STDERR_BYTES_MAX: number = 8 * KIB
 export const NAT_ANCHOR_STDERR_CHARACTERS_MAX: number = 1000
 /** Command line of a guest's QEMU, searched for the uuid: the kernel's own ceiling for one is 2 MiB with usual stacks. */
 export const COMMAND_LINE_BYTES_MAX: number = 2 * MIB
-/** virsh calls at once for the disks of one guest: each is a process of 20 ms. */
+/** virsh calls at once, whoever asks; the others wait for their turn. Each is a process of 20 ms and 10 MiB. */
+export const VIRSH_CALLS_MAX: number = 8
+/** virsh calls at once for the disks of one guest. */
 export const LIBVIRT_DISK_CALLS_MAX: number = 4
 /** Processes of one program (virsh, nft, ss) that swamd runs at once: a peer may ask about guests a thousand times. */
 export const COMMANDS_AT_ONCE_MAX: number = 8
@@ -119,6 +121,12 @@ export const MIGRATIONS_MAX: number = 64
 export const MIGRATION_DISKS_MAX: number = 64
 /** Far ports of one migration that are caught: RAM and NBD are two. Each is a listener and an nft element for each address. */
 export const MIGRATION_CAUGHT_PORTS_MAX: number = 8
+/** Migrations under way with one peer, each way: what a peer that announces without end may take of MIGRATIONS_MAX. */
+export const PEER_MIGRATIONS_MAX: number = 32
+/** Connections at the listeners of one migration that are not judged yet. `--parallel` opens at most 255 at once. */
+export const DOOR_WAITING_MAX: number = 1024
+/** Between two log lines about refused connections: whoever floods a listener does not fill the disk with them. */
+export const DOOR_REFUSAL_LOG_MS: number = 1_000
 /** Guests whose last beginning is remembered, to tell an old answer of libvirt from a new one. */
 export const BEGUN_GUESTS_MAX: number = 4096
 /** Migrations in the history. With a dozen a day that is a year. */
@@ -162,6 +170,8 @@ export const IN_FLIGHT_FRAMES_MAX: number = 16_384
 export const CONTROL_EXTRA_BYTES: number = 4 * MIB
 /** The same in frames: an empty frame has a header too. */
 export const CONTROL_EXTRA_FRAMES: number = 1024
+/** Control frames that wait in a bundle because the far end does not read: it asked for them, and is let go. */
+export const CONTROL_QUEUE_BYTES_MAX: number = 16 * MIB
 /** What waits in one channel for a far end that does not read: no honest one lets it come to this. */
 export const CHANNEL_BACKLOG_BYTES_MAX: number = IN_FLIGHT_BYTES_MAX + 2 * CONTROL_EXTRA_BYTES
 /** A channel that ends is destroyed when its far end has not ended it either by then. */
@@ -202,8 +212,12 @@ export const PREAMBLE_BYTES_MAX: number = KIB
 export const HALF_OPEN_BUNDLES_MAX: number = 16
 /** How long a channel may take for its hello, and a bundle to become complete. */
 export const HALF_OPEN_MS_MAX: number = 10_000
-/** Complete bundles that the far sides dialled: two for each migration, one more for each peer. */
-export const BUNDLES_MAX: number = 64
+/** Complete bundles that far sides dialled, over all peers: two for each migration, and control bundles. */
+export const BUNDLES_MAX: number = 256
+/** The same of one peer: 32 migrations and its control bundles. A peer that opens without end leaves room for others. */
+export const PEER_BUNDLES_MAX: number = 66
+/** Half-open bundles of one peer, so that others find room. */
+export const PEER_HALF_OPEN_BUNDLES_MAX: number = 8
 /** What is kept of what a far side's login says on standard error, for the message. */
 export const PEER_STDERR_BYTES_MAX: number = 4 * KIB
 /** Waiting before a peer is dialled again, at first: sshd's penalties grow with every failed login. */
@@ -224,8 +238,12 @@ export const HELLO_WINDOW_BYTES_MIN: number = 256 * KIB
 export const HELLO_WINDOW_BYTES_MAX: number = GIB
 /** One call or answer between daemons, as JSON: 256 disks with paths of full length would be a MiB, real ones have 200 bytes each. */
 export const RPC_BYTES_MAX: number = 256 * KIB
-/** Calls of one peer that are not answered yet. */
+/** Our own calls to one peer that are not answered yet. */
 export const RPC_CALLS_MAX: number = 1024
+/** Calls of a peer that are served at once on one bundle; more are refused. Each may ask libvirt, a process of 20 ms. */
+export const RPC_SERVED_MAX: number = 64
+/** Control bundles of one peer. It has one; a second comes when the first is dead and that is not known here yet. */
+export const PEER_CONTROL_BUNDLES_MAX: number = 2
 /** One call, unless the caller says otherwise: a few virsh calls fit. */
 export const RPC_TIMEOUT_MS: number = 10_000
 /** A call to a peer within a migration. Shorter than RPC_TIMEOUT_MS, so that the hook's deadline holds several. */
@@ -306,7 +324,15 @@ export const UNDETERMINED_BYTES_MAX: number = 96 * MIB
 export const RESOLVING_CHUNKS_MAX: number = 24
 /** Chunks of one disk that are described and not applied: twice what an honest sender has. */
 export const RECEIVER_TASKS_MAX: number = 131_072
-/** Their bytes: more than any honest sender's window. */
+/** The same over all disks of one migration: about a KiB of bookkeeping each. */
+export const MIGRATION_TASKS_MAX: number = 262_144
+/** Bytes of all disks of one migration that came unasked and wait for their turn: more than an honest stage holds. */
+export const MIGRATION_EAGER_BYTES_MAX: number = 256 * MIB
+/** READs of one disk that wait; one is answered at a time. QEMU has 16 requests in flight, an NBD server of ours takes 256. */
+export const RECEIVER_READS_MAX: number = 1024
+/** FLUSHes of one disk that wait. QEMU has one. */
+export const RECEIVER_FLUSHES_MAX: number = 1024
+/** Bytes of one disk that are described and not applied: more than any honest sender's window. */
 export const RECEIVER_OUTSTANDING_BYTES_MAX: number = GIB
 /** Pending zero ranges before they are settled early. */
 export const PENDING_ZEROES_MAX: number = 65_536
@@ -402,4 +428,10 @@ assert(FRAME_PAYLOAD_BYTES_MAX > RPC_BYTES_MAX && FRAME_PAYLOAD_BYTES_MAX > STRE
 assert(DESCRIBE_CHUNKS_MAX * CHUNK_BYTES_MIN > RUN_BYTES_MAX, 'the longest run fits into one DESCRIBE')
 assert(DESCRIBE_BYTES_MAX >= RUN_BYTES_MAX && SLAB_BYTES_MAX >= RUN_BYTES_MAX, 'a run fits into one job')
 assert(RECEIVER_TASKS_MAX >= 2 * SENDER_RECORDS_MAX, 'an honest sender never reaches the ceiling of tasks')
+assert(
+  PEER_BUNDLES_MAX >= 2 * PEER_MIGRATIONS_MAX + PEER_CONTROL_BUNDLES_MAX,
+  'each migration has two bundles',
+)
+assert(BUNDLES_MAX >= 2 * MIGRATIONS_MAX + PEER_BUNDLES_MAX, 'one peer cannot take the room of others')
+assert(MIGRATION_TASKS_MAX >= 2 * RECEIVER_TASKS_MAX, 'one disk at its ceiling leaves room for others')
 assert(LITERAL_BYTES_MAX >= CHUNK_BYTES_MAX, 'the largest chunk fits into one LITERAL')

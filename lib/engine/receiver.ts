@@ -16,8 +16,12 @@ import { decompress } from '../chunk/zstd.ts'
 import { errorText, ProtocolError, RefusedError } from '../core/errors.ts'
 import {
   KNOWN_ZEROES_MAX,
+  MIGRATION_EAGER_BYTES_MAX,
+  MIGRATION_TASKS_MAX,
   PENDING_ZEROES_MAX,
+  RECEIVER_FLUSHES_MAX,
   RECEIVER_OUTSTANDING_BYTES_MAX,
+  RECEIVER_READS_MAX,
   RECEIVER_TASKS_MAX,
   RESOLVING_CHUNKS_MAX,
   SEQ_RUNS_MAX,
@@ -36,6 +40,12 @@ import { CLASS_CONTROL, type DiskEndpoint, type DiskLink } from './link.ts'
 import { RunWriter } from './seams.ts'
 import { type ChunkQuery, type ChunkSource, readBytes, SessionSource, SourceRouter } from './sources.ts'
 
+/** What all disks of one migration hold together: a far side that lies may have many of them. */
+export interface ReceiverBudget {
+  tasks: number
+  eagerBytes: number
+}
+
 export interface ReceiverOptions {
   readonly link: DiskLink
   readonly disk: number
@@ -45,6 +55,8 @@ export interface ReceiverOptions {
   /** Beyond the target itself: catalog, neighbours. */
   readonly sources: readonly ChunkSource[]
   readonly sessionEntriesMax: number
+  /** Shared by the disks of one migration. */
+  readonly budget?: ReceiverBudget
   readonly onEnd?: (error: Error | undefined) => void
 }
 
@@ -83,8 +95,12 @@ export class DiskReceiver implements DiskEndpoint {
   readonly #pendingZeroes = new IntervalMap<true>()
   /** Ranges that are known to read as zero on the device. */
   readonly #knownZeroes = new IntervalMap<true>()
+  readonly #budget: ReceiverBudget
   #nextSeq = 0
   #outstandingBytes = 0
+  #reads = 0
+  #reading: Promise<void> = Promise.resolve()
+  #flushes = 0
   #queue: (() => Promise<void>)[] = []
   #queueHead = 0
   #resolving = 0
@@ -98,6 +114,7 @@ export class DiskReceiver implements DiskEndpoint {
   constructor(options: ReceiverOptions) {
     this.#options = options
     this.#device = options.device
+    this.#budget = options.budget ?? { tasks: 0, eagerBytes: 0 }
     this.account = options.account
     this.#session = new SessionSource(options.device, options.sessionEntriesMax)
     this.#router = new SourceRouter([this.#session, ...options.sources])
@@ -142,12 +159,14 @@ export class DiskReceiver implements DiskEndpoint {
         )
         return
       case 'flush':
-        void this.#flush(message.id, message.barrier).catch((error: unknown) => this.#fail(error))
+        if (++this.#flushes > RECEIVER_FLUSHES_MAX)
+          throw new ProtocolError(`disk ${message.disk}: ${this.#flushes} FLUSHes wait already`)
+        void this.#flush(message.id, message.barrier)
+          .catch((error: unknown) => this.#fail(error))
+          .finally(() => this.#flushes--)
         return
       case 'read':
-        void this.#read(message.id, message.offset, message.length).catch((error: unknown) =>
-          this.#fail(error),
-        )
+        this.#enqueueRead(message.id, message.offset, message.length)
         return
       case 'close':
         this.#end(undefined)
@@ -177,6 +196,8 @@ export class DiskReceiver implements DiskEndpoint {
         `${what}: ${this.#tasks.size} chunks, ${this.#outstandingBytes} bytes are under way already`,
       )
     }
+    if (this.#budget.tasks >= MIGRATION_TASKS_MAX)
+      throw new ProtocolError(`${what}: ${this.#budget.tasks} chunks of all disks are under way already`)
   }
 
   #describe(firstSeq: number, offset: number, lengths: Uint32Array, digests: Uint8Array): void {
@@ -217,6 +238,7 @@ export class DiskReceiver implements DiskEndpoint {
       taken: false,
     }
     this.#tasks.set(task.seq, task)
+    this.#budget.tasks++
     this.#latest.set(start, end, task)
     // What the source was asked for and superseded before it was sent is not known here.
     this.account.askedBytes += end - start
@@ -313,7 +335,7 @@ export class DiskReceiver implements DiskEndpoint {
   /** I3: nothing that does not match the sender's digest is ever written. */
   #take(task: Task, bytes: Buffer): void {
     task.literal = undefined
-    task.eager = undefined
+    this.#setEager(task, undefined)
     const digest = task.digest!
     if (bytes.length !== task.end - task.start || !sha256(bytes).equals(digest)) {
       throw new ProtocolError(
@@ -349,13 +371,24 @@ export class DiskReceiver implements DiskEndpoint {
       // Applied already, or zeroes, which have no literal.
       if (task?.digest === undefined || task.taken) continue
       if (task.literal !== undefined) this.#take(task, bytes)
-      else task.eager = bytes
+      else {
+        // A copy: a few bytes must not keep a literal of a MiB alive.
+        this.#setEager(task, Buffer.from(bytes))
+        if (this.#budget.eagerBytes > MIGRATION_EAGER_BYTES_MAX)
+          throw new ProtocolError(`LITERAL: ${this.#budget.eagerBytes} bytes came that nobody asked for yet`)
+      }
     }
+  }
+
+  #setEager(task: Task, bytes: Buffer | undefined): void {
+    this.#budget.eagerBytes += (bytes?.length ?? 0) - (task.eager?.length ?? 0)
+    task.eager = bytes
   }
 
   /** The bytes are verified: write what is not in place, then report. */
   #apply(task: Task, bytes: Buffer, source: SourceName): void {
     task.taken = true
+    this.#setEager(task, undefined)
     task.gotBytes(bytes)
     void this.#write(task, bytes, source).catch((error: unknown) => this.#fail(error))
   }
@@ -373,7 +406,7 @@ export class DiskReceiver implements DiskEndpoint {
   }
 
   #finish(task: Task, source: SourceName): void {
-    this.#tasks.delete(task.seq)
+    if (this.#tasks.delete(task.seq)) this.#budget.tasks--
     this.#latest.deleteValue(task.start, task.end, task)
     task.finish()
     this.account.applied(source, task.end - task.start)
@@ -456,6 +489,15 @@ export class DiskReceiver implements DiskEndpoint {
     })
   }
 
+  /** One after the other, each when the answer before it has left: what is asked for is not held in memory. */
+  #enqueueRead(id: number, offset: number, length: number): void {
+    if (++this.#reads > RECEIVER_READS_MAX) throw new ProtocolError(`READ: ${this.#reads} wait already`)
+    this.#reading = this.#reading
+      .then(() => this.#read(id, offset, length))
+      .catch((error: unknown) => this.#fail(error))
+      .finally(() => this.#reads--)
+  }
+
   async #read(id: number, offset: number, length: number): Promise<void> {
     if (offset + length > this.#device.size) {
       throw new ProtocolError(`READ: ${length} bytes at ${offset}, the disk has ${this.#device.size}`)
@@ -465,7 +507,9 @@ export class DiskReceiver implements DiskEndpoint {
     for (const zero of this.#pendingZeroes.overlapping(offset, offset + length)) {
       data.fill(0, Math.max(zero.start, offset) - offset, Math.min(zero.end, offset + length) - offset)
     }
-    this.#send({ type: 'readReply', id, errno: 0, data })
+    if (this.#failed !== undefined) return
+    const { link, disk, epoch } = this.#options
+    await link.send({ type: 'readReply', id, errno: 0, data, disk, epoch }, CLASS_CONTROL)
   }
 
   // ---- reports -----------------------------------------------------------------------------------------------
@@ -532,7 +576,9 @@ export class DiskReceiver implements DiskEndpoint {
     this.#options.link.unregister(this.#options.disk, this)
     // Whoever waits for a task must not wait for ever; they look at #failed and #closed first.
     if (this.#failed === undefined) this.#failed = new ProtocolError('the disk was closed')
+    this.#budget.tasks -= this.#tasks.size
     for (const task of this.#tasks.values()) {
+      this.#setEager(task, undefined)
       task.gotBytes(undefined)
       task.finish()
     }

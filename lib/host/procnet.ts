@@ -42,17 +42,30 @@ export async function socketOwner(
   name: SocketName,
   procDirectory = '/proc/self',
 ): Promise<number | undefined> {
-  const local = addressDigits(name.localAddress)
-  const remote = addressDigits(name.remoteAddress)
+  return (await socketOwners([name], procDirectory))[0]
+}
+
+/** The same for many names, with one reading of the tables. */
+export async function socketOwners(
+  names: readonly SocketName[],
+  procDirectory = '/proc/self',
+): Promise<(number | undefined)[]> {
+  const wanted = new Map<string, number[]>()
+  for (const [index, name] of names.entries()) {
+    const key = `${addressDigits(name.localAddress)} ${name.localPort} ${addressDigits(name.remoteAddress)} ${name.remotePort}`
+    wanted.set(key, [...(wanted.get(key) ?? []), index])
+  }
+  const owners = new Array<number | undefined>(names.length).fill(undefined)
   // A v4 connection of a v6 socket stands in tcp6: both are always looked at.
   for (const file of ['tcp', 'tcp6']) {
     for (const row of parseTcpTable(await readTable(`${procDirectory}/net/${file}`))) {
-      if (row.localPort !== name.localPort || row.remotePort !== name.remotePort) continue
-      // Inode 0 is a socket that nobody holds any more (TIME_WAIT); its uid says nothing.
-      if (row.localAddress === local && row.remoteAddress === remote && row.inode !== 0) return row.uid
+      // Inode 0 is a socket that nobody holds any more (TIME_WAIT); the uid that stands there is root's, and says nothing.
+      if (row.inode === 0) continue
+      const key = `${row.localAddress} ${row.localPort} ${row.remoteAddress} ${row.remotePort}`
+      for (const index of wanted.get(key) ?? []) owners[index] ??= row.uid
     }
   }
-  return undefined
+  return owners
 }
 
 /** The TCP ports on which this process listens. Needs the rights to look at its descriptors. */

@@ -13,6 +13,8 @@ import {
   HALF_OPEN_BUNDLES_MAX,
   HALF_OPEN_MS_MAX,
   IN_FLIGHT_BYTES_MAX,
+  PEER_BUNDLES_MAX,
+  PEER_HALF_OPEN_BUNDLES_MAX,
   PREAMBLE_BYTES_MAX,
 } from '../core/limits.ts'
 import { commonFeatures, type Hello, PROTOCOL_VERSION } from '../wire/hello.ts'
@@ -170,6 +172,11 @@ export class PeerListener {
     if (this.#groups.size >= HALF_OPEN_BUNDLES_MAX) {
       throw new RefusedError(`${this.#groups.size} bundles are half open already`)
     }
+    const halfOpen = [...this.#groups.values()].filter((group) => group.peer === peer).length
+    if (halfOpen >= PEER_HALF_OPEN_BUNDLES_MAX)
+      throw new RefusedError(`${halfOpen} bundles of ${peer} are half open already`)
+    const own = [...this.#bundles.keys()].filter((known) => known.startsWith(`${peer} `)).length
+    if (own >= PEER_BUNDLES_MAX) throw new RefusedError(`${own} bundles of ${peer} are open already`)
     const bundlesMax = this.#options.bundlesMax ?? BUNDLES_MAX
     if (resumed === undefined && this.#bundles.size >= bundlesMax)
       throw new RefusedError(`${bundlesMax} bundles are open already`)

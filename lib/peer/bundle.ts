@@ -17,6 +17,7 @@ import {
   CLOSE_MS_MAX,
   CONTROL_EXTRA_BYTES,
   CONTROL_EXTRA_FRAMES,
+  CONTROL_QUEUE_BYTES_MAX,
   FRAME_PAYLOAD_BYTES_MAX,
   IN_FLIGHT_BYTES_MAX,
   IN_FLIGHT_FRAMES_MAX,
@@ -245,6 +246,11 @@ export class Bundle {
     if (this.#queue.count === 0 && this.#passes(cls)) {
       this.#put(type, cls, payload)
       return SENT
+    }
+    if (this.#queue.controlBytes > CONTROL_QUEUE_BYTES_MAX) {
+      const text = `${this.#queue.controlBytes} bytes of answers wait for a far end that does not read them`
+      this.#abort(new ProtocolError(`${this.#name}: ${text}`))
+      return Promise.reject(new LostError(`send to ${this.#name}: ${text}`))
     }
     return new Promise((sent, failed) => {
       this.#queue.push({ type, cls, payload, bytes, sent, failed })

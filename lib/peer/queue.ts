@@ -1,5 +1,5 @@
 /** The sender's queues: one for each class, the lowest class first, first in first out within it. Pure. */
-import { FRAME_CLASSES, FRAME_HEADER_BYTES, type FrameClass } from '../wire/frame.ts'
+import { FRAME_CLASSES, FRAME_CONTROL, FRAME_HEADER_BYTES, type FrameClass } from '../wire/frame.ts'
 
 export interface QueuedFrame {
   readonly type: number
@@ -13,10 +13,16 @@ export interface QueuedFrame {
 export class SendQueue {
   readonly #lanes = FRAME_CLASSES.map(() => ({ frames: [] as QueuedFrame[], head: 0 }))
   #bytes = 0
+  #controlBytes = 0
   #count = 0
 
   get bytes(): number {
     return this.#bytes
+  }
+
+  /** Of the class that passes the pacing. */
+  get controlBytes(): number {
+    return this.#controlBytes
   }
 
   get count(): number {
@@ -26,6 +32,7 @@ export class SendQueue {
   push(frame: QueuedFrame): void {
     this.#lanes[frame.cls]!.frames.push(frame)
     this.#bytes += frame.bytes
+    if (frame.cls === FRAME_CONTROL) this.#controlBytes += frame.bytes
     this.#count += 1
   }
 
@@ -47,6 +54,7 @@ export class SendQueue {
         lane.head = 0
       }
       this.#bytes -= frame.bytes
+      if (frame.cls === FRAME_CONTROL) this.#controlBytes -= frame.bytes
       this.#count -= 1
       return frame
     }

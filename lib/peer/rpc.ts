@@ -4,7 +4,7 @@
  * bundle. It does not retry: a call whose bundle was lost rejects with LostError.
  */
 import { errorText, LostError, ProtocolError, RefusedError, SwamError, TimeoutError } from '../core/errors.ts'
-import { RPC_BYTES_MAX, RPC_CALLS_MAX, RPC_TIMEOUT_MS } from '../core/limits.ts'
+import { RPC_BYTES_MAX, RPC_CALLS_MAX, RPC_SERVED_MAX, RPC_TIMEOUT_MS } from '../core/limits.ts'
 import { FRAME_CONTROL } from '../wire/frame.ts'
 import type { Bundle } from './bundle.ts'
 import type { FrameHandler } from './options.ts'
@@ -81,8 +81,8 @@ export class Rpc {
       answer({ error: { code: 'SWAM_REFUSED', message: `method ${JSON.stringify(method)} is not known` } })
       return
     }
-    if (this.#serving >= RPC_CALLS_MAX) {
-      answer({ error: { code: 'SWAM_REFUSED', message: `${RPC_CALLS_MAX} calls are served already` } })
+    if (this.#serving >= RPC_SERVED_MAX) {
+      answer({ error: { code: 'SWAM_REFUSED', message: `${RPC_SERVED_MAX} calls are served already` } })
       return
     }
     this.#serving += 1

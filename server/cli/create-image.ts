@@ -6,9 +6,8 @@
  * It does not make directories, and does not probe or change an image that is there already. What it made and nobody
  * wrote is marked (lib/host/unwritten.ts), and is removed again when the migration fails.
  */
-import { randomBytes } from 'node:crypto'
 import { constants } from 'node:fs'
-import { type FileHandle, link, open, readlink, realpath, unlink } from 'node:fs/promises'
+import { type FileHandle, open, readlink, realpath, unlink } from 'node:fs/promises'
 import { basename, dirname } from 'node:path'
 import type { HookDomain, ImageToCreate } from '../../hooks/decision.ts'
 import { errorText, RefusedError } from '../../lib/core/errors.ts'
@@ -47,8 +46,7 @@ export async function createImage(image: ImageToCreate, options: CreateOptions):
     const name = basename(path)
     if (name === '' || name === '.' || name === '..')
       throw new RefusedError(`${path}: expected the name of a file`)
-    if (format === 'raw') return await createRaw(`${inside}/${name}`, size, options.owner)
-    return await createQcow2(inside, name, size, options.owner)
+    return await createFile(`${inside}/${name}`, format, size, options.owner)
   } catch (error) {
     if (error instanceof RefusedError) throw error
     throw new RefusedError(`${path}: cannot create it: ${errorText(error)}`, { cause: error })
@@ -112,11 +110,26 @@ async function openAllowed(path: string, images: readonly string[]): Promise<Fil
   }
 }
 
-async function createRaw(place: string, size: number, owner: UserIds | undefined): Promise<boolean> {
+/**
+ * qemu-img gets the open file and no name: whoever may write in that directory could put a link in the place of one.
+ */
+async function createFile(
+  place: string,
+  format: ImageToCreate['format'],
+  size: number,
+  owner: UserIds | undefined,
+): Promise<boolean> {
   const file = await openNew(place)
   if (file === undefined) return false
   try {
-    await file.truncate(size)
+    if (format === 'raw') await file.truncate(size)
+    else {
+      const open = `/proc/${process.pid}/fd/${file.fd}`
+      await runCommand(['qemu-img', 'create', '-q', '-f', format, open, String(size)], {
+        deadlineMs: QEMU_IMG_DEADLINE_MS,
+        outputBytesMax: COMMAND_OUTPUT_BYTES_MAX,
+      })
+    }
     if (owner !== undefined) await file.chown(owner.uid, owner.gid)
     await file.utimes(UNWRITTEN, UNWRITTEN)
     return true
@@ -125,34 +138,6 @@ async function createRaw(place: string, size: number, owner: UserIds | undefined
     throw error
   } finally {
     await file.close()
-  }
-}
-
-/** qemu-img would overwrite what is there, so it writes a file of another name, which is then linked exclusively. */
-async function createQcow2(
-  inside: string,
-  name: string,
-  size: number,
-  owner: UserIds | undefined,
-): Promise<boolean> {
-  const temporary = `${inside}/.swam-${randomBytes(8).toString('hex')}.tmp`
-  const file = await openNew(temporary)
-  if (file === undefined) throw new RefusedError('the temporary name was taken')
-  try {
-    await runCommand(['qemu-img', 'create', '-q', '-f', 'qcow2', temporary, String(size)], {
-      deadlineMs: QEMU_IMG_DEADLINE_MS,
-      outputBytesMax: COMMAND_OUTPUT_BYTES_MAX,
-    })
-    if (owner !== undefined) await file.chown(owner.uid, owner.gid)
-    await file.utimes(UNWRITTEN, UNWRITTEN)
-    await link(temporary, `${inside}/${name}`)
-    return true
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false
-    throw error
-  } finally {
-    await file.close()
-    await unlink(temporary)
   }
 }
 

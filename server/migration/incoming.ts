@@ -20,7 +20,7 @@ import {
 import type { Log } from '../../lib/core/log.ts'
 import { DiskAccount } from '../../lib/engine/account.ts'
 import { CLASS_CONTROL, type DiskEndpoint, DiskLink } from '../../lib/engine/link.ts'
-import { DiskReceiver } from '../../lib/engine/receiver.ts'
+import { DiskReceiver, type ReceiverBudget } from '../../lib/engine/receiver.ts'
 import { StockSource } from '../../lib/engine/stock-source.ts'
 import { negotiateNbd } from '../../lib/nbd/client.ts'
 import type { Bundle } from '../../lib/peer/bundle.ts'
@@ -77,6 +77,7 @@ export class IncomingMigration {
   readonly #nbdPorts = new Map<number, Promise<boolean>>()
   readonly #sockets = new Set<Socket>()
   readonly #opening = new Set<number>()
+  readonly #budget: ReceiverBudget = { tasks: 0, eagerBytes: 0 }
   readonly #ready: Promise<void>
   #bundles: Bundle[] = []
   #disk: DiskLink | undefined
@@ -321,6 +322,7 @@ export class IncomingMigration {
       account,
       sources: [new StockSource(this.#options.stock, except)],
       sessionEntriesMax: SESSION_ENTRIES_MAX,
+      budget: this.#budget,
       onEnd: (error) => {
         if (error !== undefined) {
           this.record.error ??= errorText(error)

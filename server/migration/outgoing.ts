@@ -26,7 +26,6 @@ import type { Log } from '../../lib/core/log.ts'
 import { DiskAccount } from '../../lib/engine/account.ts'
 import { DiskLink } from '../../lib/engine/link.ts'
 import { DiskSender, type SenderLimits } from '../../lib/engine/sender.ts'
-import { socketOwner } from '../../lib/host/procnet.ts'
 import {
   REDIRECT_LISTEN_ADDRESS_4,
   REDIRECT_LISTEN_ADDRESS_6,
@@ -36,6 +35,7 @@ import { serveNbd } from '../../lib/nbd/server.ts'
 import type { Bundle } from '../../lib/peer/bundle.ts'
 import { StreamMux } from '../../lib/peer/stream.ts'
 import { type Counts, passThrough, slowLink } from '../../lib/ram/passthrough.ts'
+import { Door } from './door.ts'
 import { MigrationRecord } from './record.ts'
 
 export interface ExportInfo {
@@ -86,6 +86,7 @@ export class OutgoingMigration {
   readonly record: MigrationRecord
   readonly #options: OutgoingOptions
   readonly #log: Log
+  readonly #door: Door
   readonly #ports = new Map<number, Port>()
   readonly #sockets = new Set<Socket>()
   readonly #senders = new Map<string, { sender: Promise<DiskSender>; users: number }>()
@@ -93,6 +94,7 @@ export class OutgoingMigration {
   #ram: { bundle: Bundle; mux: StreamMux } | undefined
   #nextDisk = 0
   #accepting: Promise<void> = Promise.resolve()
+  #arming: Promise<void> = Promise.resolve()
   #timer: NodeJS.Timeout | undefined
   #ended = false
   #watching = false
@@ -100,6 +102,7 @@ export class OutgoingMigration {
   constructor(options: OutgoingOptions) {
     this.#options = options
     this.#log = options.log
+    this.#door = new Door(options)
     this.record = new MigrationRecord({
       id: options.id,
       guest: options.guest,
@@ -168,12 +171,10 @@ export class OutgoingMigration {
     if (this.#disk === undefined || this.#ram === undefined) {
       throw new RefusedError(`migration ${this.id}: armed before its channels were there`)
     }
-    if (ports.length > MIGRATION_CAUGHT_PORTS_MAX)
-      throw new RefusedError(`migration ${this.id}: ${ports.length} ports`)
-    for (const port of ports) {
-      if (this.#ports.has(port)) continue
-      this.#ports.set(port, await this.#listen(port))
-    }
+    // One call after the other: two at once for one port would both listen, and one listener would be nobody's.
+    const made = this.#arming.then(() => this.#listenAll(ports))
+    this.#arming = made.catch(() => undefined)
+    await made
     this.record.note = note
     this.#waitForFirst()
   }
@@ -184,7 +185,8 @@ export class OutgoingMigration {
     this.#timer = setTimeout(async () => {
       const migrating = await this.#options.migrating()
       if (this.#ended || this.#sockets.size > 0 || this.record.accelerated) return
-      if (migrating) {
+      // Who is at the door may be the one that is waited for.
+      if (migrating || this.#door.waiting > 0) {
         this.#waitForFirst()
         return
       }
@@ -243,6 +245,20 @@ export class OutgoingMigration {
 
   // ---- listeners ---------------------------------------------------------------------------------------------
 
+  async #listenAll(ports: readonly number[]): Promise<void> {
+    const all = new Set([...this.#ports.keys(), ...ports])
+    if (all.size > MIGRATION_CAUGHT_PORTS_MAX)
+      throw new RefusedError(`migration ${this.id}: ${all.size} ports`)
+    for (const port of all) {
+      if (this.#ports.has(port)) continue
+      const listening = await this.#listen(port)
+      this.#ports.set(port, listening)
+      if (!this.#ended) continue
+      for (const server of listening.servers) server.close()
+      throw new RefusedError(`migration ${this.id} has ended`)
+    }
+  }
+
   async #listen(port: number): Promise<Port> {
     for (let attempt = 0; ; attempt++) {
       const listenPort = this.#options.pickListenPort()
@@ -277,42 +293,29 @@ export class OutgoingMigration {
   /** In the order of arrival: QEMU tells its parallel RAM connections apart by it. */
   #accept(port: Port, socket: Socket): void {
     socket.on('error', () => undefined)
+    // The redirect catches libvirtd and QEMU only; a local user who finds the listener comes without it.
+    const admitted = this.#door.admit(port.port, socket)
+    this.#accepting = this.#accepting
+      .then(() => this.#connection(port, socket, admitted))
+      .catch((error: unknown) => {
+        this.#log.warn({ error, port: port.port }, 'a connection cannot be carried')
+        socket.destroy()
+      })
+  }
+
+  async #connection(port: Port, socket: Socket, admitted: Promise<boolean>): Promise<void> {
+    if (!(await admitted) || this.#ended || socket.destroyed) {
+      socket.destroy()
+      return
+    }
     this.#sockets.add(socket)
     socket.once('close', () => {
       this.#sockets.delete(socket)
       this.#connectionGone()
     })
     clearTimeout(this.#timer)
-    this.#accepting = this.#accepting.then(() => this.#connection(port, socket))
-  }
-
-  async #connection(port: Port, socket: Socket): Promise<void> {
-    const allowed = await this.#allowed(port, socket)
-    if (!allowed || this.#ended || socket.destroyed) {
-      socket.destroy()
-      return
-    }
     if (port.kind === 'nbd') void this.#serve(port, socket)
     else this.#stream(port, socket)
-  }
-
-  /** Only libvirtd and QEMU may come; the redirect says so already, a local user who finds the listener does not. */
-  async #allowed(port: Port, socket: Socket): Promise<boolean> {
-    const localAddress = (socket.remoteAddress ?? '').replace(/^::ffff:/, '')
-    const localPort = socket.remotePort ?? 0
-    const remotes = [
-      ...this.#options.peerAddresses.map((remoteAddress) => ({ remoteAddress, remotePort: port.port })),
-    ]
-    for (const remote of remotes) {
-      if (localAddress.includes(':') !== remote.remoteAddress.includes(':')) continue
-      const owner = await socketOwner({ localAddress, localPort, ...remote }).catch(() => undefined)
-      if (owner !== undefined && this.#options.uids.includes(owner)) return true
-    }
-    this.#log.warn(
-      { localAddress, localPort, port: port.port },
-      'refused a connection: not from libvirtd or QEMU',
-    )
-    return false
   }
 
   /** Until its kind is known a connection is a plain stream; it stays one when its own side speaks first. */
@@ -440,6 +443,11 @@ export class OutgoingMigration {
   #wait(ms: number, reason: string): void {
     clearTimeout(this.#timer)
     this.#timer = setTimeout(() => {
+      // Who is at the door may be the one that is waited for.
+      if (this.#door.waiting > 0) {
+        this.#wait(MIGRATION_LINGER_MS, reason)
+        return
+      }
       this.record.error ??= reason
       void this.#finish()
     }, ms)
@@ -448,7 +456,10 @@ export class OutgoingMigration {
   #connectionGone(): void {
     if (this.#ended || this.#sockets.size > 0) return
     clearTimeout(this.#timer)
-    this.#timer = setTimeout(() => void this.#finish(), MIGRATION_LINGER_MS)
+    this.#timer = setTimeout(() => {
+      if (this.#door.waiting > 0) this.#connectionGone()
+      else void this.#finish()
+    }, MIGRATION_LINGER_MS)
   }
 
   async #finish(): Promise<void> {

@@ -105,10 +105,33 @@ test('what a forgotten image held is not found, and makes room', () => {
 })
 
 test('a table of two slots has room for a lookup that ends', () => {
-  const index = ChunkIndex.create({ bytesMax: 16 + 8192 + 20 + 20 })
+  const index = ChunkIndex.create({ bytesMax: 32 + 8192 + 20 + 20 })
   index.insert(digest(1), 0, { image: 0, offset: 0, length: 1 })
   assert.equal(index.insert(digest(2), 0, { image: 0, offset: 0, length: 1 }), false)
   assert.deepEqual(index.lookup(digest(3)), [])
+})
+
+test('hostile: a disk full of chunks whose digests begin alike does not slow it down', () => {
+  const count = 30_000
+  const fill = (begin: (number: number) => Buffer): number => {
+    const index = ChunkIndex.create({ bytesMax: MIB })
+    const started = performance.now()
+    for (let number = 0; number < count; number++) {
+      assert.ok(index.insert(begin(number), 0, { image: 0, offset: number, length: 4096 }))
+    }
+    for (let number = 0; number < count; number++) assert.equal(index.lookup(begin(number)).length, 1)
+    return performance.now() - started
+  }
+  const honest = fill((number) => sha256(Buffer.from(`${number}`)))
+  // What a guest can search for in some hours: the first four bytes the same, or such as would fall next to each other.
+  const alike = fill((number) => Buffer.concat([Buffer.from('swam'), digest(number).subarray(4)]))
+  const near = fill((number) => {
+    const bytes = digest(number)
+    bytes.writeUInt32LE(0x40000000 + number, 0)
+    return bytes
+  })
+  // Side by side in one cluster they took three hundred times as long.
+  assert.ok(alike < 20 * honest && near < 20 * honest, `${honest}, then ${alike} and ${near} ms`)
 })
 
 test('another thread writes while this one reads: every entry seen is whole', async () => {

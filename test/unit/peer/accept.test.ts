@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { PEER_BUNDLES_MAX } from '../../../lib/core/limits.ts'
 import { PeerListener, type PeerListenerOptions } from '../../../lib/peer/accept.ts'
 import type { Bundle } from '../../../lib/peer/bundle.ts'
 import { encodeFrame, FRAME_HELLO, FRAME_REFUSE, type Frame, FrameDecoder } from '../../../lib/wire/frame.ts'
@@ -71,6 +72,8 @@ const hello = (fields: Partial<Hello> = {}): Hello => ({
 })
 const bytesOf = (fields?: Partial<Hello>): Buffer =>
   Buffer.concat([Buffer.from(PREAMBLE), encodeFrame(FRAME_HELLO, 0, 0, encodeHello(hello(fields)))])
+const asPeer = (peer: string, fields: Partial<Hello>): Buffer =>
+  Buffer.from(bytesOf(fields).toString('latin1').replace('fra1', peer), 'latin1')
 const refusal = (frame: Frame | undefined): string => {
   assert.equal(frame?.type, FRAME_REFUSE)
   return decodeRefusal(frame!.payload).message
@@ -244,8 +247,7 @@ test('a bundle without the feature is not resumed', async (context) => {
 test('a bundle of another peer with the same id is another bundle', async (context) => {
   const { speak, bundles } = await start(context)
   await speak(bytesOf())
-  const other = Buffer.from(bytesOf().toString('latin1').replace('fra1', 'ams1'), 'latin1')
-  assert.equal((await speak(other))?.type, FRAME_HELLO)
+  assert.equal((await speak(asPeer('ams1', {})))?.type, FRAME_HELLO)
   assert.deepEqual(
     bundles.map(({ peer }) => peer),
     ['fra1', 'ams1'],
@@ -263,11 +265,29 @@ test('half-open bundles end after a time', async (context) => {
 test('half-open bundles are bounded in number', async (context) => {
   const { speak } = await start(context)
   const held = Array.from({ length: 16 }, (_, index) =>
-    speak(bytesOf({ channels: 2, bundle: index.toString(16).padStart(32, '0') })),
+    speak(asPeer(index < 8 ? 'ams1' : 'ams2', { channels: 2, bundle: index.toString(16).padStart(32, '0') })),
   )
   await sleep(50)
-  assert.match(refusal(await speak(bytesOf({ channels: 2 }))), /16 bundles are half open already/)
+  assert.match(refusal(await speak(bytesOf({ channels: 2 }))), /^16 bundles are half open already/)
   void held
+})
+
+test('one peer opens bundles without end: another one finds room', async (context) => {
+  const { speak, bundles } = await start(context)
+  const id = (index: number): string => index.toString(16).padStart(32, '0')
+  for (let index = 0; index < 8; index++) void speak(bytesOf({ channels: 2, bundle: id(index) }))
+  await sleep(50)
+  assert.match(refusal(await speak(bytesOf({ channels: 2 }))), /^8 bundles of fra1 are half open already/)
+  assert.equal((await speak(asPeer('ams1', {})))?.type, FRAME_HELLO)
+  for (let index = 0; index < PEER_BUNDLES_MAX - 1; index++) {
+    assert.equal((await speak(asPeer('ams1', { bundle: id(100 + index) })))?.type, FRAME_HELLO)
+  }
+  assert.match(
+    refusal(await speak(asPeer('ams1', { bundle: id(999) }))),
+    new RegExp(`^${PEER_BUNDLES_MAX} bundles of ams1 are open already`),
+  )
+  assert.equal((await speak(asPeer('ams2', { bundle: id(999) })))?.type, FRAME_HELLO)
+  assert.equal(bundles.length, PEER_BUNDLES_MAX + 1)
 })
 
 test('whole bundles are bounded in number, and one that ended makes room', async (context) => {
