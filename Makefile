@@ -1,7 +1,7 @@
 # From a fresh Debian 12 with git and make to a running demo: `make demo`. Everything else it needs, it installs.
 #   make demo       the Debian guest migrates plain, through SWAM, and back; writes out/demo.json and a table
-#   make test       types, lint, unit, contract, interop and end-to-end tests (under 30 minutes)
-#   make test-long  the end-to-end tests again, and those that take hours
+#   make test       types, lint, unit, contract, fuzz (3 minutes), interop and end-to-end tests (under 30 minutes)
+#   make test-long  an hour of fuzzing, the end-to-end tests again, and those that take hours
 #   make check      types, lint, unit and contract tests
 #   make lint, make format
 # The lab makes namespaces, mounts and libvirts of its own: demo, test, test-long and bootstrap run as root, through
@@ -27,10 +27,11 @@ demo: node_modules/.bootstrapped
 # One run for all, a file at a time: the labs share the machine's cores, and the summary at the end counts everything.
 test: types lint
 	$(NODE) --test --test-concurrency=1 'test/unit/**/*.test.ts' 'test/contract/**/*.test.ts' \
-	  'test/interop/**/*.test.ts' 'test/e2e/**/*.test.ts'
+	  'test/fuzz/**/*.test.ts' 'test/interop/**/*.test.ts' 'test/e2e/**/*.test.ts'
 
 test-long: node_modules/.bootstrapped
-	$(NODE) --test --test-concurrency=1 'test/e2e/**/*.test.ts' 'test/long/**/*.test.ts'
+	SWAM_FUZZ_SECONDS=1200 $(NODE) --test --test-concurrency=1 'test/fuzz/**/*.test.ts' \
+	  'test/e2e/**/*.test.ts' 'test/long/**/*.test.ts'
 
 bootstrap: node_modules/.bootstrapped
 

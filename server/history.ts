@@ -1,13 +1,14 @@
 /**
- * The history: one JSON line a migration in stateDir/history.jsonl, appended when it ends. A torn last line (a crash,
- * a full disk) is skipped when reading. Kept short by rewriting once it is twice as long as it should be.
+ * The history: one JSON line a migration in stateDir/history.jsonl, appended when it ends. A torn line (a crash, a full
+ * disk), or one that is no report at all, is skipped when reading. Kept short by rewriting once it is twice as long as it
+ * should be.
  * What is under way stands in stateDir/running.json: whatever a daemon that was killed left there becomes history when
  * the next one starts.
  */
 import { appendFile, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { HISTORY_BYTES_MAX, HISTORY_ENTRIES_MAX } from '../lib/core/limits.ts'
-import type { MigrationReport } from './report.ts'
+import { isReport, type MigrationReport } from './report.ts'
 
 export class History {
   readonly #path: string
@@ -91,11 +92,11 @@ export class History {
   }
 }
 
-/** The entry that a line holds; none in an empty line or in the last line of a crash. */
+/** The entry that a line holds; none in an empty line, in the last line of a crash, or in what is no report. */
 function entryOf(line: string): MigrationReport[] {
   try {
     const entry: unknown = JSON.parse(line)
-    return typeof entry === 'object' && entry !== null && 'id' in entry ? [entry as MigrationReport] : []
+    return isReport(entry) ? [entry] : []
   } catch {
     return []
   }

@@ -150,3 +150,49 @@ export function emptyBySource(): Record<SourceName, number> {
     digest: 0,
   }
 }
+
+type Check = (value: unknown) => boolean
+
+const isText: Check = (value) => typeof value === 'string'
+const isNumber: Check = (value) => typeof value === 'number'
+const isFlag: Check = (value) => typeof value === 'boolean'
+const orNull =
+  (check: Check): Check =>
+  (value) =>
+    value === null || check(value)
+const listOf =
+  (check: Check): Check =>
+  (value) =>
+    Array.isArray(value) && value.every(check)
+/** An object that has at least these keys, each as its check says. */
+const shape =
+  (checks: Readonly<Record<string, Check>>): Check =>
+  (value) =>
+    typeof value === 'object' &&
+    value !== null &&
+    Object.entries(checks).every(([key, check]) => check((value as Record<string, unknown>)[key]))
+
+const BY_SOURCE = shape(Object.fromEntries(SOURCE_NAMES.map((name) => [name, isNumber])))
+const BYTES = { askedBytes: isNumber, bySource: BY_SOURCE }
+const REPORT = shape({
+  id: isText,
+  guest: isText,
+  uuid: isText,
+  peer: isText,
+  direction: isText,
+  phase: isText,
+  accelerated: isFlag,
+  reason: orNull(isText),
+  startedAt: isNumber,
+  elapsedMs: isNumber,
+  downtimeMs: orNull(isNumber),
+  disks: listOf(shape({ ...BYTES, target: isText, size: isNumber, appliedBytes: isNumber })),
+  ram: shape({ ...BYTES, wireBytes: isNumber }),
+  wireBytes: isNumber,
+  error: orNull(isText),
+})
+
+/** Whether what a file says is a report: everything that is read of one later is there. */
+export function isReport(value: unknown): value is MigrationReport {
+  return REPORT(value)
+}

@@ -149,7 +149,8 @@ function hexWords(dotted: string): string {
   return `${((a << 8) | b).toString(16)}:${((c << 8) | d).toString(16)}`
 }
 
-function addressText(digits: string): string {
+/** The text of an address in that form. */
+export function addressText(digits: string): string {
   const mapped = digits.startsWith(`${'0'.repeat(20)}ffff`)
   if (mapped) {
     const bytes = digits.slice(24).match(/../g) ?? []

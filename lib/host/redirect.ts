@@ -11,7 +11,7 @@
  */
 import { isIPv4, isIPv6, SocketAddress } from 'node:net'
 import { type Clock, systemClock } from '../core/clock.ts'
-import { ConfigError, errorText, RefusedError } from '../core/errors.ts'
+import { ConfigError, errorText, ProtocolError, RefusedError } from '../core/errors.ts'
 import {
   COMMAND_OUTPUT_BYTES_MAX,
   NFT_DEADLINE_MS,
@@ -289,21 +289,27 @@ interface Listing {
 
 /** What `nft -j list table` prints, as far as it matters here. Exported for its test. */
 export function parseListing(text: string): Listing {
-  const parsed = JSON.parse(text) as { nftables?: unknown }
-  if (!Array.isArray(parsed.nftables)) throw new RefusedError('nft -j: expected {"nftables": [...]}')
+  let items: unknown
+  try {
+    items = (JSON.parse(text) as { nftables?: unknown } | null)?.nftables
+  } catch (error) {
+    throw new ProtocolError(`nft -j: not JSON: ${errorText(error)}`, { cause: error })
+  }
+  if (!Array.isArray(items)) throw new ProtocolError('nft -j: expected {"nftables": [...]}')
   let maps = 0
   let chains = 0
   let rules = 0
   const elements = new Map<string, number>()
-  for (const item of parsed.nftables as Record<string, unknown>[]) {
-    if (item['chain'] !== undefined) chains += 1
-    if (item['rule'] !== undefined) rules += 1
-    const map = item['map'] as { elem?: unknown } | undefined
+  for (const item of items as (Record<string, unknown> | null)[]) {
+    if (item?.['chain'] !== undefined) chains += 1
+    if (item?.['rule'] !== undefined) rules += 1
+    const map = item?.['map'] as { elem?: unknown } | null | undefined
     if (map === undefined) continue
     maps += 1
-    for (const element of Array.isArray(map.elem) ? map.elem : []) {
-      const [address, port] = concatOf((element as unknown[])[0])
-      const [, listenPort] = concatOf((element as unknown[])[1])
+    for (const element of Array.isArray(map?.elem) ? map.elem : []) {
+      if (!Array.isArray(element)) continue
+      const [address, port] = concatOf(element[0])
+      const [, listenPort] = concatOf(element[1])
       if (typeof address === 'string' && typeof port === 'number' && typeof listenPort === 'number') {
         elements.set(`${address} ${port}`, listenPort)
       }

@@ -142,15 +142,13 @@ export class FrameChannel {
   #take(bytes: Buffer): void {
     this.bytesReceived += bytes.length
     if (this.#closed || this.#gone !== undefined) return
-    let frames: Frame[]
+    const frames: Frame[] = []
+    let fault: ProtocolError | undefined
     try {
-      frames = this.#decoder.push(bytes)
+      for (const frame of this.#decoder.push(bytes)) frames.push(frame)
     } catch (error) {
-      this.#lose(
-        error instanceof ProtocolError ? error : new ProtocolError('channel: not frames', { cause: error }),
-      )
-      this.#duplex.destroy()
-      return
+      fault =
+        error instanceof ProtocolError ? error : new ProtocolError('channel: not frames', { cause: error })
     }
     for (const frame of frames) {
       if (this.#closed) return
@@ -158,6 +156,10 @@ export class FrameChannel {
       else this.#handlers.frame(frame)
     }
     this.#handlers?.read?.()
+    if (fault === undefined) return
+    // What stood before it was good: the far end's reason for giving up may be there.
+    this.#lose(fault)
+    this.#duplex.destroy()
   }
 
   #lose(error: Error): void {

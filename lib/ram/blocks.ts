@@ -56,14 +56,25 @@ export class BlockDecoder {
   #filled = 0
   #rawLength = 0
   #codec = CODEC_RAW
+  #failure: unknown
 
   /** True between blocks: the stream may end here. */
   get whole(): boolean {
     return this.#body === undefined && this.#header.length === 0
   }
 
-  /** Raw bytes in order; they are the receiver's. @throws ProtocolError */
+  /** Raw bytes in order; they are the receiver's. @throws ProtocolError, and from then on always */
   *push(bytes: Buffer): Generator<Buffer> {
+    if (this.#failure !== undefined) throw this.#failure
+    try {
+      yield* this.#take(bytes)
+    } catch (error) {
+      this.#failure = error
+      throw error
+    }
+  }
+
+  *#take(bytes: Buffer): Generator<Buffer> {
     let at = 0
     while (at < bytes.length) {
       if (this.#body === undefined) {

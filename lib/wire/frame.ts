@@ -89,8 +89,9 @@ export function decodeU48(message: string, payload: Buffer): number {
 }
 
 /**
- * Takes bytes as they come and gives whole frames. The bytes pushed may be reused by the caller afterwards. Once it
- * has thrown it throws again: a stream that lost its framing cannot be picked up.
+ * Takes bytes as they come and gives whole frames, also those that stand before a fault. The bytes pushed may be reused
+ * by the caller once the generator is done. Once it has thrown it throws again: a stream that lost its framing cannot be
+ * picked up.
  */
 export class FrameDecoder {
   readonly #payloadBytesMax: number
@@ -109,9 +110,8 @@ export class FrameDecoder {
     return this.#headerBytes === 0
   }
 
-  push(bytes: Uint8Array): Frame[] {
+  *push(bytes: Uint8Array): Generator<Frame, void, undefined> {
     if (this.#failure !== undefined) throw this.#failure
-    const frames: Frame[] = []
     let at = 0
     while (at < bytes.length || (this.#payload !== undefined && this.#payload.length === 0)) {
       if (this.#payload === undefined) {
@@ -128,16 +128,16 @@ export class FrameDecoder {
       this.#payloadBytes += take
       at += take
       if (this.#payloadBytes < this.#payload.length) break
-      frames.push({
+      const frame = {
         type: this.#header.readUInt8(4),
         cls: this.#header.readUInt8(5) as FrameClass,
         sequence: this.#header.readUIntBE(6, 6),
         payload: this.#payload,
-      })
+      }
       this.#payload = undefined
       this.#headerBytes = 0
+      yield frame
     }
-    return frames
   }
 
   /** The payload's length, once every field of the header is known to be good. */

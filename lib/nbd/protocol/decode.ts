@@ -2,7 +2,7 @@
  * The transmission phase as the server receives it: bytes in, requests out. Pure and incremental; a generator, so that
  * the caller can stop taking requests in the middle of a chunk (backpressure) and go on later.
  * The payload of a WRITE is copied once, into a buffer that belongs to the request from then on. Only what breaks the
- * framing throws: a request that makes no sense is yielded, and the server answers it with an error.
+ * framing throws, and then throws again: a request that makes no sense is yielded, and the server answers it with an error.
  */
 import { ProtocolError } from '../../core/errors.ts'
 import {
@@ -53,6 +53,7 @@ export class RequestDecoder {
   #fields: RequestFields | undefined
   #payload: Buffer = EMPTY
   #payloadFilled = 0
+  #failure: unknown
 
   constructor(options: { readonly payloadBytesMax: number }) {
     this.#payloadBytesMax = options.payloadBytesMax
@@ -65,6 +66,16 @@ export class RequestDecoder {
 
   /** `bytes` must stay unchanged until the generator is done, and only then may the next push come. */
   *push(bytes: Buffer): Generator<NbdRequest, void, undefined> {
+    if (this.#failure !== undefined) throw this.#failure
+    try {
+      yield* this.#take(bytes)
+    } catch (error) {
+      this.#failure = error
+      throw error
+    }
+  }
+
+  *#take(bytes: Buffer): Generator<NbdRequest, void, undefined> {
     let at = 0
     while (at < bytes.length) {
       if (this.#fields === undefined) {

@@ -32,11 +32,15 @@ export type ServerMessage =
 
 const EMPTY = Buffer.alloc(0)
 
-/** Gathers pieces of known length out of chunks of any length; what the pieces mean is the subclass's part. */
+/**
+ * Gathers pieces of known length out of chunks of any length; what the pieces mean is the subclass's part. Once it has
+ * thrown it throws again.
+ */
 abstract class PieceDecoder<Message> {
   #piece: Buffer
   #filled = 0
   #rest: Buffer = EMPTY
+  #failure: unknown
 
   constructor(firstBytes: number) {
     this.#piece = Buffer.allocUnsafeSlow(firstBytes)
@@ -58,6 +62,16 @@ abstract class PieceDecoder<Message> {
 
   /** The generator may be left after any message; then `rest` has what it did not look at. */
   *push(bytes: Buffer): Generator<Message, void, undefined> {
+    if (this.#failure !== undefined) throw this.#failure
+    try {
+      yield* this.#take(bytes)
+    } catch (error) {
+      this.#failure = error
+      throw error
+    }
+  }
+
+  *#take(bytes: Buffer): Generator<Message, void, undefined> {
     this.#rest = bytes
     while (this.#rest.length > 0) {
       const taken = Math.min(this.#piece.length - this.#filled, this.#rest.length)

@@ -2,8 +2,8 @@
  * The transmission phase as the client receives it: bytes in, simple replies and structured chunks out. Pure and
  * incremental. A reply only makes sense next to its request, so the decoder asks its owner what a cookie stands for;
  * the data of a READ lands in the request's own buffer, and lengths are judged by type before anything is allocated.
- * Throws ProtocolError for all that the specification answers with a hard disconnect. That chunks do not overlap and
- * that a reply is complete is judged by the owner, who sees all chunks of a request.
+ * Throws ProtocolError for all that the specification answers with a hard disconnect, and from then on always. That
+ * chunks do not overlap and that a reply is complete is judged by the owner, who sees all chunks of a request.
  */
 import { ProtocolError } from '../../core/errors.ts'
 import { NBD_ERROR_CHUNK_BYTES_MAX, NBD_STATUS_EXTENTS_MAX } from '../../core/limits.ts'
@@ -86,6 +86,7 @@ export class ReplyDecoder {
   #state: State = HEAD
   #piece: Buffer
   #filled = 0
+  #failure: unknown
 
   constructor(options: {
     readonly structured: boolean
@@ -102,6 +103,16 @@ export class ReplyDecoder {
   }
 
   *push(bytes: Buffer): Generator<NbdReply, void, undefined> {
+    if (this.#failure !== undefined) throw this.#failure
+    try {
+      yield* this.#take(bytes)
+    } catch (error) {
+      this.#failure = error
+      throw error
+    }
+  }
+
+  *#take(bytes: Buffer): Generator<NbdReply, void, undefined> {
     let at = 0
     while (at < bytes.length) {
       const taken = Math.min(this.#piece.length - this.#filled, bytes.length - at)

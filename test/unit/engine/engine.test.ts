@@ -7,7 +7,8 @@ import { after, test } from 'node:test'
 import { LostError, RefusedError } from '../../../lib/core/errors.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { DISK_LITERAL, DISK_WANT } from '../../../lib/wire/disk.ts'
-import { closeRigs, random, rig } from './rig.ts'
+import { random } from '../../random.ts'
+import { closeRigs, rig } from './rig.ts'
 
 after(closeRigs)
 

@@ -20,17 +20,6 @@ import { DiskReceiver } from '../../../lib/engine/receiver.ts'
 import { DiskSender, type SenderLimits } from '../../../lib/engine/sender.ts'
 import type { ChunkSource } from '../../../lib/engine/sources.ts'
 
-/** Small seeded generator (mulberry32): 0 ≤ value < 1. */
-export function random(seed: number): () => number {
-  let state = seed >>> 0
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0
-    let value = Math.imul(state ^ (state >>> 15), 1 | state)
-    value = (value + Math.imul(value ^ (value >>> 7), 61 | value)) ^ value
-    return ((value ^ (value >>> 14)) >>> 0) / 4294967296
-  }
-}
-
 /** Written bytes become durable on flush; counts what it is asked and can be told to fail. */
 export class DurableDevice implements BlockDevice {
   readonly size: number

@@ -5,9 +5,53 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { History } from '../../../server/history.ts'
-import type { MigrationReport } from '../../../server/report.ts'
+import { emptyBySource, type MigrationReport } from '../../../server/report.ts'
 
-const entry = (id: string): MigrationReport => ({ version: 1, id }) as MigrationReport
+const entry = (id: string): MigrationReport => ({
+  version: 1,
+  id,
+  guest: 'vm',
+  uuid: '8950abfd-a7b7-4763-8760-dd35bcf5c3da',
+  peer: 'far',
+  direction: 'in',
+  phase: 'done',
+  accelerated: true,
+  reason: null,
+  startedAt: 0,
+  elapsedMs: 0,
+  downtimeMs: null,
+  disks: [],
+  ram: { askedBytes: 0, wireBytes: 0, bySource: emptyBySource() },
+  wireBytes: 0,
+  etaMs: null,
+  verified: null,
+  error: null,
+  connections: [],
+})
+
+test('a line that is no report is left out, and the others are still there', async () => {
+  const dir = await mkdtemp(join(tmpdir(), 'swam-history-'))
+  try {
+    const history = new History(dir)
+    await history.append(entry('a'))
+    for (const damaged of [
+      { id: 'x' },
+      { ...entry('y'), disks: [null] },
+      { ...entry('z'), peer: 7 },
+      7,
+      null,
+    ]) {
+      await appendFile(join(dir, 'history.jsonl'), `${JSON.stringify(damaged)}\n`)
+    }
+    await history.append(entry('b'))
+    assert.deepEqual(
+      (await history.read()).map(({ id }) => id),
+      ['a', 'b'],
+    )
+  } finally {
+    await rm(dir, { recursive: true, force: true })
+  }
+})
 
 test('entries come back in order, also after a crash in the middle of a line', async () => {
   const dir = await mkdtemp(join(tmpdir(), 'swam-history-'))

@@ -18,6 +18,7 @@ import {
   FrameDecoder,
   SEQUENCE_MAX,
 } from '../../../lib/wire/frame.ts'
+import { feed } from '../nbd/feed.ts'
 
 const frames = fc.array(
   fc
@@ -77,17 +78,17 @@ test('two frames come back at every single split', () => {
 })
 
 test('an empty payload at the end of a push is not held back', () => {
-  assert.equal(new FrameDecoder().push(encodeFrame(20, 0, 7, Buffer.alloc(0))).length, 1)
+  assert.equal([...new FrameDecoder().push(encodeFrame(20, 0, 7, Buffer.alloc(0)))].length, 1)
 })
 
 test('the boundary is known', () => {
   const bytes = encodeFrame(20, 0, 7, Buffer.from('x'))
   const decoder = new FrameDecoder()
-  decoder.push(bytes.subarray(0, 5))
+  feed(decoder, bytes.subarray(0, 5))
   assert.equal(decoder.atBoundary, false)
-  decoder.push(bytes.subarray(5, 12))
+  feed(decoder, bytes.subarray(5, 12))
   assert.equal(decoder.atBoundary, false)
-  decoder.push(bytes.subarray(12))
+  feed(decoder, bytes.subarray(12))
   assert.equal(decoder.atBoundary, true)
 })
 
@@ -123,22 +124,37 @@ for (const { name, bytes, message } of [
   test(`refused: ${name}`, () => {
     const decoder = new FrameDecoder()
     const matches = (error: unknown): boolean => error instanceof ProtocolError && message.test(error.message)
-    assert.throws(() => decoder.push(bytes), matches)
-    assert.throws(() => decoder.push(encodeFrame(16, 0, 0, Buffer.alloc(0))), matches, 'the failure stays')
+    assert.throws(() => feed(decoder, bytes), matches)
+    assert.throws(() => feed(decoder, encodeFrame(16, 0, 0, Buffer.alloc(0))), matches, 'the failure stays')
   })
 }
 
+test('frames before a fault are given, in whatever pieces they come', () => {
+  const bytes = Buffer.concat([encodeFrame(16, 0, 0, Buffer.from('good')), header(0, 0, 0, 0)])
+  for (const split of [0, 7, 16, 20, bytes.length]) {
+    const decoder = new FrameDecoder()
+    const got: Frame[] = []
+    const take = (): void => {
+      for (const piece of [bytes.subarray(0, split), bytes.subarray(split)]) {
+        for (const frame of decoder.push(piece)) got.push(frame)
+      }
+    }
+    assert.throws(take, ProtocolError)
+    assert.equal(got.length, 1, `split at ${split}`)
+  }
+})
+
 test('a smaller ceiling holds', () => {
   const decoder = new FrameDecoder({ payloadBytesMax: 4 })
-  assert.equal(decoder.push(encodeFrame(16, 0, 0, Buffer.alloc(4))).length, 1)
-  assert.throws(() => decoder.push(encodeFrame(16, 0, 1, Buffer.alloc(5))), ProtocolError)
+  assert.equal(feed(decoder, encodeFrame(16, 0, 0, Buffer.alloc(4))).length, 1)
+  assert.throws(() => feed(decoder, encodeFrame(16, 0, 1, Buffer.alloc(5))), ProtocolError)
 })
 
 test('arbitrary bytes give frames or a ProtocolError, nothing else', () => {
   fc.assert(
     fc.property(fc.uint8Array({ maxLength: 400 }), (bytes) => {
       try {
-        new FrameDecoder().push(bytes)
+        feed(new FrameDecoder(), Buffer.from(bytes))
       } catch (error) {
         assert.ok(error instanceof ProtocolError)
       }

@@ -1,0 +1,15 @@
+/** Which targets share a process. A group gets one share of the time, so those that find much stand in small groups. */
+import type { FuzzTarget } from './target.ts'
+import { controlAnswer, controlRequest, params } from './targets/control.ts'
+import { config, domainXml, history, procTables, toolOutput } from './targets/host.ts'
+import { nbdDial, nbdGreeting, nbdReplies } from './targets/nbd-client.ts'
+import { nbdOptions, nbdRequests, nbdServe } from './targets/nbd-server.ts'
+import { diskMessages, peerFrames, peerHello, streamBlocks } from './targets/peer.ts'
+
+export const GROUPS: Readonly<Record<string, readonly FuzzTarget[]>> = {
+  'nbd-server': [nbdOptions, nbdRequests, nbdServe],
+  'nbd-client': [nbdGreeting, nbdReplies, nbdDial],
+  'peer-frames': [peerHello, peerFrames, diskMessages, streamBlocks],
+  texts: [domainXml, config, history, procTables, toolOutput, params],
+  sockets: [controlRequest, controlAnswer],
+}

@@ -1,0 +1,220 @@
+/**
+ * Writes the corpus anew: `bin/node test/fuzz/make-corpus.ts`. NBD exchanges are recorded between our server and real
+ * clients, and between our client and real servers; the rest is made by our own encoders and from the example config.
+ * Domain XML, tables of /proc and output of virsh, ss and nft were captured in the lab (libvirt 9.0 and 11.3) and are only
+ * in the tree: this program leaves them alone, as it does what stands in the folders `regressions`.
+ */
+import { once } from 'node:events'
+import { readFile, truncate, writeFile } from 'node:fs/promises'
+import { connect, createServer } from 'node:net'
+import { basename, join } from 'node:path'
+import { MemoryDevice } from '../../lib/block/memory.ts'
+import { negotiateNbd } from '../../lib/nbd/client.ts'
+import { encodeOption } from '../../lib/nbd/protocol/handshake.ts'
+import { emptyBySource, type MigrationReport } from '../../server/report.ts'
+import { dial, inFolder, run, serving, withServer } from '../interop/nbd-peers.ts'
+import { random } from '../random.ts'
+import { corpusOf, saveSeed } from './corpus.ts'
+import { GROUPS } from './groups.ts'
+import { dialRequests } from './targets/nbd-client.ts'
+
+const GENERATED = 12
+const BYTES_MAX = 16_384
+const SIZE = 1024 * 1024
+
+interface Recording {
+  readonly toServer: Buffer
+  readonly toClient: Buffer
+}
+
+/** Relays to the socket at `path` while `work` runs, and gives what passed on each connection. */
+async function recorded(path: string, proxy: string, work: () => Promise<unknown>): Promise<Recording[]> {
+  const recordings: { toServer: Buffer[]; toClient: Buffer[] }[] = []
+  const ends: Promise<unknown>[] = []
+  const server = createServer({ allowHalfOpen: true }, (client) => {
+    const record = { toServer: [] as Buffer[], toClient: [] as Buffer[] }
+    recordings.push(record)
+    const upstream = connect({ path, allowHalfOpen: true })
+    client.on('data', (bytes: Buffer) => record.toServer.push(bytes)).pipe(upstream)
+    upstream.on('data', (bytes: Buffer) => record.toClient.push(bytes)).pipe(client)
+    client.on('error', () => upstream.destroy())
+    upstream.on('error', () => client.destroy())
+    ends.push(new Promise((resolve) => client.once('close', resolve)))
+  })
+  server.listen(proxy)
+  await once(server, 'listening')
+  await work()
+  await Promise.all(ends)
+  server.close()
+  return recordings.map(({ toServer, toClient }) => ({
+    toServer: Buffer.concat(toServer),
+    toClient: Buffer.concat(toClient),
+  }))
+}
+
+function firstOf(bytes: Buffer, magics: readonly string[]): number {
+  const places = magics.map((magic) => bytes.indexOf(Buffer.from(magic, 'hex'))).filter((at) => at >= 0)
+  return places.length === 0 ? bytes.length : Math.min(...places)
+}
+
+function save(target: string, name: string, bytes: Buffer): void {
+  if (bytes.length > 0) saveSeed(target, name, bytes.subarray(0, BYTES_MAX))
+}
+
+/** Real clients at our server. */
+async function clients(): Promise<void> {
+  const image = (proxy: string): string => `nbd+unix:///disk?socket=${proxy}`
+  const commands: readonly (readonly [name: string, command: string, args: (proxy: string) => string[]])[] = [
+    ['nbdinfo', 'nbdinfo', (proxy) => [image(proxy)]],
+    ['nbdinfo-list', 'nbdinfo', (proxy) => ['--list', image(proxy)]],
+    ['nbdinfo-map', 'nbdinfo', (proxy) => ['--map', image(proxy)]],
+    ['qemu-img-info', 'qemu-img', (proxy) => ['info', image(proxy)]],
+    [
+      'qemu-io',
+      'qemu-io',
+      (proxy) => [
+        ...['-f', 'raw', '-c', 'write -P 7 0 4k', '-c', 'write -z 64k 64k', '-c', 'read 0 8k'],
+        ...['-c', 'discard 8k 8k', '-c', 'write -f 512 512', '-c', 'flush', image(proxy)],
+      ],
+    ],
+    ['qemu-img-map', 'qemu-img', (proxy) => ['map', '--output=json', image(proxy)]],
+  ]
+  await serving(new MemoryDevice({ size: SIZE }), async ({ socket, folder }) => {
+    for (const [name, command, args] of commands) {
+      const proxy = join(folder, `${name}.sock`)
+      const recordings = await recorded(socket, proxy, () => run(command, args(proxy)))
+      recordings.forEach(({ toServer }, index) => {
+        const at = firstOf(toServer, ['25609513'])
+        const numbered = index === 0 ? name : `${name}-${index}`
+        save('nbd-options', numbered, toServer.subarray(0, at))
+        save('nbd-requests', numbered, toServer.subarray(at))
+        save('nbd-serve', numbered, toServer)
+      })
+    }
+  })
+}
+
+/** Our client at real servers. */
+async function servers(): Promise<void> {
+  await inFolder(async (folder) => {
+    const file = join(folder, 'disk.img')
+    await writeFile(file, Buffer.alloc(8192, 1))
+    await truncate(file, SIZE)
+    const config = join(folder, 'nbd-server.conf')
+    const socket = (name: string): string => join(folder, `${name}.sock`)
+    await writeFile(
+      config,
+      `[generic]\nunixsock = ${socket('nbd-server')}\nallowlist = true\nport = 0\n[disk]\nexportname = ${file}\n`,
+    )
+    const unix = ['--foreground', '--unix']
+    const peers: readonly (readonly [name: string, command: string, args: string[], exported: string])[] = [
+      ['qemu-nbd', 'qemu-nbd', ['-t', '-f', 'raw', '-k', socket('qemu-nbd'), '-x', 'disk', file], 'disk'],
+      ['nbdkit', 'nbdkit', [...unix, socket('nbdkit'), 'file', file], ''],
+      [
+        'nbdkit-error',
+        'nbdkit',
+        [...unix, socket('nbdkit-error'), '--filter=error', 'memory', '1M', 'error-rate=1'],
+        '',
+      ],
+      ['nbdkit-old', 'nbdkit', [...unix, socket('nbdkit-old'), '--mask-handshake=0', 'memory', '1M'], ''],
+    ]
+    for (const [name, command, args, exported] of peers) {
+      await withServer(command, args, socket(name), async () => {
+        const proxy = socket(`${name}-proxy`)
+        const [recording] = await recorded(socket(name), proxy, async () => {
+          const negotiation = await negotiateNbd(await dial(proxy))
+          const device = await negotiation.go(exported)
+          await Promise.allSettled(dialRequests(device))
+          await device.close()
+        })
+        const { toClient } = recording!
+        const at = firstOf(toClient, ['67446698', '668e33ef'])
+        save('nbd-greeting', name, toClient.subarray(0, at))
+        save('nbd-replies', name, toClient.subarray(at))
+        save('nbd-dial', name, toClient)
+      })
+    }
+    save('nbd-options', 'starttls', Buffer.concat([Buffer.from([0, 0, 0, 3]), encodeOption(5)]))
+  })
+}
+
+function generated(): void {
+  for (const { name, generate, inputBytesMax } of Object.values(GROUPS).flat()) {
+    if (generate === undefined) continue
+    for (let seed = 1; seed <= GENERATED; seed++) {
+      save(
+        name,
+        `generated-${String(seed).padStart(2, '0')}`,
+        generate(random(seed)).subarray(0, inputBytesMax),
+      )
+    }
+  }
+}
+
+async function texts(): Promise<void> {
+  const example = await readFile(new URL('../../config/swam.example.toml', import.meta.url), 'utf8')
+  save('config', 'example.toml', Buffer.from(example))
+  save('config', 'example-peers.toml', Buffer.from(example.replaceAll(/^#! /gm, '')))
+
+  const uuid = '8950abfd-a7b7-4763-8760-dd35bcf5c3da'
+  const request = (method: string, params: unknown): Buffer =>
+    Buffer.from(`${JSON.stringify({ version: 1, method, params })}\n`)
+  for (const { name, bytes } of corpusOf('domain-xml')) {
+    if (name.includes('regressions')) continue
+    const xml = bytes.toString('utf8')
+    const guest = /<name>(.*)<\/name>/.exec(xml)?.[1]
+    const event = { guest, op: 'migrate', sub: 'begin', xml }
+    save('control-request', `begin-${basename(name)}`, request('hook', event))
+  }
+  const ports = [{ address: '::', port: 49152 }]
+  const events: Record<string, Buffer> = {
+    started: request('hook', { guest: 'tiny', op: 'started', sub: 'begin', xml: '', ports }),
+    stopped: request('hook', { guest: 'tiny', op: 'stopped', sub: 'end', xml: '' }),
+    report: request('hookReport', {
+      guest: 'tiny',
+      uuid,
+      images: [
+        { path: '/images/a.img', created: true, error: null },
+        { path: '/images/b.img', created: false, error: 'no space left' },
+      ],
+    }),
+    status: request('status', null),
+    echo: request('echo', { a: [1, 2, 3] }),
+  }
+  for (const [name, bytes] of Object.entries(events)) save('control-request', name, bytes)
+
+  const bySource = emptyBySource()
+  const disks = [{ target: 'vda', size: SIZE, askedBytes: SIZE, appliedBytes: SIZE, bySource }]
+  const report: MigrationReport = {
+    ...{ version: 1, id: uuid, guest: 'tiny', uuid, peer: 'hostb', direction: 'out', phase: 'done' },
+    ...{ accelerated: true, reason: null, startedAt: 1.7e12, elapsedMs: 5000, downtimeMs: 200, disks },
+    ...{ ram: { askedBytes: 1, wireBytes: 1, bySource }, wireBytes: 2, etaMs: null, verified: null },
+    ...{ error: null, connections: [] },
+  }
+  const failed = { ...report, phase: 'failed', error: 'lost\u0007', disks: [], downtimeMs: null }
+  const lines = [report, failed].map((line) => JSON.stringify(line))
+  save('history', 'two', Buffer.from(`\n${lines.join('\n\n')}\n`))
+  save('history', 'torn', Buffer.from(`\n${lines[0]}\n\n${lines[1]!.slice(0, 200)}`))
+
+  const answer = (result: unknown): Buffer =>
+    Buffer.from(`${JSON.stringify({ version: 1, ok: true, result })}\n`)
+  const create = { path: '/images/a.img', format: 'raw', size: SIZE }
+  save('control-answer', 'create', answer({ action: 'create', create: [create], message: '' }))
+  save('control-answer', 'image', answer(create))
+  save('control-answer', 'history', answer({ version: 1, migrations: [report] }))
+  const refusal = { version: 1, ok: false, code: 'SWAM_REFUSED', message: 'no' }
+  save('control-answer', 'refused', Buffer.from(`${JSON.stringify(refusal)}\n`))
+
+  const blockSizes = { minimum: 1, preferred: 4096, maximum: 32 * SIZE }
+  const given = {
+    ...{ migrationId: uuid, uuid, guest: 'tiny', port: 49153, ports: [49152], found: true, error: null },
+    ...{ capacity: SIZE, images: [], exports: [{ name: 'drive-virtio-disk0', size: SIZE, blockSizes }] },
+  }
+  save('params', 'all', Buffer.from(JSON.stringify(given)))
+  save('params', 'wrong', Buffer.from(JSON.stringify({ ...given, port: 0, uuid: 'x', exports: [null] })))
+}
+
+await clients()
+await servers()
+generated()
+await texts()
