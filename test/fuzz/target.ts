@@ -10,6 +10,8 @@ export interface FuzzTarget {
   readonly inputBytesMax: number
   /** The largest buffer that may be asked for, whatever an input announces. */
   readonly allocationBytesMax: number
+  /** Processor time of one input, when it is not the usual ceiling. */
+  readonly cpuMsMax?: number
   /** Words of the protocol, for mutations. */
   readonly dictionary?: readonly Buffer[]
   /** An input made by the protocol's own rules; tried now and then instead of a mutation. */
