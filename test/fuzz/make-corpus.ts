@@ -189,7 +189,7 @@ async function texts(): Promise<void> {
     ...{ version: 1, id: uuid, guest: 'tiny', uuid, peer: 'hostb', direction: 'out', phase: 'done' },
     ...{ accelerated: true, reason: null, startedAt: 1.7e12, elapsedMs: 5000, downtimeMs: 200, disks },
     ...{ ram: { askedBytes: 1, wireBytes: 1, bySource }, wireBytes: 2, etaMs: null, verified: null },
-    ...{ error: null, connections: [] },
+    ...{ error: null, connections: [], breaks: 0, linkBroken: false },
   }
   const failed = { ...report, phase: 'failed', error: 'lost\u0007', disks: [], downtimeMs: null }
   const lines = [report, failed].map((line) => JSON.stringify(line))

@@ -53,6 +53,8 @@ export const peerHello: FuzzTarget = {
       migration: '',
       features: ['zstd', 'ram'].slice(below(random, 3)),
       windowBytes: 32 * 1024 * 1024,
+      instance: below(random, 2) === 0 ? '' : 'ab'.repeat(16),
+      ...(below(random, 3) > 0 ? {} : { resume: { attempt: 1, deliveredBytes: below(random, 2 ** 31) } }),
     }),
   run(input) {
     const hello = allowing([ProtocolError, RefusedError], () => decodeHello(input))

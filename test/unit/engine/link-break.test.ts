@@ -9,7 +9,8 @@ import { RefusedError } from '../../../lib/core/errors.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { bundlePair, type MemoryOptions, type MemoryPair } from '../../../lib/peer/memory.ts'
 import { FEATURE_RESUME } from '../../../lib/wire/hello.ts'
-import { closeRigs, type Rig, random, rig } from './rig.ts'
+import { random } from '../../random.ts'
+import { closeRigs, type Rig, rig } from './rig.ts'
 
 after(closeRigs)
 

@@ -27,6 +27,8 @@ const entry = (id: string): MigrationReport => ({
   verified: null,
   error: null,
   connections: [],
+  breaks: 0,
+  linkBroken: false,
 })
 
 test('a line that is no report is left out, and the others are still there', async () => {
