@@ -82,14 +82,16 @@ export class Site {
       })
       if (state === undefined) return 'gone'
       if (state === 'running') return 'here'
-      // `--suspend` leaves it paused at the destination.
-      if (state === 'paused' && direction === 'in' && attempt >= OUTCOME_PAUSED_ASKS_MAX) return 'here'
+      // `--suspend` leaves it paused at the destination: arrived, once libvirt's job is over.
+      if (state === 'paused' && direction === 'in') {
+        if (attempt >= OUTCOME_PAUSED_ASKS_MAX || !(await this.migrating(uuid))) return 'here'
+      }
       await new Promise((resolve) => setTimeout(resolve, OUTCOME_ASK_MS))
     }
     return 'unknown'
   }
 
-  /** Whether libvirt works on a migration of that guest; true also when it does not say. */
+  /** Whether libvirt works on a migration of that guest (name or uuid); true also when it does not say. */
   async migrating(guest: string): Promise<boolean> {
     try {
       const job = await this.libvirt.jobInfo(guest)

@@ -182,3 +182,19 @@ export async function selectionRows(t: TestContext, lab: Lab): Promise<void> {
   await two.destroy()
   assert.doesNotMatch(logs(lab), /SWAM_INTERNAL/)
 }
+
+/** `--migrate-disks-detect-zeroes` (libvirt 11.3): the copy may open with zeroes over the whole disk. */
+export async function returnRows(t: TestContext, lab: Lab): Promise<void> {
+  const one = new Traveller(lab, { name: 'zeroes', machine: MACHINE })
+  await one.start()
+  await t.test('--migrate-disks-detect-zeroes, out and back to the old image', async () => {
+    const args = ['--migrate-disks-detect-zeroes', 'vda']
+    const out = await one.through({ args })
+    assert.ok((out.out.disks[0]?.bySource.literal ?? 0) >= SMALL.randomMiB * MIB, JSON.stringify(out.out))
+    const { out: back } = await one.through({ args })
+    const [vda] = back.disks
+    assert.ok(vda && vda.bySource.literal < 4 * MIB, JSON.stringify(vda))
+    assert.ok(vda.bySource.inPlace > (SMALL.randomMiB - 4) * MIB, JSON.stringify(vda))
+  })
+  await one.destroy()
+}
