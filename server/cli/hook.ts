@@ -107,7 +107,9 @@ class StopError extends RefusedError {}
 /** After a failure: what was made for the migration and holds nothing must not pass for the guest's disk later. */
 async function removeUnwritten(domain: HookDomain, config: Config): Promise<void> {
   for (const { source, type } of domain.disks) {
-    if (type === 'file' && source !== undefined) await removeUnwrittenImage(source, config.images)
+    // What cannot be removed stays; the daemon is told of the end all the same.
+    if (type === 'file' && source !== undefined)
+      await removeUnwrittenImage(source, config.images).catch(() => undefined)
   }
 }
 

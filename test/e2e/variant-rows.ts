@@ -149,12 +149,12 @@ export async function selectionRows(t: TestContext, lab: Lab): Promise<void> {
   const two = new Traveller(lab, {
     name: 'picked',
     machine: MACHINE,
-    more: [{ diskMiB: 64, randomMiB: 8, content: 'none' }],
+    more: [{ diskMiB: 64, randomMiB: 8, format: 'qcow2', content: 'none' }],
   })
   await two.start()
   await t.test('--migrate-disks, and the other disk is missing at the far side', async () => {
     const since = Date.now()
-    await two.refused(/libvirt does not copy .*picked-vdb\.raw \(vdb\)/, {
+    await two.refused(/libvirt does not copy .*picked-vdb\.qcow2 \(vdb\)/, {
       args: ['--migrate-disks', 'vda', '--unsafe'],
     })
     for (const { name } of lab.hosts()) {
@@ -164,7 +164,10 @@ export async function selectionRows(t: TestContext, lab: Lab): Promise<void> {
     }
   })
   await t.test('no --copy-storage at all, and the disks are missing at the far side', async () => {
-    await two.refused(/libvirt does not copy .*picked\.raw \(vda\)/, { storage: 'none', args: ['--unsafe'] })
+    await two.refused(/libvirt does not copy .*picked\.raw \(vda\), .*picked-vdb\.qcow2 \(vdb\)/, {
+      storage: 'none',
+      args: ['--unsafe'],
+    })
   })
   await t.test('the same, with memory past SWAM', async () => {
     const args = ['--unsafe', '--migrateuri', `tcp://${two.to}:50001`]

@@ -4,12 +4,26 @@
  */
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises'
+import { existsSync } from 'node:fs'
+import {
+  appendFile,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  rm,
+  stat,
+  symlink,
+  utimes,
+  writeFile,
+} from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, test } from 'node:test'
 import type { HookReport, HookRequest } from '../../../hooks/decision.ts'
 import { IMAGE_BYTES_MAX } from '../../../lib/core/limits.ts'
+import { parseDomain } from '../../../lib/host/domain-xml.ts'
+import { UNWRITTEN, unwrittenDisks } from '../../../lib/host/unwritten.ts'
 import { userIds } from '../../../lib/host/users.ts'
 import { hookCommand } from '../../../server/cli/hook.ts'
 import { type ControlServer, serveControl } from '../../../server/control.ts'
@@ -171,6 +185,64 @@ test('missing images are made: exact size, sparse, private, owned by QEMU, and t
       ],
     },
   ])
+})
+
+test('what was made and never written is known by that, and removed at the end; anything else stays', async () => {
+  await serve()
+  const made = [join(images, 'a.raw'), join(images, 'sub', 'b:c d.qcow2')]
+  const formats = ['raw', 'qcow2'] as const
+  const create = made.map((path, at) => ({ path, format: formats[at], size: 1 << 20 }))
+  const disks = parseDomain(xml).disks
+  for (const [op, sub] of [
+    ['stopped', 'end'],
+    ['release', 'end'],
+  ] as const) {
+    answer = () => ({ action: 'create', create })
+    await run(BEGIN)
+    assert.deepEqual(
+      (await unwrittenDisks(disks)).map(({ path }) => path),
+      made,
+    )
+    await appendFile(made[0]!, 'x')
+    assert.deepEqual(await unwrittenDisks(disks), [{ target: 'vdb', path: made[1] }])
+    answer = () => ({ action: 'none' })
+    assert.deepEqual(await run(['vm', op, sub]), NOTHING)
+    assert.deepEqual([existsSync(made[0]!), existsSync(made[1]!)], [true, false], 'the written one stays')
+    await rm(made[0]!)
+  }
+})
+
+test('nothing outside of the allowed directories is removed, whatever its time says; no link is followed', async () => {
+  await serve()
+  const outside = join(directory, 'elsewhere', 'c.raw')
+  const escaping = join(directory, 'elsewhere', 'd.raw')
+  const linked = join(directory, 'elsewhere', 'linked')
+  for (const path of [outside, escaping, linked]) {
+    await writeFile(path, '')
+    await utimes(path, UNWRITTEN, UNWRITTEN)
+  }
+  await symlink(linked, join(images, 'a.raw'))
+  await run(['vm', 'stopped', 'end'])
+  assert.equal(requests.length, 1, 'the daemon is told of the end')
+  assert.deepEqual([outside, escaping, linked].map(existsSync), [true, true, true])
+  assert.equal(existsSync(join(images, 'a.raw')), true)
+})
+
+test('only the announcement is refused, and at `started` a migration that would find an empty disk', async () => {
+  await serve()
+  answer = () => ({ action: 'stop', message: '/a: missing here' })
+  assert.deepEqual(await run(['vm', 'started', 'begin']), {
+    code: 10,
+    out: '',
+    err: 'swam: migration refused: /a: missing here\n',
+  })
+  for (const [op, sub] of [
+    ['migrate', 'begin'],
+    ['stopped', 'end'],
+    ['release', 'end'],
+  ] as const) {
+    assert.equal((await run(['vm', op, sub])).code, 0, op)
+  }
 })
 
 test('what is there is left alone: a file, an image, a link to nothing', async () => {
