@@ -6,6 +6,7 @@ import type { Config } from '../config/schema.ts'
 import {
   BEGUN_GUESTS_MAX,
   DIRECT_ASK_MS,
+  DIRECT_START_MS,
   DIRECT_WATCH_MS,
   OUTCOME_ASK_MS,
   OUTCOME_ASKS_MAX,
@@ -109,6 +110,12 @@ export class Site {
     direction: 'in' | 'out',
     since: number,
   ): Promise<'here' | 'gone' | 'unknown'> {
+    // At the destination the guest is there only once libvirt has started its QEMU.
+    const awaited = async (): Promise<boolean> =>
+      direction === 'in' && (await this.libvirt.state(uuid).catch(() => 'unknown')) === undefined
+    while (Date.now() - since < DIRECT_START_MS && (await awaited())) {
+      await new Promise((resolve) => setTimeout(resolve, DIRECT_ASK_MS).unref())
+    }
     while (Date.now() - since < DIRECT_WATCH_MS && (await this.migrating(guest))) {
       await new Promise((resolve) => setTimeout(resolve, DIRECT_ASK_MS).unref())
     }

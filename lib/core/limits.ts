@@ -155,6 +155,8 @@ export const OUTCOME_ASK_MS: number = 500
 export const OUTCOME_PAUSED_ASKS_MAX: number = 8
 /** How often libvirt is asked whether a migration that goes past SWAM still runs. */
 export const DIRECT_ASK_MS: number = 1000
+/** How long a guest that comes past SWAM may take to appear at the destination. */
+export const DIRECT_START_MS: number = 60_000
 /** How long such a migration is watched at most: two days. */
 export const DIRECT_WATCH_MS: number = 172_800_000
 /** A failed migration's guest stays marked as incoming: libvirt's hooks for its end come after ours knows of it. */

@@ -128,6 +128,11 @@ export class IncomingMigration {
       this.record.addBundle(bundle)
       void bundle.closed.then((error) => {
         if (error !== undefined && !this.#ended) {
+          if (this.#ports.size === 0) {
+            // Nothing is caught yet: libvirt does not notice.
+            void this.goDirect(`the ${bundle.kind} channel was lost before it was used: ${error.message}`)
+            return
+          }
           this.record.error ??= `the ${bundle.kind} channel to ${this.#options.peer} was lost: ${error.message}`
         }
         void this.#finish()
