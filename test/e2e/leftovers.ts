@@ -1,13 +1,18 @@
 /**
  * What a daemon holds and what a migration may leave behind, as numbers that can be compared: descriptors of swamd by
  * kind, its threads, forced commands, SSH connections, listeners for caught connections, armed elements, files in
- * runDir. And the figures of its process. It asserts nothing.
+ * runDir. And the figures of its process.
  */
+import assert from 'node:assert/strict'
+import type { TestContext } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { ProcessReport } from '../../server/report.ts'
 import type { LabHost } from '../lab/host.ts'
 import type { Lab } from '../lab/lab.ts'
-import { status } from './swam-lab.ts'
+import { until } from '../lab/run.ts'
+import type { HostName } from '../lab/state.ts'
+import type { TinyGuest } from '../lab/tiny.ts'
+import { assertDone, entry, logs, status } from './swam-lab.ts'
 
 /** What must be as it was when everything is over; by name, so that a difference reads well. */
 export type Held = Readonly<Record<string, number | string>>
@@ -76,4 +81,34 @@ export function vitalsText(report: ProcessReport): string {
     `memory ${mib(report.rssBytes)} (objects ${mib(report.heapBytes)}, buffers ${mib(report.externalBytes)}), ` +
     `${report.openDescriptors} open files, event loop late by at most ${maxMs} ms, by its own work ${busyMaxMs} ms, 99% ${p99Ms} ms`
   )
+}
+
+/** What the hosts hold when nothing of a migration is left but what a daemon keeps. */
+export async function rested(lab: Lab): Promise<Held[]> {
+  return await Promise.all(
+    lab.hosts().map((host) =>
+      until(`${host.name} to be at rest`, 20_000, async () => {
+        const now = await held(host)
+        return now['listeners'] === 0 && now['elements'] === 0 && now['ssh'] === 2 ? now : undefined
+      }),
+    ),
+  )
+}
+
+export async function say(t: TestContext, lab: Lab, when: string): Promise<void> {
+  for (const [host, report] of Object.entries(await vitals(lab))) {
+    t.diagnostic(`${when}: ${host}: ${vitalsText(report)}`)
+  }
+}
+
+/** All at once to that host, from the other one. */
+export async function move(lab: Lab, guests: readonly TinyGuest[], to: HostName): Promise<void> {
+  const from: HostName = to === 'hosta' ? 'hostb' : 'hosta'
+  const since = Date.now()
+  const done = await Promise.all(guests.map((guest) => lab.migrate(guest, from, to)))
+  for (const each of done) assert.ok(each.ok, `${each.stderr}\n${logs(lab)}`)
+  for (const guest of guests) {
+    assertDone(await entry(lab, from, guest, since))
+    assertDone(await entry(lab, to, guest, since))
+  }
 }

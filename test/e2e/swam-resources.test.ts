@@ -5,13 +5,9 @@
  * A hundred in a row, eight at once and the soak are in test/long.
  */
 import assert from 'node:assert/strict'
-import { type TestContext, test } from 'node:test'
-import type { Lab } from '../lab/lab.ts'
-import { until } from '../lab/run.ts'
-import type { HostName } from '../lab/state.ts'
-import type { TinyGuest } from '../lab/tiny.ts'
-import { type Held, held, settled, vitals, vitalsText } from './leftovers.ts'
-import { assertDone, entry, logs, QUIET, SMALL, startBoth, swamLab } from './swam-lab.ts'
+import { test } from 'node:test'
+import { move, rested, say, settled } from './leftovers.ts'
+import { logs, QUIET, SMALL, startBoth, swamLab } from './swam-lab.ts'
 
 const IN_A_ROW = 6
 
@@ -37,33 +33,3 @@ test('migrations in a row and at once leave nothing behind', { timeout: 300_000 
     assert.deepEqual(await settled(host, before[at]!), before[at], `${host.name}\n${logs(lab)}`)
   }
 })
-
-/** What the hosts hold when nothing of a migration is left but what a daemon keeps. */
-async function rested(lab: Lab): Promise<Held[]> {
-  return await Promise.all(
-    lab.hosts().map((host) =>
-      until(`${host.name} to be at rest`, 20_000, async () => {
-        const now = await held(host)
-        return now['listeners'] === 0 && now['elements'] === 0 && now['ssh'] === 2 ? now : undefined
-      }),
-    ),
-  )
-}
-
-async function say(t: TestContext, lab: Lab, when: string): Promise<void> {
-  for (const [host, report] of Object.entries(await vitals(lab))) {
-    t.diagnostic(`${when}: ${host}: ${vitalsText(report)}`)
-  }
-}
-
-/** All at once to that host, from the other one. */
-async function move(lab: Lab, guests: readonly TinyGuest[], to: HostName): Promise<void> {
-  const from: HostName = to === 'hosta' ? 'hostb' : 'hosta'
-  const since = Date.now()
-  const done = await Promise.all(guests.map((guest) => lab.migrate(guest, from, to)))
-  for (const each of done) assert.ok(each.ok, `${each.stderr}\n${logs(lab)}`)
-  for (const guest of guests) {
-    assertDone(await entry(lab, from, guest, since))
-    assertDone(await entry(lab, to, guest, since))
-  }
-}
