@@ -8,8 +8,10 @@ import { access, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { HookAnswer } from '../hooks/decision.ts'
 import type { ImageStock } from '../lib/catalog/stock.ts'
+import { ByteBudget } from '../lib/core/byte-budget.ts'
 import { errorText, RefusedError } from '../lib/core/errors.ts'
 import { FAILED_MARK_MS, HOOK_REQUEST_BYTES_MAX, LOCATE_MS, MIGRATIONS_MAX } from '../lib/core/limits.ts'
+import { MIB } from '../lib/core/units.ts'
 import { type Domain, parseDomain } from '../lib/host/domain-xml.ts'
 import { type RunningDomain, targetOfExport } from '../lib/host/libvirt.ts'
 import { unwrittenDisks } from '../lib/host/unwritten.ts'
@@ -28,11 +30,14 @@ export class TargetSide {
   readonly #incoming = new Map<string, IncomingMigration>()
   /** Which peers said that they run the guest, by its migration. */
   readonly #claims = new WeakMap<IncomingMigration, readonly string[]>()
+  /** Chunks that are received: asked for, or being written to a disk. */
+  readonly #memory: ByteBudget
 
   constructor(site: Site, peers: readonly Peer[], stock: ImageStock) {
     this.#site = site
     this.#peers = peers
     this.#stock = stock
+    this.#memory = new ByteBudget({ bytesMax: (site.config.limits.windowMiB * MIB) / 2 })
   }
 
   get migrations(): IncomingMigration[] {
@@ -109,6 +114,7 @@ export class TargetSide {
       peer: peer.config.name,
       log: this.#site.log.child({ migration: id, guest: domain.name }),
       stock: this.#stock,
+      memory: this.#memory,
       targets,
       dial: async (kind) => await peer.dial(kind, id),
       call: (method, params) => peer.call(method, params),

@@ -307,14 +307,18 @@ export const STAGE_IDLE_MS: number = 40
 export const RUN_BYTES_MAX: number = 16 * MIB
 /** Runs of one disk with the workers at once. */
 export const DESCRIBING_RUNS_MAX: number = 2
-/** Chunks of one disk that are acknowledged to the guest and not settled yet: about 200 bytes of bookkeeping each. */
-export const SENDER_RECORDS_MAX: number = 65_536
+/** Runs of one disk that leave the stage in one turn of the event loop. */
+export const EMITTED_RUNS_MAX: number = 64
+/** Chunks of one disk that are acknowledged to the guest and not settled yet: about 200 bytes here, 1 KiB at the far side. */
+export const SENDER_RECORDS_MAX: number = 16_384
 /** Literals of one disk that are being compressed or sent. */
 export const LITERALS_IN_FLIGHT_MAX: number = 4
 /** A run up to this length is sent along with its description: in the end that is a round trip less of downtime. */
 export const EAGER_RUN_BYTES_MAX: number = 256 * KIB
 /** What may be on its way while that is done outside of a FLUSH. */
 export const EAGER_OUTSTANDING_BYTES_MAX: number = 512 * KIB
+/** What one disk's sender may have sent unasked, FLUSH or not; its receiver holds it and takes no more. */
+export const EARLY_BYTES_MAX: number = 8 * MIB
 /** Acknowledged bytes whose fate the far side has not told yet, on a slow link: a stage full, and its answers on the way. */
 export const UNDETERMINED_BYTES_MIN: number = 24 * MIB
 /** The same on any link: they may all turn out to be wanted, and must then drain. */
@@ -324,8 +328,8 @@ export const UNDETERMINED_BYTES_MAX: number = 96 * MIB
 
 /** Chunks that are looked for at once: enough to keep the disk busy, few enough to keep memory small. */
 export const RESOLVING_CHUNKS_MAX: number = 24
-/** Chunks of one disk that are described and not applied: twice what an honest sender has. */
-export const RECEIVER_TASKS_MAX: number = 131_072
+/** Chunks of one disk that are described and not applied: twice what an honest sender has; about 1 KiB of bookkeeping each. */
+export const RECEIVER_TASKS_MAX: number = 2 * SENDER_RECORDS_MAX
 /** The same over all disks of one migration: about a KiB of bookkeeping each. */
 export const MIGRATION_TASKS_MAX: number = 262_144
 /** Bytes of all disks of one migration that came unasked and wait for their turn: more than an honest stage holds. */
@@ -334,12 +338,14 @@ export const MIGRATION_EAGER_BYTES_MAX: number = 256 * MIB
 export const RECEIVER_READS_MAX: number = 1024
 /** FLUSHes of one disk that wait. QEMU has one. */
 export const RECEIVER_FLUSHES_MAX: number = 1024
-/** Bytes of one disk that are described and not applied: more than any honest sender's window. */
-export const RECEIVER_OUTSTANDING_BYTES_MAX: number = GIB
 /** Pending zero ranges before they are settled early. */
 export const PENDING_ZEROES_MAX: number = 65_536
 /** Known zero ranges that are remembered; forgetting them costs reads, never bytes. */
-export const KNOWN_ZEROES_MAX: number = 262_144
+export const KNOWN_ZEROES_MAX: number = 65_536
+/** Pending zero ranges that are settled at once; between them the event loop gets its turn. */
+export const SETTLING_ZEROES_MAX: number = 32
+/** Extents of the target that are looked at in one turn of the event loop. */
+export const SCANNED_EXTENTS_MAX: number = 4096
 /** Chunks that a session remembers having delivered, some 64 bytes each. */
 export const SESSION_ENTRIES_MAX: number = (64 * MIB) / 64
 /** Images in which the same offset is guessed at: each guess is a read. */

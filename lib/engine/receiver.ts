@@ -8,37 +8,39 @@
  * Zeroes are pending state: they are applied when a FLUSH settles them, so that a zeroing pass over the whole disk
  * does not erase the old version lying in place, the best source there is.
  * A FLUSH is answered when everything below its barrier is applied, pending zeroes are settled and the device flushed.
+ *
+ * Memory: a chunk's bytes are held only with a place in `memory`, which all disks of the daemon share: it is taken before
+ * the chunk is looked for, so that no more is asked for than may be held, and given back when the device has the bytes.
+ * Nobody waits for room while he holds some that another one needs: waits for older chunks, for the same content and
+ * for seams come before or after. What the sender sends unasked has a bound of its own (EARLY_BYTES_MAX).
  */
 import type { BlockDevice } from '../block/device.ts'
 import { IntervalMap } from '../block/extents.ts'
 import { sha256 } from '../chunk/digest.ts'
 import { decompress } from '../chunk/zstd.ts'
+import type { ByteBudget, ByteShare } from '../core/byte-budget.ts'
 import { errorText, ProtocolError, RefusedError } from '../core/errors.ts'
 import {
+  EARLY_BYTES_MAX,
   KNOWN_ZEROES_MAX,
   MIGRATION_EAGER_BYTES_MAX,
   MIGRATION_TASKS_MAX,
   PENDING_ZEROES_MAX,
   RECEIVER_FLUSHES_MAX,
-  RECEIVER_OUTSTANDING_BYTES_MAX,
   RECEIVER_READS_MAX,
   RECEIVER_TASKS_MAX,
   RESOLVING_CHUNKS_MAX,
+  SCANNED_EXTENTS_MAX,
   SEQ_RUNS_MAX,
+  SETTLING_ZEROES_MAX,
 } from '../core/limits.ts'
 import { GIB } from '../core/units.ts'
-import {
-  type AppliedRun,
-  DIGEST_BYTES,
-  type DiskMessage,
-  type DiskMessageBody,
-  type SeqRun,
-  type SourceName,
-} from '../wire/disk.ts'
+import { DIGEST_BYTES, type DiskMessage, type DiskMessageBody, type SourceName } from '../wire/disk.ts'
 import type { DiskAccount } from './account.ts'
 import { CLASS_CONTROL, type DiskEndpoint, type DiskLink } from './link.ts'
 import { RunWriter } from './seams.ts'
 import { type ChunkQuery, type ChunkSource, readBytes, SessionSource, SourceRouter } from './sources.ts'
+import { newTask, runsOfApplied, seqRuns, type Task } from './task.ts'
 
 /** What all disks of one migration hold together: a far side that lies may have many of them. */
 export interface ReceiverBudget {
@@ -52,32 +54,14 @@ export interface ReceiverOptions {
   readonly epoch: number
   readonly device: BlockDevice
   readonly account: DiskAccount
+  /** Bytes that all receivers of the daemon may hold together. */
+  readonly memory: ByteBudget
   /** Beyond the target itself: catalog, neighbours. */
   readonly sources: readonly ChunkSource[]
   readonly sessionEntriesMax: number
   /** Shared by the disks of one migration. */
   readonly budget?: ReceiverBudget
   readonly onEnd?: (error: Error | undefined) => void
-}
-
-interface Task {
-  readonly seq: number
-  readonly start: number
-  readonly end: number
-  readonly digest: Buffer | undefined
-  readonly writer: RunWriter | undefined
-  /** Resolves when the task is applied; never rejects. */
-  readonly done: Promise<void>
-  readonly finish: () => void
-  /** Resolves with the verified bytes, for a later chunk with the same digest; undefined when the session failed. */
-  readonly bytes: Promise<Buffer | undefined>
-  readonly gotBytes: (bytes: Buffer | undefined) => void
-  /** Set while a literal is asked for. */
-  literal: ((bytes: Buffer) => void) | undefined
-  /** A literal that came before it was asked for; not verified yet. */
-  eager: Buffer | undefined
-  /** Its bytes are known and are being written. */
-  taken: boolean
 }
 
 const EIO = 5
@@ -97,10 +81,12 @@ export class DiskReceiver implements DiskEndpoint {
   readonly #knownZeroes = new IntervalMap<true>()
   readonly #budget: ReceiverBudget
   #nextSeq = 0
-  #outstandingBytes = 0
+  /** Bytes that came without having been asked for, and are still held. */
+  #earlyBytes = 0
   #reads = 0
   #reading: Promise<void> = Promise.resolve()
   #flushes = 0
+  readonly #share: ByteShare
   #queue: (() => Promise<void>)[] = []
   #queueHead = 0
   #resolving = 0
@@ -116,6 +102,7 @@ export class DiskReceiver implements DiskEndpoint {
     this.#device = options.device
     this.#budget = options.budget ?? { tasks: 0, eagerBytes: 0 }
     this.account = options.account
+    this.#share = options.memory.share({ bytesMax: options.memory.bytesMax / 2 })
     this.#session = new SessionSource(options.device, options.sessionEntriesMax)
     this.#router = new SourceRouter([this.#session, ...options.sources])
     options.link.register(options.disk, this)
@@ -125,15 +112,19 @@ export class DiskReceiver implements DiskEndpoint {
   async scanTarget(): Promise<void> {
     if (!this.#device.features.blockStatus) return
     let at = 0
+    let seen = 0
     while (at < this.#device.size && this.#failed === undefined) {
       const extents = await this.#device.blockStatus(at, Math.min(GIB, this.#device.size - at))
       for (const extent of extents) {
         const end = Math.min(this.#device.size, at + extent.length)
         // What was described meanwhile may be written at any moment: its state is no longer what the device said.
-        if (extent.zero && at < end && !this.#latest.overlaps(at, end) && this.#nextSeq === 0) {
+        const full = this.#knownZeroes.count >= KNOWN_ZEROES_MAX
+        if (extent.zero && at < end && !full && !this.#latest.overlaps(at, end) && this.#nextSeq === 0) {
           this.#knownZeroes.set(at, end, true)
         }
         at = end
+        // A fragmented image has a hundred thousand of them in one answer.
+        if (++seen % SCANNED_EXTENTS_MAX === 0) await new Promise((resolve) => setImmediate(resolve))
       }
       if (extents.length === 0) return
     }
@@ -191,10 +182,8 @@ export class DiskReceiver implements DiskEndpoint {
         `${what}: ${length} bytes at ${offset} are no multiple of the block size ${unit}`,
       )
     }
-    if (this.#tasks.size >= RECEIVER_TASKS_MAX || this.#outstandingBytes > RECEIVER_OUTSTANDING_BYTES_MAX) {
-      throw new ProtocolError(
-        `${what}: ${this.#tasks.size} chunks, ${this.#outstandingBytes} bytes are under way already`,
-      )
+    if (this.#tasks.size >= RECEIVER_TASKS_MAX) {
+      throw new ProtocolError(`${what}: ${this.#tasks.size} chunks are under way already`)
     }
     if (this.#budget.tasks >= MIGRATION_TASKS_MAX)
       throw new ProtocolError(`${what}: ${this.#budget.tasks} chunks of all disks are under way already`)
@@ -207,6 +196,7 @@ export class DiskReceiver implements DiskEndpoint {
     const writer = new RunWriter(this.#device, offset, offset + total)
     const before = this.#claims(offset, offset + total)
     let at = offset
+    let firstClaim = 0
     for (let i = 0; i < lengths.length; i++) {
       const length = lengths[i]!
       const digest = Buffer.from(digests.subarray(i * DIGEST_BYTES, (i + 1) * DIGEST_BYTES))
@@ -214,35 +204,23 @@ export class DiskReceiver implements DiskEndpoint {
       const key = digest.toString('latin1')
       const same = this.#byDigest.get(key)
       if (same === undefined) this.#byDigest.set(key, task)
-      const waits = before.filter((claim) => claim.start < task.end && claim.end > task.start)
+      // Both are in order of their places.
+      while (firstClaim < before.length && before[firstClaim]!.end <= task.start) firstClaim++
+      const waits: Promise<void>[] = []
+      for (let k = firstClaim; k < before.length && before[k]!.start < task.end; k++)
+        waits.push(before[k]!.done)
       this.#enqueue(() => this.#resolve(task, waits, same))
       at += length
     }
   }
 
   #task(start: number, end: number, digest: Buffer | undefined, writer: RunWriter | undefined): Task {
-    const { promise: done, resolve: finish } = Promise.withResolvers<void>()
-    const { promise: bytes, resolve: gotBytes } = Promise.withResolvers<Buffer | undefined>()
-    const task: Task = {
-      seq: this.#nextSeq++,
-      start,
-      end,
-      digest,
-      writer,
-      done,
-      finish,
-      bytes,
-      gotBytes,
-      literal: undefined,
-      eager: undefined,
-      taken: false,
-    }
+    const task = newTask(this.#nextSeq++, start, end, digest, writer)
     this.#tasks.set(task.seq, task)
     this.#budget.tasks++
     this.#latest.set(start, end, task)
     // What the source was asked for and superseded before it was sent is not known here.
     this.account.askedBytes += end - start
-    if (digest !== undefined) this.#outstandingBytes += end - start
     return task
   }
 
@@ -277,13 +255,21 @@ export class DiskReceiver implements DiskEndpoint {
     }
   }
 
+  async #hold(task: Task): Promise<void> {
+    await this.#share.take(task.end - task.start)
+    task.holding = true
+  }
+
+  #letGo(task: Task): void {
+    if (!task.holding) return
+    task.holding = false
+    this.#share.release(task.end - task.start)
+  }
+
   /** Finds a chunk's bytes here, or asks for them. Holds one of the resolving places until then. */
-  async #resolve(
-    task: Task,
-    waits: readonly { done: Promise<void> }[],
-    same: Task | undefined,
-  ): Promise<void> {
-    for (const wait of waits) await wait.done
+  async #resolve(task: Task, waits: readonly Promise<void>[], same: Task | undefined): Promise<void> {
+    for (const wait of waits) await wait
+    await this.#hold(task)
     if (this.#failed !== undefined) return
     const digest = task.digest!
     const length = task.end - task.start
@@ -298,10 +284,13 @@ export class DiskReceiver implements DiskEndpoint {
     }
     if (same !== undefined && same !== task) {
       // The same content is under way for another place: no need to ask for it twice. Its literal may take a round
-      // trip, so the place in the queue is given back meanwhile.
-      void same.bytes
-        .then(async (bytes) => {
-          if (bytes !== undefined && verify(bytes)) this.#apply(task, bytes, 'session')
+      // trip, so the places in the queue and in the budget are given back meanwhile.
+      this.#letGo(task)
+      void same.found
+        .then(async () => {
+          await this.#hold(task)
+          if (this.#failed !== undefined) return
+          if (same.bytes !== undefined && verify(same.bytes)) this.#apply(task, same.bytes, 'session')
           else await this.#search(task, digest, verify)
         })
         .catch((error: unknown) => this.#fail(error))
@@ -353,12 +342,20 @@ export class DiskReceiver implements DiskEndpoint {
     data: Buffer,
   ): Promise<void> {
     let total = 0
+    let early = 0
     for (const { seq, length } of chunks) {
       const task = this.#tasks.get(seq)
       if (seq >= this.#nextSeq || (task !== undefined && task.end - task.start !== length)) {
         throw new ProtocolError(`LITERAL: chunk ${seq} of ${length} bytes was not described`)
       }
+      if (task?.came === true) throw new ProtocolError(`LITERAL: chunk ${seq} came twice`)
+      if (task !== undefined) task.came = true
       total += length
+      if (task?.literal === undefined) early += length
+    }
+    this.#earlyBytes += early
+    if (this.#earlyBytes > EARLY_BYTES_MAX) {
+      throw new ProtocolError(`LITERAL: ${this.#earlyBytes} bytes came that nobody asked for`)
     }
     const raw = codec === 'zstd' ? await decompress(data, total) : data
     if (raw.length !== total) throw new ProtocolError(`LITERAL: ${raw.length} bytes, expected ${total}`)
@@ -378,10 +375,13 @@ export class DiskReceiver implements DiskEndpoint {
           throw new ProtocolError(`LITERAL: ${this.#budget.eagerBytes} bytes came that nobody asked for yet`)
       }
     }
+    this.#earlyBytes -= early
   }
 
   #setEager(task: Task, bytes: Buffer | undefined): void {
-    this.#budget.eagerBytes += (bytes?.length ?? 0) - (task.eager?.length ?? 0)
+    const more = (bytes?.length ?? 0) - (task.eager?.length ?? 0)
+    this.#budget.eagerBytes += more
+    this.#earlyBytes += more
     task.eager = bytes
   }
 
@@ -389,23 +389,27 @@ export class DiskReceiver implements DiskEndpoint {
   #apply(task: Task, bytes: Buffer, source: SourceName): void {
     task.taken = true
     this.#setEager(task, undefined)
-    task.gotBytes(bytes)
+    task.bytes = bytes
+    task.finding()
     void this.#write(task, bytes, source).catch((error: unknown) => this.#fail(error))
   }
 
   async #write(task: Task, bytes: Buffer, source: SourceName): Promise<void> {
     this.#pendingZeroes.delete(task.start, task.end)
     this.#knownZeroes.delete(task.start, task.end)
-    await task.writer!.chunk(task.start, bytes, source === 'inPlace')
+    await task.writer!.chunk(task.start, bytes, source === 'inPlace', () => {
+      task.bytes = undefined
+      this.#letGo(task)
+    })
     if (this.#failed !== undefined) return
     this.#session.delivered(task.digest!, task.start)
     const key = task.digest!.toString('latin1')
     if (this.#byDigest.get(key) === task) this.#byDigest.delete(key)
-    this.#outstandingBytes -= task.end - task.start
     this.#finish(task, source)
   }
 
   #finish(task: Task, source: SourceName): void {
+    this.#setEager(task, undefined)
     if (this.#tasks.delete(task.seq)) this.#budget.tasks--
     this.#latest.deleteValue(task.start, task.end, task)
     task.finish()
@@ -433,30 +437,35 @@ export class DiskReceiver implements DiskEndpoint {
   /** Makes pending zeroes real, where the device does not read as zero already. Newer data wins: it waits its turn. */
   async #settleZeroes(): Promise<void> {
     const ranges = [...this.#pendingZeroes.entries()]
-    await Promise.all(
-      ranges.map(async ({ start, end }) => {
-        const before = this.#claims(start, end)
-        const { promise: done, resolve: finish } = Promise.withResolvers<void>()
-        this.#latest.set(start, end, done)
-        for (const claim of before) await claim.done
-        try {
-          if (this.#failed !== undefined) return
-          for (const pending of this.#pendingZeroes.overlapping(start, end)) {
-            const from = Math.max(pending.start, start)
-            const to = Math.min(pending.end, end)
-            for (const gap of this.#knownZeroes.gaps(from, to)) {
-              await this.#device.writeZeroes(gap.start, gap.end - gap.start)
-            }
-            if (this.#knownZeroes.count >= KNOWN_ZEROES_MAX) this.#knownZeroes.clear()
-            this.#knownZeroes.set(from, to, true)
-            this.#pendingZeroes.delete(from, to)
-          }
-        } finally {
-          this.#latest.deleteValue(start, end, done)
-          finish()
-        }
-      }),
-    )
+    for (let at = 0; at < ranges.length; at += SETTLING_ZEROES_MAX) {
+      // A fragmented disk has tens of thousands: other work goes on in between.
+      if (at > 0) await new Promise((resolve) => setImmediate(resolve))
+      const some = ranges.slice(at, at + SETTLING_ZEROES_MAX)
+      await Promise.all(some.map(({ start, end }) => this.#settleRange(start, end)))
+      if (this.#failed !== undefined) return
+    }
+  }
+
+  async #settleRange(start: number, end: number): Promise<void> {
+    const before = this.#claims(start, end)
+    const { promise: done, resolve: finish } = Promise.withResolvers<void>()
+    this.#latest.set(start, end, done)
+    for (const claim of before) await claim.done
+    try {
+      if (this.#failed !== undefined) return
+      for (const pending of this.#pendingZeroes.overlapping(start, end)) {
+        const from = Math.max(pending.start, start)
+        const to = Math.min(pending.end, end)
+        const gaps = this.#knownZeroes.gaps(from, to)
+        for (const gap of gaps) await this.#device.writeZeroes(gap.start, gap.end - gap.start)
+        if (this.#knownZeroes.count >= KNOWN_ZEROES_MAX) this.#knownZeroes.clear()
+        if (gaps.length > 0) this.#knownZeroes.set(from, to, true)
+        this.#pendingZeroes.delete(from, to)
+      }
+    } finally {
+      this.#latest.deleteValue(start, end, done)
+      finish()
+    }
   }
 
   async #flush(id: number, barrier: number): Promise<void> {
@@ -525,24 +534,12 @@ export class DiskReceiver implements DiskEndpoint {
     this.#reporting = false
     if (this.#failed !== undefined || this.#closed) return
     const wants = this.#wants.splice(0).sort((a, b) => a - b)
-    const wantRuns: SeqRun[] = []
-    for (const seq of wants) {
-      const last = wantRuns.at(-1)
-      if (last !== undefined && last.first + last.count === seq) {
-        wantRuns[wantRuns.length - 1] = { first: last.first, count: last.count + 1 }
-      } else wantRuns.push({ first: seq, count: 1 })
-    }
+    const wantRuns = seqRuns(wants)
     for (let i = 0; i < wantRuns.length; i += SEQ_RUNS_MAX) {
       this.#send({ type: 'want', runs: wantRuns.slice(i, i + SEQ_RUNS_MAX) })
     }
     const applied = this.#applied.splice(0).sort((a, b) => a.seq - b.seq)
-    const appliedRuns: AppliedRun[] = []
-    for (const { seq, source } of applied) {
-      const last = appliedRuns.at(-1)
-      if (last !== undefined && last.first + last.count === seq && last.source === source) {
-        appliedRuns[appliedRuns.length - 1] = { ...last, count: last.count + 1 }
-      } else appliedRuns.push({ first: seq, count: 1, source })
-    }
+    const appliedRuns = runsOfApplied(applied)
     for (let i = 0; i < appliedRuns.length; i += SEQ_RUNS_MAX) {
       this.#send({ type: 'applied', runs: appliedRuns.slice(i, i + SEQ_RUNS_MAX) })
     }
@@ -579,10 +576,11 @@ export class DiskReceiver implements DiskEndpoint {
     this.#budget.tasks -= this.#tasks.size
     for (const task of this.#tasks.values()) {
       this.#setEager(task, undefined)
-      task.gotBytes(undefined)
+      task.finding()
       task.finish()
     }
     this.#tasks.clear()
+    this.#share.close()
     for (const { resolve } of this.#barriers.splice(0)) resolve()
     this.#queue = []
     this.#queueHead = 0

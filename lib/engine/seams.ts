@@ -35,16 +35,18 @@ export class RunWriter {
   /**
    * Resolves when every byte of the chunk lies on the device. `data` is verified and belongs to the writer.
    * @param inPlace the device holds these bytes at this place already
+   * @param onTaken told when `data` is not needed any more: a seam may wait long for a neighbour that is still to come
    */
-  async chunk(offset: number, data: Buffer, inPlace: boolean): Promise<void> {
+  async chunk(offset: number, data: Buffer, inPlace: boolean, onTaken?: () => void): Promise<void> {
     const end = offset + data.length
     const innerStart = offset === this.#start ? offset : alignUp(offset, BLOCK_BYTES)
     const innerEnd = end === this.#end ? end : alignDown(end, BLOCK_BYTES)
     const work: Promise<void>[] = []
+    let own: Promise<void> | undefined
     if (innerStart < innerEnd) {
       if (innerStart > offset) work.push(this.#seam(offset, data.subarray(0, innerStart - offset), inPlace))
       if (!inPlace)
-        work.push(this.#device.write(innerStart, data.subarray(innerStart - offset, innerEnd - offset)))
+        own = this.#device.write(innerStart, data.subarray(innerStart - offset, innerEnd - offset))
       if (innerEnd < end) work.push(this.#seam(innerEnd, data.subarray(innerEnd - offset), inPlace))
     } else {
       // A chunk without a whole block of its own: it lies in one block, or across the border of two.
@@ -55,6 +57,8 @@ export class RunWriter {
         at = next
       }
     }
+    if (own === undefined) onTaken?.()
+    else work.push(onTaken === undefined ? own : own.then(onTaken))
     await Promise.all(work)
   }
 

@@ -27,6 +27,8 @@ import {
   DESCRIBING_RUNS_MAX,
   EAGER_OUTSTANDING_BYTES_MAX,
   EAGER_RUN_BYTES_MAX,
+  EARLY_BYTES_MAX,
+  EMITTED_RUNS_MAX,
   LITERAL_BYTES_MAX,
   LITERAL_CHUNKS_MAX,
   LITERALS_IN_FLIGHT_MAX,
@@ -112,6 +114,8 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
   /** Data bytes described and not yet applied; and those among them that the far side wants. */
   #sentBytes = 0
   #wantedBytes = 0
+  /** Sent unasked and not yet applied: the far side holds no more than EARLY_BYTES_MAX of it. */
+  #earlyBytes = 0
   #literalRatio = 0.7
   #wants: ChunkRecord[] = []
   #literals = 0
@@ -120,6 +124,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
   /** Everything that arrived before this number leaves the stage now. */
   #forceBefore = 0
   #idleTimer: NodeJS.Timeout | undefined
+  #soon: NodeJS.Immediate | undefined
   #admissions: Waiter[] = []
   #settled: Waiter[] = []
   /** Counts accepted changes; a FLUSH that saw the same count as the last confirmed one has nothing to do. */
@@ -298,11 +303,17 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
   // ---- from the stage to the wire ----------------------------------------------------------------------------
 
   #pump(): void {
+    let emitted = 0
     while (this.#describing < DESCRIBING_RUNS_MAX && this.#lost === undefined) {
       const oldest = this.#stage.oldestOrder
       if (oldest === undefined) break
       const full = this.#stage.dataBytes > STAGE_BYTES_MAX || this.#stage.count > STAGE_PIECES_MAX
       if (!full && oldest >= this.#forceBefore) break
+      // Zeroes cost the workers nothing: thousands of small runs of them would be one long turn of the event loop.
+      if (++emitted > EMITTED_RUNS_MAX) {
+        this.#pumpSoon()
+        break
+      }
       this.#emit(this.#stage.takeOldest(RUN_BYTES_MAX)!)
     }
     if (!this.#stage.empty && this.#idleTimer === undefined && this.#lost === undefined) {
@@ -312,6 +323,13 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
         this.#pump()
       }, STAGE_IDLE_MS)
     }
+  }
+
+  #pumpSoon(): void {
+    this.#soon ??= setImmediate(() => {
+      this.#soon = undefined
+      this.#pump()
+    })
   }
 
   #emit(run: StagedRun): void {
@@ -392,6 +410,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
       const record = this.#records.get(seq)
       if (record === undefined || record.wanted) continue
       record.eager = true
+      this.#earlyBytes += record.length
       this.#queueLiteral(record)
     }
     this.#pumpLiterals()
@@ -402,7 +421,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
    * nothing else to do, or while a FLUSH waits for it, gains a whole round trip, which in the end is downtime.
    */
   #isEager(length: number): boolean {
-    if (length > EAGER_RUN_BYTES_MAX) return false
+    if (length > EAGER_RUN_BYTES_MAX || this.#earlyBytes + length > EARLY_BYTES_MAX) return false
     return this.#flushing !== undefined || this.#sentBytes + length <= EAGER_OUTSTANDING_BYTES_MAX
   }
 
@@ -423,6 +442,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
       this.#check()
       const oldest = this.#stage.oldestOrder
       if (oldest === undefined || oldest >= before) break
+      await new Promise((resolve) => setImmediate(resolve))
       this.#pump()
     }
     // The last pump may have put more on the chain.
@@ -559,6 +579,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
     if (record.slab !== undefined) {
       this.#sentBytes -= record.length
       if (record.wanted) this.#wantedBytes -= record.length
+      if (record.eager) this.#earlyBytes -= record.length
       record.slab.release()
     }
     this.account.applied(source, record.length)

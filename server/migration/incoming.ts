@@ -10,6 +10,7 @@ import { realpathSync } from 'node:fs'
 import { connect, type Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
 import type { ImageStock } from '../../lib/catalog/stock.ts'
+import type { ByteBudget } from '../../lib/core/byte-budget.ts'
 import { errorText, LostError, ProtocolError, RefusedError, TimeoutError } from '../../lib/core/errors.ts'
 import {
   MIGRATION_DISKS_MAX,
@@ -49,6 +50,8 @@ export interface IncomingOptions {
   readonly peer: string
   readonly log: Log
   readonly stock: ImageStock
+  /** What all receivers of the daemon may hold together. */
+  readonly memory: ByteBudget
   /** Files that this migration writes: no source for itself. */
   readonly targets: readonly string[]
   readonly dial: (kind: 'disk' | 'ram') => Promise<Bundle>
@@ -326,6 +329,7 @@ export class IncomingMigration {
       device,
       account,
       sources: [new StockSource(this.#options.stock, except)],
+      memory: this.#options.memory,
       sessionEntriesMax: SESSION_ENTRIES_MAX,
       budget: this.#budget,
       onEnd: (error) => {

@@ -14,6 +14,7 @@ import { promisify } from 'node:util'
 import { ImageStock } from '../../lib/catalog/stock.ts'
 import { Describer } from '../../lib/chunk/describer.ts'
 import { SlabPool } from '../../lib/chunk/slab.ts'
+import { ByteBudget } from '../../lib/core/byte-budget.ts'
 import { MIB } from '../../lib/core/units.ts'
 import { DiskAccount } from '../../lib/engine/account.ts'
 import { DiskLink } from '../../lib/engine/link.ts'
@@ -118,6 +119,7 @@ async function carry(from: string, to: string, images: readonly string[]): Promi
         device,
         account: new DiskAccount('disk', device.size),
         sources: [new StockSource(stock, new Set([to]))],
+        memory: new ByteBudget({ bytesMax: 64 * MIB }),
         sessionEntriesMax: 10_000,
       })
       void receiver

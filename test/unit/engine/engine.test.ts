@@ -4,20 +4,14 @@
  */
 import assert from 'node:assert/strict'
 import { after, test } from 'node:test'
+import { ByteBudget } from '../../../lib/core/byte-budget.ts'
 import { LostError, RefusedError } from '../../../lib/core/errors.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { DISK_LITERAL, DISK_WANT } from '../../../lib/wire/disk.ts'
 import { random } from '../../random.ts'
-import { closeRigs, rig } from './rig.ts'
+import { closeRigs, noise, rig } from './rig.ts'
 
 after(closeRigs)
-
-function noise(length: number, seed: number): Buffer {
-  const next = random(seed)
-  const bytes = Buffer.allocUnsafe(length)
-  for (let i = 0; i < length; i += 4) bytes.writeUInt32LE(Math.floor(next() * 4294967296), i)
-  return bytes
-}
 
 for (const minimum of [1, 512, 4096]) {
   for (let seed = 1; seed <= 8; seed++) {
@@ -31,7 +25,9 @@ for (const minimum of [1, 512, 4096]) {
       const delay = async (): Promise<void> => {
         for (let turns = Math.floor(next() * 4); turns > 0; turns--) await new Promise((r) => setImmediate(r))
       }
-      const { sender, device } = await rig({ contents, minimum, delay })
+      // Every other one with room for hardly a chunk: whoever waits for room must not hold what others need.
+      const budget = new ByteBudget({ bytesMax: seed % 2 === 0 ? 20_000 : 64 * MIB })
+      const { sender, device } = await rig({ contents, minimum, delay, memory: budget })
       const unit = Math.max(minimum, 512)
       const pending: Promise<void>[] = []
       for (let step = 0; step < 120; step++) {
@@ -70,6 +66,7 @@ for (const minimum of [1, 512, 4096]) {
       await sender.flush()
       assert.ok(device.durable.equals(model))
       assert.ok(device.bytes.equals(model))
+      assert.equal(budget.used, 0)
     })
   }
 }

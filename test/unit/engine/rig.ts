@@ -12,6 +12,7 @@ import {
 } from '../../../lib/block/device.ts'
 import { Describer } from '../../../lib/chunk/describer.ts'
 import { SlabPool } from '../../../lib/chunk/slab.ts'
+import { ByteBudget } from '../../../lib/core/byte-budget.ts'
 import { LostError, RefusedError } from '../../../lib/core/errors.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { DiskAccount } from '../../../lib/engine/account.ts'
@@ -19,6 +20,14 @@ import { DiskLink, type FrameChannel } from '../../../lib/engine/link.ts'
 import { DiskReceiver } from '../../../lib/engine/receiver.ts'
 import { DiskSender, type SenderLimits } from '../../../lib/engine/sender.ts'
 import type { ChunkSource } from '../../../lib/engine/sources.ts'
+
+/** Bytes that nothing compresses, the same for the same seed. */
+export function noise(length: number, seed: number): Buffer {
+  const next = random(seed)
+  const bytes = Buffer.allocUnsafe(length)
+  for (let i = 0; i < length; i += 4) bytes.writeUInt32LE(Math.floor(next() * 4294967296), i)
+  return bytes
+}
 
 /** Written bytes become durable on flush; counts what it is asked and can be told to fail. */
 export class DurableDevice implements BlockDevice {
@@ -192,6 +201,7 @@ export async function rig(options: {
   minimum?: number
   sources?: ChunkSource[]
   limits?: SenderLimits
+  memory?: ByteBudget
   delay?: () => Promise<void>
   /** Instead of the wire, which then carries nothing. */
   channels?: { readonly near: FrameChannel; readonly far: FrameChannel }
@@ -210,6 +220,7 @@ export async function rig(options: {
       device,
       account: new DiskAccount('vda', device.size),
       sources: options.sources ?? [],
+      memory: options.memory ?? new ByteBudget({ bytesMax: 64 * MIB }),
       sessionEntriesMax: 1000,
       onEnd: (error) => {
         receiverError = error

@@ -1,0 +1,81 @@
+/** One described chunk, or one range of zeroes, at the receiver; and how chunks are told of in runs. */
+import type { AppliedRun, SeqRun, SourceName } from '../wire/disk.ts'
+import type { RunWriter } from './seams.ts'
+
+export interface Task {
+  readonly seq: number
+  readonly start: number
+  readonly end: number
+  readonly digest: Buffer | undefined
+  readonly writer: RunWriter | undefined
+  /** Resolves when the task is applied; never rejects. */
+  readonly done: Promise<void>
+  readonly finish: () => void
+  /** Resolves when the bytes are known or never will be, for a later chunk with the same digest. */
+  readonly found: Promise<void>
+  readonly finding: () => void
+  /** The verified bytes, while they are being written; later they are found where they were delivered. */
+  bytes: Buffer | undefined
+  /** Has its place in the budget. */
+  holding: boolean
+  /** Set while a literal is asked for. */
+  literal: ((bytes: Buffer) => void) | undefined
+  /** A literal that came before it was asked for; not verified yet. */
+  eager: Buffer | undefined
+  /** Its literal came, which happens once. */
+  came: boolean
+  /** Its bytes are known and are being written. */
+  taken: boolean
+}
+
+export function newTask(
+  seq: number,
+  start: number,
+  end: number,
+  digest: Buffer | undefined,
+  writer: RunWriter | undefined,
+): Task {
+  const { promise: done, resolve: finish } = Promise.withResolvers<void>()
+  const { promise: found, resolve: finding } = Promise.withResolvers<void>()
+  return {
+    seq,
+    start,
+    end,
+    digest,
+    writer,
+    done,
+    finish,
+    found,
+    finding,
+    bytes: undefined,
+    holding: false,
+    literal: undefined,
+    eager: undefined,
+    came: false,
+    taken: false,
+  }
+}
+
+/** Neighbouring numbers as runs. @param sorted ascending */
+export function seqRuns(sorted: readonly number[]): SeqRun[] {
+  const runs: SeqRun[] = []
+  for (const seq of sorted) {
+    const last = runs.at(-1)
+    if (last !== undefined && last.first + last.count === seq) {
+      runs[runs.length - 1] = { first: last.first, count: last.count + 1 }
+    } else runs.push({ first: seq, count: 1 })
+  }
+  return runs
+}
+
+/** The same, as far as neighbours came from the same source. @param sorted by number */
+export function runsOfApplied(sorted: readonly { seq: number; source: SourceName }[]): AppliedRun[] {
+  const runs: AppliedRun[] = []
+  for (const { seq, source } of sorted) {
+    const last = runs.at(-1)
+    if (last !== undefined && last.first + last.count === seq && last.source === source) {
+      runs[runs.length - 1] = { ...last, count: last.count + 1 }
+    } else runs.push({ first: seq, count: 1, source })
+  }
+  return runs
+}
