@@ -20,7 +20,7 @@ import {
   type StatusExtent,
 } from '../block/device.ts'
 import type { DescribedRun } from '../chunk/describer.ts'
-import type { Slab, SlabPool } from '../chunk/slab.ts'
+import type { Slab } from '../chunk/slab.ts'
 import { compress } from '../chunk/zstd.ts'
 import { errorText, LostError, ProtocolError, RefusedError, SwamError } from '../core/errors.ts'
 import {
@@ -43,55 +43,10 @@ import {
 import { KIB, MIB } from '../core/units.ts'
 import type { DiskMessage, DiskMessageBody, SourceName } from '../wire/disk.ts'
 import type { DiskAccount } from './account.ts'
-import {
-  CLASS_BULK,
-  CLASS_CONTROL,
-  CLASS_FINAL,
-  type DiskClass,
-  type DiskEndpoint,
-  type DiskLink,
-} from './link.ts'
+import { CLASS_BULK, CLASS_CONTROL, CLASS_FINAL, type DiskClass, type DiskEndpoint } from './link.ts'
 import { Patience } from './patience.ts'
+import type { ChunkRecord, SenderOptions, Waiter } from './sender-parts.ts'
 import { Stage, type StagedRun } from './stage.ts'
-
-export interface SenderLimits {
-  /** Bytes of data of one disk that are acknowledged and not yet applied. */
-  readonly windowBytes: number
-  /** How long what is not yet applied may take to drain, by the link's measured rate. */
-  readonly drainMs: number
-  /** How long a WRITE or FLUSH may wait on a link that gives no sign, until it is an EIO. */
-  readonly flushDeadlineMs: number
-}
-
-export interface SenderOptions {
-  readonly link: DiskLink
-  readonly disk: number
-  readonly epoch: number
-  readonly size: number
-  readonly blockSizes: BlockSizes
-  readonly account: DiskAccount
-  readonly slabs: SlabPool
-  readonly describe: (bytes: Uint8Array) => Promise<DescribedRun[]>
-  readonly limits: SenderLimits
-  /** Told once, with the reason, when the session is lost. */
-  readonly onLost?: (error: Error) => void
-}
-
-interface ChunkRecord {
-  readonly seq: number
-  readonly length: number
-  /** Undefined for zeroes. */
-  readonly slab: Slab | undefined
-  readonly slabOffset: number
-  wanted: boolean
-  /** Sent before it was asked for: a want that crosses it is no breach. */
-  eager: boolean
-}
-
-interface Waiter {
-  readonly resolve: () => void
-  readonly reject: (error: Error) => void
-}
 
 /** NBD errno values that reach QEMU. */
 const EIO = 5

@@ -18,7 +18,8 @@ import { MIB } from '../../../lib/core/units.ts'
 import { DiskAccount } from '../../../lib/engine/account.ts'
 import { DiskLink, type FrameChannel } from '../../../lib/engine/link.ts'
 import { DiskReceiver } from '../../../lib/engine/receiver.ts'
-import { DiskSender, type SenderLimits } from '../../../lib/engine/sender.ts'
+import { DiskSender } from '../../../lib/engine/sender.ts'
+import type { SenderLimits } from '../../../lib/engine/sender-parts.ts'
 import type { ChunkSource } from '../../../lib/engine/sources.ts'
 
 /** Bytes that nothing compresses, the same for the same seed. */
