@@ -25,11 +25,8 @@ import {
 import type { Log } from '../../lib/core/log.ts'
 import { DiskAccount } from '../../lib/engine/account.ts'
 import { DiskLink } from '../../lib/engine/link.ts'
-
 import { DiskSender } from '../../lib/engine/sender.ts'
 import type { SenderLimits } from '../../lib/engine/sender-parts.ts'
-import { socketOwner } from '../../lib/host/procnet.ts'
-
 import {
   REDIRECT_LISTEN_ADDRESS_4,
   REDIRECT_LISTEN_ADDRESS_6,

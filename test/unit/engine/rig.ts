@@ -21,6 +21,7 @@ import { DiskReceiver } from '../../../lib/engine/receiver.ts'
 import { DiskSender } from '../../../lib/engine/sender.ts'
 import type { SenderLimits } from '../../../lib/engine/sender-parts.ts'
 import type { ChunkSource } from '../../../lib/engine/sources.ts'
+import { random } from '../../random.ts'
 
 /** Bytes that nothing compresses, the same for the same seed. */
 export function noise(length: number, seed: number): Buffer {
