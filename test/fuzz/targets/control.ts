@@ -44,6 +44,7 @@ function targetSide(): TargetSide {
     images: [],
     peers: [],
     migrationPorts: [49152, 49215],
+    limits: { wanMbit: 0, windowMiB: 256, indexMiB: 256 },
   } as unknown as Config
   const kept = new History(place())
   kept.append = async () => undefined
