@@ -70,6 +70,8 @@ export interface OutgoingOptions {
   readonly targetOf: (exportName: string) => string
   /** Whether that start of the far daemon is still there. */
   readonly farLives: (instance: string) => Promise<'yes' | 'no' | 'unknown'>
+  /** Whether libvirt has paused the guest to switch over. */
+  readonly paused: () => Promise<boolean>
   readonly onEnd: (migration: OutgoingMigration) => void
 }
 
@@ -149,13 +151,25 @@ export class OutgoingMigration {
 
   /**
    * The far end makes the new link, so here nothing tells a daemon that died from a link that broke: its control socket
-   * does. A daemon that lost the migration is a loss at once, not only when the time to resume is up (I2).
+   * does. A daemon that lost the migration is a loss at once, not only when the time to resume is up (I2). And a guest that
+   * is paused to switch over must not stand still for that time either: it goes on at the source.
    */
   async #askFar(bundle: Bundle, reason: Error): Promise<void> {
     this.#log.warn({ error: reason, kind: bundle.kind }, 'the link broke: waiting for it to be resumed')
+    let pausedAt: number | undefined
     while (bundle.broken && !bundle.ended && !this.#ended) {
-      if ((await this.#options.farLives(bundle.peerInstance)) === 'no') {
-        if (bundle.broken) bundle.lost(new LostError(`the swamd of ${this.peer} is gone (${reason.message})`))
+      const [lives, paused] = await Promise.all([
+        this.#options.farLives(bundle.peerInstance),
+        this.#options.paused().catch(() => false),
+      ])
+      pausedAt = paused ? (pausedAt ?? performance.now()) : undefined
+      const pausedMs = pausedAt === undefined ? 0 : performance.now() - pausedAt
+      const long = pausedMs >= this.#options.limits.flushDeadlineMs
+      if (lives === 'no' || long) {
+        const why = long
+          ? `the guest has been paused for ${Math.round(pausedMs)} ms of a broken link`
+          : `the swamd of ${this.peer} is gone`
+        if (bundle.broken) bundle.lost(new LostError(`${why} (${reason.message})`))
         return
       }
       await new Promise((resolve) => setTimeout(resolve, FAR_ASK_MS))
