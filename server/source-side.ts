@@ -181,8 +181,7 @@ export class SourceSide {
       },
       farLives: (instance) => this.#options.farLives(peer, instance),
       // One that the administrator had paused before loses nothing by waiting.
-      paused: async () =>
-        domain.state !== 'paused' && (await this.#site.libvirt.state(uuid)) === 'paused',
+      paused: async () => domain.state !== 'paused' && (await this.#site.libvirt.state(uuid)) === 'paused',
       compress: this.#site.config.ram === 'on',
       pickListenPort: () => this.#pickListenPort(),
       outcome: () => this.#site.outcome(uuid, 'out', since),
