@@ -96,8 +96,8 @@ export class TargetSide {
   async #migrateBegin(domain: Domain): Promise<HookAnswer> {
     if (this.#incoming.size >= MIGRATIONS_MAX) throw new RefusedError('too many migrations are under way')
     const located = await this.#locate(domain.uuid)
-    if (located === undefined) {
-      const asked = this.#peers.map((peer) => peer.config.name).join(', ') || 'none'
+    if (typeof located === 'string') {
+      const asked = located.slice(0, 1000) || 'none'
       const reason = `no peer runs this guest with a swamd that answers (asked: ${asked})`
       await this.#direct(domain, reason)
       return this.#refuseOr(`SWAM: ${reason}`)
@@ -163,18 +163,24 @@ export class TargetSide {
   }
 
   /** The first peer that says it runs the guest; `claims` goes on collecting the names of all that say so. */
+  /** The first peer that runs it, or what all of them said instead. */
   async #locate(
     uuid: string,
-  ): Promise<{ peer: Peer; source: RunningDomain; claims: readonly string[] } | undefined> {
+  ): Promise<{ peer: Peer; source: RunningDomain; claims: readonly string[] } | string> {
     const claims: string[] = []
     const asked = this.#peers.map(async (peer) => {
-      const answer = new Params('locate', await peer.call('locate', { uuid }, LOCATE_MS))
-      const source = locatedDomain(answer, uuid)
-      if (source === undefined) throw new RefusedError(`${peer.config.name} does not run it`)
+      const { name } = peer.config
+      const answer = await peer.call('locate', { uuid }, LOCATE_MS).catch((error: unknown) => {
+        throw new RefusedError(`${name}: ${errorText(error)}`, { cause: error })
+      })
+      const source = locatedDomain(new Params('locate', answer), uuid)
+      if (source === undefined) throw new RefusedError(`${name} does not run it`)
       claims.push(peer.config.name)
       return { peer, source, claims }
     })
-    return await Promise.any(asked).catch(() => undefined)
+    return await Promise.any(asked).catch((refusals: AggregateError) =>
+      refusals.errors.map(errorText).join('; '),
+    )
   }
 
   /** What has to be made so that libvirt finds its disks, with the size that the source's disk has. */

@@ -187,6 +187,30 @@ export async function reach(
   })
 }
 
+/** The same by what libvirt says, for a migration that SWAM may have no part in. */
+export async function reachByLibvirt(
+  lab: Lab,
+  guest: TinyGuest,
+  from: HostName,
+  moment: 'bulk' | 'ready',
+  under: Under,
+): Promise<void> {
+  const source = lab.host(from)
+  const processed = async (what: 'File' | 'Memory', mib: number): Promise<true | undefined> => {
+    under.goesOn()
+    const { stdout } = await source.exec('virsh', ['-r', 'domjobinfo', guest.name], { check: false })
+    const [, number = '0', unit = ''] =
+      new RegExp(`^${what} processed: +([0-9.]+) (\\w+)`, 'm').exec(stdout) ?? []
+    const scale: Readonly<Record<string, number>> = { MiB: 1, GiB: 1024 }
+    return Number(number) * (scale[unit] ?? 0) > mib ? true : undefined
+  }
+  await until('the bulk', 60_000, () => processed('File', 8))
+  if (moment === 'bulk') return
+  await source.virsh('migrate-setspeed', guest.name, String(RAM_MIB_PER_SECOND))
+  await lab.wan.set({ mbit: FAST_MBIT })
+  await until('memory to move', 60_000, () => processed('Memory', 1))
+}
+
 export interface Answers {
   /** The longest time from a question to its answer; a question without an answer counts until now. */
   readonly domjobinfo: number

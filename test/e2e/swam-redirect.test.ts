@@ -1,13 +1,26 @@
 /**
- * The redirect in a host, while a migration is held up by a slow link: somebody flushes all of nft's rules, a daemon is
- * killed or ended, and others connect to the ports that are caught. Only libvirtd and QEMU are caught; nobody else gets
+ * The redirect in a host, while a migration is held up by a slow link or a slow hook: somebody flushes all of nft's rules or
+ * deletes our table, a daemon is killed or ended, and others connect to the ports that are caught. Only libvirtd and QEMU are caught; nobody else gets
  * a byte from the listeners.
  */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import type { Lab, MigrateResult } from '../lab/lab.ts'
 import { until } from '../lab/run.ts'
-import { assertDone, direct, entry, logs, MIB, QUIET, SMALL, startBoth, status, swamLab } from './swam-lab.ts'
+import { addSlowHook, holdHook, releaseHook } from './swam-failing.ts'
+import {
+  assertDone,
+  direct,
+  entry,
+  logs,
+  MIB,
+  moveThrough,
+  QUIET,
+  SMALL,
+  startBoth,
+  status,
+  swamLab,
+} from './swam-lab.ts'
 
 const SLOW_MBIT = 20
 /** Something is always on its way while the rules are gone. */
@@ -16,6 +29,9 @@ const FAST_MBIT = 1000
 /** libvirt takes the first two ports of the range: memory, then disks. */
 const NBD_PORT = 49153
 const EXPIRED_MS = 10_000
+
+const FLUSH = ['flush', 'ruleset']
+const DELETE = ['delete', 'table', 'inet', 'swam']
 
 interface Element {
   readonly address: string
@@ -39,6 +55,16 @@ async function elements(lab: Lab): Promise<readonly Element[] | undefined> {
   }))
 }
 
+async function armed(lab: Lab): Promise<void> {
+  await until('the ports to be caught', 30_000, async () =>
+    ((await elements(lab)) ?? []).some(({ port }) => port === NBD_PORT) ? true : undefined,
+  )
+}
+
+async function repairs(lab: Lab): Promise<number> {
+  return (await status(lab, 'hosta'))?.redirect.repairs ?? 0
+}
+
 /** Connects as that user from hosta and reads: the first bytes, or '' when it is refused or closed. */
 async function greeting(lab: Lab, user: string, address: string, port: number): Promise<string> {
   const script = `exec 3<>/dev/tcp/${address}/${port} && timeout 3 head -c 8 <&3`
@@ -49,6 +75,7 @@ async function greeting(lab: Lab, user: string, address: string, port: number): 
 
 test('the redirect while a migration is under way', { timeout: 600_000 }, async (t) => {
   await using lab = await swamLab('redirect')
+  await addSlowHook(lab)
   const guest = lab.tinyGuest({ ...SMALL, randomMiB: 96, write: { ...QUIET, areaBytes: 4 << 20 } })
   await guest.create('hosta')
   await guest.waitBoot()
@@ -124,12 +151,11 @@ test('the redirect while a migration is under way', { timeout: 600_000 }, async 
       assert.match(lab.host('hosta').swamdLog(), /not from libvirtd or QEMU/)
     })
     await u.test('flushed in the middle, it is repaired and said, and the migration completes', async () => {
-      const repairs = async (): Promise<number> => (await status(lab, 'hosta'))?.redirect.repairs ?? 0
       await lab.wan.set({ mbit: BUSY_MBIT })
-      for (let flush = 1; flush <= 3; flush++) {
-        const before = await repairs()
-        await lab.host('hosta').exec('nft', ['flush', 'ruleset'])
-        await until('the repair', 15_000, async () => ((await repairs()) > before ? true : undefined))
+      for (const words of [FLUSH, DELETE, FLUSH]) {
+        const before = await repairs(lab)
+        await lab.host('hosta').exec('nft', words)
+        await until('the repair', 15_000, async () => ((await repairs(lab)) > before ? true : undefined))
       }
       assert.equal((await status(lab, 'hosta'))?.redirect.ok, true)
       const armedAgain = (await elements(lab)) ?? []
@@ -145,4 +171,28 @@ test('the redirect while a migration is under way', { timeout: 600_000 }, async 
       assert.equal(direct(await lab.wan.stats()).length, 1, "only nobody's")
     })
   })
+  // What waits in the far hook has been armed, and nobody has connected.
+  for (const words of [FLUSH, DELETE]) {
+    await t.test(`between arming and connecting: nft ${words.join(' ')}`, async () => {
+      await lab.host('hostb').virsh('destroy', guest.name)
+      await guest.create('hosta')
+      await guest.waitBoot()
+      await startBoth(lab)
+      await lab.wan.set({ mbit: FAST_MBIT })
+      await lab.host('hostb').shell(`rm -f /var/lib/libvirt/images/${guest.imageName}`)
+      await holdHook(lab.host('hostb'), 'started/begin')
+      const moving = moveThrough(lab, guest, 'hosta', 'hostb')
+      moving.catch(() => undefined)
+      try {
+        await armed(lab)
+        const before = await repairs(lab)
+        await lab.host('hosta').exec('nft', words)
+        await until('the repair', 15_000, async () => ((await repairs(lab)) > before ? true : undefined))
+        await armed(lab)
+      } finally {
+        await releaseHook(lab.host('hostb'))
+      }
+      await moving
+    })
+  }
 })

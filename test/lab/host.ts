@@ -14,6 +14,7 @@ import { type HostName, isAlive, type ProcessRecord } from './state.ts'
 
 const ENVIRONMENT = ['PATH=/usr/sbin:/usr/bin:/sbin:/bin', 'HOME=/root', 'LC_ALL=C.UTF-8', 'USER=root']
 const CAPABILITIES = '+net_admin,+dac_read_search'
+const LIBVIRTD_PID = '/run/swam-lab/libvirtd'
 const SWAMD_PID = '/run/swam-lab/swamd.pid'
 
 /** Same quoting for every word: the shell inside sees it as it is. */
@@ -94,6 +95,22 @@ export class LabHost {
     await until(`libvirtd on ${this.name}`, timeoutMs, ask, 100).catch((cause: unknown) => {
       throw new SwamError('LAB_HOST', `libvirtd on ${this.name} does not answer: ${last} ${log()}`, { cause })
     })
+  }
+
+  /** As `systemctl restart libvirtd`: ends it, by force when it takes too long, and starts it again. Guests go on. */
+  async restartLibvirtd(): Promise<void> {
+    await this.shell(`
+pid=$(cat ${LIBVIRTD_PID})
+kill -TERM $pid
+turns=0
+while kill -0 $pid 2>/dev/null && [ $turns -lt 300 ]; do
+  sleep 0.1
+  turns=$((turns + 1))
+done
+kill -KILL $pid 2>/dev/null || true
+setsid /usr/sbin/libvirtd --listen --pid-file /run/libvirt/libvirtd.pid </dev/null >>/var/log/swam-lab/libvirtd.out 2>&1 &
+echo $! >${LIBVIRTD_PID}`)
+    await this.waitReady(60_000)
   }
 
   #hasReady(): boolean {
