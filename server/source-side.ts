@@ -93,10 +93,12 @@ export class SourceSide {
         },
         stop: async (params, peer) => {
           const given = new Params('stop', params)
-          const migration = this.#outgoing.get(given.uuid('migrationId'))
-          // One that ended by itself needs no stop; another peer's is not to be stopped.
-          if (migration?.peer === peer) await migration.stop(given.text('reason', 1000))
+          this.#known(given, peer)?.stop(given.text('reason', 1000))
           return { peer }
+        },
+        arrived: async (params, peer) => {
+          this.#known(new Params('arrived', params), peer)?.arrived()
+          return {}
         },
       })
       return
@@ -123,11 +125,16 @@ export class SourceSide {
     }
   }
 
+  /** A migration of that peer's. One that ended by itself is no fault; another peer's is not to be touched. */
+  #known(params: Params, peer: string): OutgoingMigration | undefined {
+    const migration = this.#outgoing.get(params.uuid('migrationId'))
+    return migration?.peer === peer ? migration : undefined
+  }
+
   #outgoingOf(params: Params, peer: string): OutgoingMigration {
-    const id = params.uuid('migrationId')
-    const migration = this.#outgoing.get(id)
-    if (migration === undefined || migration.peer !== peer) {
-      throw new RefusedError(`migration ${id} is not known here`)
+    const migration = this.#known(params, peer)
+    if (migration === undefined) {
+      throw new RefusedError(`migration ${params.uuid('migrationId')} is not known here`)
     }
     return migration
   }
@@ -188,6 +195,7 @@ export class SourceSide {
       directOutcome: () => this.#site.directOutcome(domain.name, uuid, 'out', since),
       migrating: () => this.#site.migrating(domain.name),
       targetOf: (exportName) => targetOfExport(exportName, domain.disks),
+      disarm: () => this.#disarm(id),
       onEnd: (ended) => {
         this.#outgoing.delete(ended.id)
         this.#disarm(ended.id)

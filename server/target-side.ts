@@ -4,7 +4,7 @@
  * hands it the new QEMU's ports. A migration that cannot be accelerated goes direct, and is never silent.
  */
 import { randomUUID } from 'node:crypto'
-import { access, rm, writeFile } from 'node:fs/promises'
+import { rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { HookAnswer } from '../hooks/decision.ts'
 import type { ImageStock } from '../lib/catalog/stock.ts'
@@ -61,7 +61,7 @@ export class TargetSide {
           )
         case 'stopped end':
         case 'release end':
-          await this.#incoming.get(guest)?.stopped()
+          await this.#stopped(guest)
           return NOTHING
         default:
           return NOTHING
@@ -74,9 +74,18 @@ export class TargetSide {
     }
   }
 
+  /** libvirt waits for this hook: it is answered at once, and the next one finds no marker and asks nothing. */
+  async #stopped(guest: string): Promise<void> {
+    const migration = this.#incoming.get(guest)
+    if (migration === undefined) return
+    await rm(this.#marker(guest), { force: true })
+    void migration.stopped()
+  }
+
   /** What root's hook made of the images that it was asked to create. */
   async hookReport(params: unknown): Promise<object> {
     const report = new Params('hookReport', params)
+    this.#incoming.get(report.text('guest'))?.preparing()
     for (const item of report.list('images', 256)) {
       const image = new Params('hookReport: images', item)
       const path = image.text('path', 4096)
@@ -118,6 +127,7 @@ export class TargetSide {
       targets,
       dial: async (kind) => await peer.dial(kind, id),
       call: (method, params) => peer.call(method, params),
+      state: () => this.#site.libvirt.state(domain.uuid),
       outcome: () => this.#site.outcome(domain.uuid, 'in', since),
       directOutcome: () => this.#site.directOutcome(domain.name, domain.uuid, 'in', since),
       targetOf: (exportName) => targetOfExport(exportName, source.disks),
@@ -144,8 +154,10 @@ export class TargetSide {
     const { create, problem } = await this.#missingImages(domain, source)
     if (problem !== undefined) {
       this.#site.log.warn({ guest: domain.name }, problem)
+      migration.problem(problem)
       if (this.#site.config.strict) return { action: 'refuse', create: [], message: problem }
     }
+    migration.preparing()
     return { action: create.length > 0 ? 'create' : 'none', create, message: problem ?? '' }
   }
 
@@ -192,13 +204,15 @@ export class TargetSide {
     let problem: string | undefined
     for (const disk of domain.disks) {
       if (disk.source === undefined || disk.readOnly || disk.shareable) continue
-      const there = await access(disk.source).then(
-        () => true,
-        () => false,
-      )
-      if (there) continue
       const known = source.disks.find((one) => one.target === disk.target)
       const size = known?.capacity
+      const there = await stat(disk.source).catch(() => undefined)
+      if (there !== undefined) {
+        if (disk.format === 'raw' && there.isFile() && size !== undefined && there.size !== size) {
+          problem = `${disk.target}: ${disk.source} has ${there.size} bytes, the guest's disk has ${size}`
+        }
+        continue
+      }
       const format = disk.format === 'raw' || disk.format === 'qcow2' ? disk.format : undefined
       if (disk.type !== 'file')
         problem = `SWAM cannot create ${disk.source} (${disk.type}) for ${disk.target}: create it first`

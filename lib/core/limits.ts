@@ -141,12 +141,20 @@ export const MIGRATION_IDLE_MS: number = 60_000
 export const MIGRATION_LINGER_MS: number = 1_500
 /** How often a source whose link broke asks the far daemon's control connection whether that daemon is still there. */
 export const FAR_ASK_MS: number = 500
-/** Acknowledged writes may take this long to drain: `virsh suspend` flushes in QEMU's main loop, and waits for it. */
-export const MIGRATION_DRAIN_MS: number = 1_000
+/** Acknowledged writes may take this long to drain: `virsh suspend` waits for that in QEMU's main loop, and flushes twice. */
+export const MIGRATION_DRAIN_MS: number = 400
 /** One connection to a port of the new QEMU, on this host. */
 export const QEMU_CONNECT_MS: number = 5_000
 /** A disk's opening waits this long for the scan of the target's holes; the scan goes on afterwards. */
 export const TARGET_SCAN_WAIT_MS: number = 500
+/** How often libvirt is asked, from the hook on, whether the new QEMU is there: one virsh call of 20 to 30 ms. */
+export const START_ASK_MS: number = 1_000
+/** A guest that was there at its start and is gone: this many times absent is failed. */
+export const START_ABSENT_ASKS_MAX: number = 2
+/** From the end of the hook until libvirt shows the guest: it starts QEMU at once. If it comes later, it goes direct. */
+export const START_MS: number = 15_000
+/** What a guest that is gone at the source became at the far side: that one asks its libvirt too, and may wait out `--suspend`. */
+export const OUTCOME_HEARD_MS: number = 12_000
 /** How often libvirt is asked what became of a guest, before the answer is "unknown". */
 export const OUTCOME_ASKS_MAX: number = 20
 /** Time between two such questions. */
@@ -319,6 +327,8 @@ export const EAGER_RUN_BYTES_MAX: number = 256 * KIB
 export const EAGER_OUTSTANDING_BYTES_MAX: number = 512 * KIB
 /** What one disk's sender may have sent unasked, FLUSH or not; its receiver holds it and takes no more. */
 export const EARLY_BYTES_MAX: number = 8 * MIB
+/** So many applied bytes tell, by weight, how much of what is undetermined will have to be sent, and so how long it drains. */
+export const LITERAL_SHARE_BYTES: number = 8 * MIB
 /** Acknowledged bytes whose fate the far side has not told yet, on a slow link: a stage full, and its answers on the way. */
 export const UNDETERMINED_BYTES_MIN: number = 24 * MIB
 /** The same on any link: they may all turn out to be wanted, and must then drain. */

@@ -39,7 +39,14 @@ import { DIGEST_BYTES, type DiskMessage, type DiskMessageBody, type SourceName }
 import type { DiskAccount } from './account.ts'
 import { CLASS_CONTROL, type DiskEndpoint, type DiskLink } from './link.ts'
 import { RunWriter } from './seams.ts'
-import { type ChunkQuery, type ChunkSource, readBytes, SessionSource, SourceRouter } from './sources.ts'
+import {
+  type ChunkQuery,
+  type ChunkSource,
+  readBytes,
+  SessionSource,
+  SourceRouter,
+  unlessRefused,
+} from './sources.ts'
 import { newTask, runsOfApplied, seqRuns, type Task } from './task.ts'
 
 /** What all disks of one migration hold together: a far side that lies may have many of them. */
@@ -108,13 +115,14 @@ export class DiskReceiver implements DiskEndpoint {
     options.link.register(options.disk, this)
   }
 
-  /** Learns which ranges of the target read as zero already; until then nothing is assumed of them. */
+  /** Learns which ranges of the target read as zero already; of what it cannot learn nothing is assumed. */
   async scanTarget(): Promise<void> {
     if (!this.#device.features.blockStatus) return
     let at = 0
     let seen = 0
     while (at < this.#device.size && this.#failed === undefined) {
-      const extents = await this.#device.blockStatus(at, Math.min(GIB, this.#device.size - at))
+      const extents = await unlessRefused(this.#device.blockStatus(at, Math.min(GIB, this.#device.size - at)))
+      if (extents === undefined) return
       for (const extent of extents) {
         const end = Math.min(this.#device.size, at + extent.length)
         // What was described meanwhile may be written at any moment: its state is no longer what the device said.
@@ -275,8 +283,8 @@ export class DiskReceiver implements DiskEndpoint {
     const length = task.end - task.start
     const verify = (bytes: Buffer): boolean => bytes.length === length && sha256(bytes).equals(digest)
     if (!this.#knownZeroes.covers(task.start, task.end)) {
-      const bytes = await readBytes(this.#device, task.start, length)
-      if (verify(bytes)) return this.#apply(task, bytes, 'inPlace')
+      const bytes = await unlessRefused(readBytes(this.#device, task.start, length))
+      if (bytes !== undefined && verify(bytes)) return this.#apply(task, bytes, 'inPlace')
     }
     if (task.eager !== undefined) {
       this.#take(task, task.eager)

@@ -37,14 +37,13 @@ import {
   STAGE_BYTES_MAX,
   STAGE_IDLE_MS,
   STAGE_PIECES_MAX,
-  UNDETERMINED_BYTES_MAX,
-  UNDETERMINED_BYTES_MIN,
 } from '../core/limits.ts'
-import { KIB, MIB } from '../core/units.ts'
+import { KIB } from '../core/units.ts'
 import type { DiskMessage, DiskMessageBody, SourceName } from '../wire/disk.ts'
 import type { DiskAccount } from './account.ts'
 import { CLASS_BULK, CLASS_CONTROL, CLASS_FINAL, type DiskClass, type DiskEndpoint } from './link.ts'
 import { Patience } from './patience.ts'
+import { Room } from './room.ts'
 import type { ChunkRecord, SenderOptions, Waiter } from './sender-parts.ts'
 import { Stage, type StagedRun } from './stage.ts'
 
@@ -71,7 +70,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
   #wantedBytes = 0
   /** Sent unasked and not yet applied: the far side holds no more than EARLY_BYTES_MAX of it. */
   #earlyBytes = 0
-  #literalRatio = 0.7
+  readonly #room: Room
   #wants: ChunkRecord[] = []
   #literals = 0
   /** Delivers descriptions in the order in which their runs left the stage. */
@@ -98,6 +97,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
     this.size = options.size
     this.blockSizes = options.blockSizes
     this.account = options.account
+    this.#room = new Room(options.limits)
     const { flushDeadlineMs } = options.limits
     this.#patience = new Patience({
       deadlineMs: flushDeadlineMs,
@@ -236,18 +236,11 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
     if (fua) await this.flush()
   }
 
-  /** Whether a write may be acknowledged: bounded by bytes, and by the time that the rest would take to drain. */
   #roomy(): boolean {
-    const { windowBytes, drainMs } = this.#options.limits
-    const unsettled = this.unsettledBytes
     const rate = this.#options.link.rateBytesPerSecond
-    const drainable = Math.max(2 * MIB, (rate * drainMs) / 1000)
-    if (this.#wantedBytes * this.#literalRatio > drainable) return false
-    const undetermined = Math.min(UNDETERMINED_BYTES_MAX, Math.max(UNDETERMINED_BYTES_MIN, drainable * 2))
     return (
-      unsettled - this.#wantedBytes <= undetermined &&
-      unsettled <= windowBytes &&
-      this.#records.size < SENDER_RECORDS_MAX
+      this.#records.size < SENDER_RECORDS_MAX &&
+      this.#room.allows(this.unsettledBytes, this.#wantedBytes, rate)
     )
   }
 
@@ -450,7 +443,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
     const packed = await compress(raw)
     const zstd = packed.length < raw.length
     const data = zstd ? packed : raw
-    this.#literalRatio += (data.length / raw.length - this.#literalRatio) * 0.1
+    this.#room.sent(raw.length, data.length)
     const sent = await this.#send(
       {
         type: 'literal',
@@ -533,6 +526,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
     this.#records.delete(seq)
     if (record.slab !== undefined) {
       this.#sentBytes -= record.length
+      this.#room.applied(record.length, source === 'literal')
       if (record.wanted) this.#wantedBytes -= record.length
       if (record.eager) this.#earlyBytes -= record.length
       record.slab.release()

@@ -5,6 +5,7 @@
  * "not found", since the literal always remains.
  */
 import type { BlockDevice } from '../block/device.ts'
+import { RefusedError } from '../core/errors.ts'
 import { alignDown, alignUp } from '../core/units.ts'
 import type { SourceName } from '../wire/disk.ts'
 
@@ -33,6 +34,16 @@ export class SourceRouter {
       if (data !== undefined) return { data, source: source.name }
     }
     return undefined
+  }
+}
+
+/** A plain mirror never reads its target: what a bad disk does not tell is unknown here, and can still be written. */
+export async function unlessRefused<T>(reading: Promise<T>): Promise<T | undefined> {
+  try {
+    return await reading
+  } catch (error) {
+    if (error instanceof RefusedError) return undefined
+    throw error
   }
 }
 

@@ -16,6 +16,9 @@ import {
   MIGRATION_DISKS_MAX,
   QEMU_CONNECT_MS,
   SESSION_ENTRIES_MAX,
+  START_ABSENT_ASKS_MAX,
+  START_ASK_MS,
+  START_MS,
   TARGET_SCAN_WAIT_MS,
 } from '../../lib/core/limits.ts'
 import type { Log } from '../../lib/core/log.ts'
@@ -57,6 +60,8 @@ export interface IncomingOptions {
   readonly dial: (kind: 'disk' | 'ram') => Promise<Bundle>
   /** Calls the source's daemon. */
   readonly call: (method: string, params: object) => Promise<unknown>
+  /** The guest's state at this host, in libvirt's words; undefined when it is not active here. */
+  readonly state: () => Promise<string | undefined>
   /** Whether the guest arrived; waits while libvirt has not decided. */
   readonly outcome: () => Promise<'here' | 'gone' | 'unknown'>
   /** The same for a migration that goes past SWAM, however long it takes. */
@@ -89,6 +94,10 @@ export class IncomingMigration {
   readonly #exported = new Set<string>()
   #ended = false
   #watching = false
+  #direct = false
+  #announcedAt = performance.now()
+  #armed = false
+  #problem: string | undefined
 
   constructor(options: IncomingOptions) {
     this.#options = options
@@ -103,6 +112,7 @@ export class IncomingMigration {
     // The hook does not wait for it; arming does.
     this.#ready = this.#dialAll()
     this.#ready.catch((error: unknown) => void this.goDirect(errorText(error)))
+    void this.#watchStart()
   }
 
   get id(): string {
@@ -146,6 +156,38 @@ export class IncomingMigration {
     new StreamMux(ram, (meta, stream) => this.#stream(meta, stream))
   }
 
+  /** What was found wrong with the guest's disks here: the likely reason when libvirt gives up. */
+  problem(text: string): void {
+    this.#problem = text
+  }
+
+  /** The hook is still at work: libvirt starts nothing before it is done. */
+  preparing(): void {
+    this.#announcedAt = performance.now()
+  }
+
+  /**
+   * Where libvirt fails before its QEMU runs, no hook may tell. Until the new QEMU listens libvirt is asked: a guest
+   * that was there and is gone, or that never came, does not come any more.
+   */
+  async #watchStart(): Promise<void> {
+    let seen = false
+    let absent = 0
+    for (;;) {
+      await new Promise((resolve) => setTimeout(resolve, START_ASK_MS))
+      if (this.#ended || this.#armed) return
+      const state = await this.#options.state().catch(() => 'unknown')
+      if (this.#ended || this.#armed) return
+      absent = state === undefined ? absent + 1 : 0
+      if (state !== undefined && state !== 'unknown') seen = true
+      const waited = performance.now() - this.#announcedAt
+      if (seen ? absent >= START_ABSENT_ASKS_MAX : absent > 0 && waited > START_MS) {
+        await this.stopped('libvirt did not start the guest here')
+        return
+      }
+    }
+  }
+
   /**
    * The new QEMU listens: the source may catch connections to these ports from now on.
    * @param note why no disk may come, should none come
@@ -153,6 +195,7 @@ export class IncomingMigration {
   async started(ports: readonly GuestPort[], note: string): Promise<void> {
     await this.#ready
     if (this.#ended) throw new RefusedError(this.record.error ?? 'the migration has ended')
+    this.#armed = true
     for (const port of ports) this.#ports.set(port.port, port)
     this.record.note = note
     await this.#options.call('arm', { migrationId: this.id, ports: ports.map(({ port }) => port), note })
@@ -163,6 +206,7 @@ export class IncomingMigration {
     if (this.#ended) return
     this.#ended = true
     this.#watching = true
+    this.#direct = true
     this.record.reason ??= reason
     this.#log.warn({ reason }, 'a migration goes direct')
     await this.#options.call('direct', { migrationId: this.id, reason }).catch(() => undefined)
@@ -194,14 +238,17 @@ export class IncomingMigration {
   }
 
   /** libvirt says that the guest's QEMU is gone here. */
-  async stopped(): Promise<void> {
+  async stopped(what = 'libvirt stopped the guest here before the migration was over'): Promise<void> {
     this.#watched('gone')
     if (this.#ended) return
-    await this.#options
-      .call('stop', { migrationId: this.id, reason: 'the guest was stopped at the far side' })
-      .catch(() => undefined)
-    this.record.error ??= 'the guest was stopped here before the migration was over'
+    this.record.error ??= this.#problem === undefined ? what : `${what}: ${this.#problem}`
+    await this.#tellStopped(this.record.error)
     await this.#finish()
+  }
+
+  async #tellStopped(error: string): Promise<void> {
+    const reason = `the far side: ${error}`.slice(0, 1000)
+    await this.#options.call('stop', { migrationId: this.id, reason }).catch(() => undefined)
   }
 
   // ---- streams -----------------------------------------------------------------------------------------------
@@ -365,6 +412,10 @@ export class IncomingMigration {
     this.record.finish(state === 'here' ? 'done' : 'failed')
     if (this.record.phase === 'failed') this.record.error ??= 'the guest did not arrive'
     this.#options.onEnd(this)
+    // The source knows that its guest is gone, and not whether it left or died. Past SWAM it judges by itself.
+    if (this.#direct) return
+    if (state === 'here') await this.#options.call('arrived', { migrationId: this.id }).catch(() => undefined)
+    else if (state === 'gone') await this.#tellStopped(this.record.error ?? 'the guest did not arrive')
   }
 
   async abort(reason: string): Promise<void> {

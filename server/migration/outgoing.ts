@@ -21,6 +21,7 @@ import {
   MIGRATION_CAUGHT_PORTS_MAX,
   MIGRATION_IDLE_MS,
   MIGRATION_LINGER_MS,
+  OUTCOME_HEARD_MS,
 } from '../../lib/core/limits.ts'
 import type { Log } from '../../lib/core/log.ts'
 import { DiskAccount } from '../../lib/engine/account.ts'
@@ -72,6 +73,8 @@ export interface OutgoingOptions {
   readonly farLives: (instance: string) => Promise<'yes' | 'no' | 'unknown'>
   /** Whether libvirt has paused the guest to switch over. */
   readonly paused: () => Promise<boolean>
+  /** Catches nothing more for this migration: its listeners are closed. */
+  readonly disarm: () => void
   readonly onEnd: (migration: OutgoingMigration) => void
 }
 
@@ -84,6 +87,14 @@ interface Port {
   /** Connections whose kind is not known yet; the first one's stream is with the far side. */
   undecided: Set<() => void>
 }
+
+/** Behind the reason of a failure: what became of the guest. */
+const WHERE = {
+  here: 'libvirt gave the migration up, the guest runs on here',
+  gone: 'the guest ended here (destroyed or shut down)',
+  unknown: 'libvirt does not say where the guest is',
+  undecided: null,
+} as const
 
 export class OutgoingMigration {
   readonly record: MigrationRecord
@@ -101,8 +112,12 @@ export class OutgoingMigration {
   #timer: NodeJS.Timeout | undefined
   #ended = false
   #watching = false
+  /** What the far side says of the guest, and who waits for it. */
+  readonly #verdict: { heard: 'arrived' | 'stopped' | undefined; tell: () => void; told: Promise<void> }
 
   constructor(options: OutgoingOptions) {
+    const { promise: told, resolve: tell } = Promise.withResolvers<void>()
+    this.#verdict = { heard: undefined, tell, told }
     this.#options = options
     this.#log = options.log
     this.#door = new Door(options)
@@ -252,10 +267,20 @@ export class OutgoingMigration {
     this.record.reason ??= reason
   }
 
-  /** The far side says that it is over (the guest never started there, or left). */
-  async stop(reason: string): Promise<void> {
-    this.record.error ??= reason
-    await this.#finish()
+  /** The far side says that the guest is not there: it never started, or did not arrive. Nobody waits for the end. */
+  stop(reason: string): void {
+    if (this.#verdict.heard === undefined) {
+      this.#verdict.heard = 'stopped'
+      this.record.error ??= reason
+      this.#verdict.tell()
+    }
+    void this.#finish()
+  }
+
+  /** The far side says that the guest runs there. */
+  arrived(): void {
+    this.#verdict.heard ??= 'arrived'
+    this.#verdict.tell()
   }
 
   // ---- listeners ---------------------------------------------------------------------------------------------
@@ -482,6 +507,7 @@ export class OutgoingMigration {
     this.#ended = true
     clearTimeout(this.#timer)
     for (const port of this.#ports.values()) for (const server of port.servers) server.close()
+    this.#options.disarm()
     const lost = this.record.error !== null
     for (const socket of this.#sockets) {
       if (lost) socket.resetAndDestroy()
@@ -489,18 +515,26 @@ export class OutgoingMigration {
     }
     await this.record.measure()
     await Promise.allSettled([this.#disk?.bundle.close(), this.#ram?.bundle.close()])
-    // After a loss QEMU had an error: the guest stayed, or went down with its QEMU.
-    const state = lost ? 'unknown' : await this.#options.outcome().catch(() => 'unknown' as const)
+    // When the channels are lost libvirt has not decided yet, and the guest stays or goes down with its QEMU.
+    const decided = !lost || this.#verdict.heard === 'stopped'
+    const state = decided ? await this.#options.outcome().catch(() => 'unknown' as const) : 'undecided'
+    // A guest that is gone has left or has died: the far side knows.
+    if (state === 'gone' && !lost) await this.#heard(OUTCOME_HEARD_MS)
     this.#close(state)
   }
 
-  #close(state: 'here' | 'gone' | 'unknown'): void {
-    this.record.finish(state === 'gone' ? 'done' : 'failed')
-    if (this.record.phase === 'failed' && this.record.error === null) {
-      this.record.error =
-        state === 'here' ? 'libvirt gave it up; the guest runs on here' : 'the outcome is not known'
-    }
+  #close(state: keyof typeof WHERE): void {
+    const failed = this.record.error !== null || state !== 'gone'
+    if (failed)
+      this.record.error = [this.record.error, WHERE[state]].filter((text) => text !== null).join('; ')
+    this.record.finish(failed ? 'failed' : 'done')
     this.#options.onEnd(this)
+  }
+
+  async #heard(ms: number): Promise<void> {
+    const timer = setTimeout(this.#verdict.tell, ms)
+    await this.#verdict.told
+    clearTimeout(timer)
   }
 
   /** For the end of the daemon: everything is dropped now. */

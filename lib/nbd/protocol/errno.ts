@@ -13,7 +13,7 @@ import {
   NBD_EPERM,
   NBD_ESHUTDOWN,
 } from './constants.ts'
-import { errnoName } from './names.ts'
+import { errnoText } from './names.ts'
 
 const ALLOWED: ReadonlySet<number> = new Set([
   NBD_EPERM,
@@ -57,5 +57,5 @@ export function allowedErrno(errno: number): number {
 }
 
 export function refused(errno: number, message: string): RefusedError {
-  return new RefusedError(`${message}: ${errnoName(errno)}`, { errno })
+  return new RefusedError(`${message}: ${errnoText(errno)}`, { errno })
 }

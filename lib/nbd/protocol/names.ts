@@ -43,6 +43,24 @@ export function chunkName(type: number): string {
   return CHUNKS.get(type) ?? `chunk type 0x${type.toString(16)}`
 }
 
+/** What the C library says of them: the words in which QEMU and libvirt tell the administrator. */
+const ERROR_TEXTS: Names = new Map([
+  [nbd.NBD_EPERM, 'Operation not permitted'],
+  [nbd.NBD_EIO, 'Input/output error'],
+  [nbd.NBD_ENOMEM, 'Cannot allocate memory'],
+  [nbd.NBD_EINVAL, 'Invalid argument'],
+  [nbd.NBD_ENOSPC, 'No space left on device'],
+  [nbd.NBD_EOVERFLOW, 'Value too large for defined data type'],
+  [nbd.NBD_ENOTSUP, 'Operation not supported'],
+  [nbd.NBD_ESHUTDOWN, 'Cannot send after transport endpoint shutdown'],
+])
+
+/** `ENOSPC (No space left on device)`. */
+export function errnoText(errno: number): string {
+  const text = ERROR_TEXTS.get(errno)
+  return text === undefined ? errnoName(errno) : `${errnoName(errno)} (${text})`
+}
+
 /** EIO, ENOSPC, ...: without the prefix, as people know them. */
 export function errnoName(errno: number): string {
   return ERRORS.get(errno)?.slice('NBD_'.length) ?? `error ${errno}`

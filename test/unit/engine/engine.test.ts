@@ -273,3 +273,52 @@ test('bytes that are in place are not written even if their literal came unasked
   assert.equal(device.writes, 0)
   assert.equal(sender.account.bySource.inPlace, 65536)
 })
+
+test('a target that cannot be read is written all the same, as by a plain mirror', async () => {
+  const contents = noise(2 * MIB, 3)
+  const { sender, device } = await rig({
+    contents: Buffer.from(contents),
+    break: (target) => {
+      target.read = async () => {
+        throw new RefusedError('a bad sector', { errno: 5 })
+      }
+      target.blockStatus = target.read as unknown as typeof target.blockStatus
+    },
+  })
+  const fresh = noise(MIB, 4)
+  await sender.write(0, fresh)
+  await sender.flush()
+  assert.ok(device.durable.equals(Buffer.concat([fresh, contents.subarray(MIB)])))
+})
+
+test('what is acknowledged drains in the time that is allowed, by what came of the bytes before', async () => {
+  const acknowledged = async (known: boolean): Promise<number> => {
+    const size = 64 * MIB
+    const contents = noise(size, 9)
+    // The rig's wire says 100 MiB/s: 10 MiB may be under way.
+    const { sender, wire } = await rig({
+      contents,
+      limits: { windowBytes: size, drainMs: 100, flushDeadlineMs: 60_000 },
+    })
+    const data = known ? contents : noise(size, 10)
+    const half = size / 2
+    for (let at = 0; at < half; at += MIB) await sender.write(at, data.subarray(at, at + MIB))
+    await sender.flush()
+    wire.tamper = () => undefined
+    let bytes = 0
+    for (let at = half; at < size; at += MIB) {
+      const write = sender.write(at, data.subarray(at, at + MIB)).then(() => true)
+      if (!(await Promise.race([write, new Promise((resolve) => setTimeout(resolve, 300))]))) {
+        write.catch(() => undefined)
+        break
+      }
+      bytes += MIB
+    }
+    wire.cut(new LostError('the end of the test'))
+    return bytes
+  }
+  const [unknown, found] = [await acknowledged(false), await acknowledged(true)]
+  assert.ok(unknown <= 11 * MIB, `${unknown} bytes of what has to be sent`)
+  assert.ok(unknown >= 8 * MIB, `${unknown} bytes of what has to be sent`)
+  assert.ok(found >= 20 * MIB, `${found} bytes of what lies there already`)
+})

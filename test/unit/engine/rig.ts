@@ -207,10 +207,13 @@ export async function rig(options: {
   delay?: () => Promise<void>
   /** Instead of the wire, which then carries nothing. */
   channels?: { readonly near: FrameChannel; readonly far: FrameChannel }
+  /** Makes the device fail, before anything is opened. */
+  break?: (device: DurableDevice) => void
 }): Promise<Rig> {
   describer.current ??= new Describer({ workers: 1 })
   const describe = describer.current
   const device = new DurableDevice(options.contents, options.minimum ?? 1, options.delay)
+  options.break?.(device)
   const joined = wire()
   let receiverError: Error | undefined
   const far: DiskLink = new DiskLink(options.channels?.far ?? joined.b, (message) => {

@@ -1,0 +1,42 @@
+/**
+ * Whether a disk's window has room for another write: bounded by bytes, by how much the far side has not judged yet, and
+ * by how long all of it would take to drain. `virsh suspend` and a shutdown drain and flush in QEMU's main loop, so what
+ * drains slowly freezes guest and monitor. How much of it has to be sent is not known before; what came of the bytes
+ * before tells.
+ */
+import { LITERAL_SHARE_BYTES, UNDETERMINED_BYTES_MAX, UNDETERMINED_BYTES_MIN } from '../core/limits.ts'
+import { MIB } from '../core/units.ts'
+
+/** Always admitted, however slow the link is. */
+const DRAINABLE_BYTES_MIN = 2 * MIB
+
+export class Room {
+  readonly #windowBytes: number
+  readonly #drainMs: number
+  /** Compressed to plain bytes of what was sent. */
+  #literalRatio = 0.7
+  /** The part of what was applied lately that had to be sent. */
+  #literalShare = 1
+
+  constructor(limits: { readonly windowBytes: number; readonly drainMs: number }) {
+    this.#windowBytes = limits.windowBytes
+    this.#drainMs = limits.drainMs
+  }
+
+  sent(plainBytes: number, packedBytes: number): void {
+    this.#literalRatio += (packedBytes / plainBytes - this.#literalRatio) * 0.1
+  }
+
+  applied(bytes: number, literal: boolean): void {
+    this.#literalShare += ((literal ? 1 : 0) - this.#literalShare) * Math.min(1, bytes / LITERAL_SHARE_BYTES)
+  }
+
+  /** @param wanted those of the unsettled bytes that the far side has asked for */
+  allows(unsettled: number, wanted: number, rateBytesPerSecond: number): boolean {
+    const undetermined = unsettled - wanted
+    const drainable = Math.max(DRAINABLE_BYTES_MIN, (rateBytesPerSecond * this.#drainMs) / 1000)
+    if ((wanted + undetermined * this.#literalShare) * this.#literalRatio > drainable) return false
+    const undeterminedMax = Math.max(UNDETERMINED_BYTES_MIN, drainable * 2)
+    return undetermined <= Math.min(UNDETERMINED_BYTES_MAX, undeterminedMax) && unsettled <= this.#windowBytes
+  }
+}
