@@ -30,7 +30,7 @@ test: types lint
 	  'test/fuzz/**/*.test.ts' 'test/interop/**/*.test.ts' 'test/e2e/**/*.test.ts'
 
 test-long: node_modules/.bootstrapped
-	SWAM_FUZZ_SECONDS=1200 $(NODE) --test --test-concurrency=1 'test/fuzz/**/*.test.ts' \
+	SWAM_FUZZ_SECONDS=1200 SWAM_SOAK_MINUTES=60 $(NODE) --test --test-concurrency=1 'test/fuzz/**/*.test.ts' \
 	  'test/e2e/**/*.test.ts' 'test/long/**/*.test.ts'
 
 bootstrap: node_modules/.bootstrapped

@@ -25,6 +25,14 @@ import {
 
 export const CONTROL_VERSION: number = 1
 
+/** An answer that is JSON already: a long one is not parsed and written again in one turn of the event loop. */
+export class JsonText {
+  readonly text: string
+  constructor(text: string) {
+    this.text = text
+  }
+}
+
 /** `signal` is aborted when the client closes its side before the answer is ready (the answer is sent all the same). */
 export type ControlHandler = (params: unknown, signal: AbortSignal) => Promise<unknown>
 
@@ -167,6 +175,7 @@ function serveOne(socket: Socket, options: ControlServerOptions): void {
     const handler = Object.hasOwn(options.handlers, method) ? options.handlers[method] : undefined
     if (handler === undefined) throw new RefusedError(`unknown method ${JSON.stringify(method.slice(0, 64))}`)
     const result = (await handler(request['params'], gone.signal)) ?? null
+    if (result instanceof JsonText) return `{"version":${CONTROL_VERSION},"ok":true,"result":${result.text}}`
     return JSON.stringify({ version: CONTROL_VERSION, ok: true, result })
   }
   answer()

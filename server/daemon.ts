@@ -14,6 +14,7 @@ import { Describer } from '../lib/chunk/describer.ts'
 import { SlabPool } from '../lib/chunk/slab.ts'
 import { ConfigError, errorText } from '../lib/core/errors.ts'
 import {
+  BUNDLES_IN_FLIGHT_BYTES_MAX,
   CONTROL_REQUEST_BYTES_MAX,
   HOOK_REQUEST_BYTES_MAX,
   REDIRECT_REFRESH_MS,
@@ -28,12 +29,13 @@ import { WATCHDOG_MARK, Watchdog } from '../lib/host/watchdog.ts'
 import { PeerListener } from '../lib/peer/accept.ts'
 import { RateLimit } from '../lib/peer/rate-limit.ts'
 import { sshCrypto } from '../lib/peer/ssh.ts'
+import { WindowPool } from '../lib/peer/windows.ts'
 import { FEATURE_RESUME } from '../lib/wire/hello.ts'
-import { type ControlServer, removeStale, serveControl } from './control.ts'
+import { type ControlServer, JsonText, removeStale, serveControl } from './control.ts'
 import { History } from './history.ts'
 import type { MigrationRecord } from './migration/record.ts'
 import { bundleTuning, type OwnEnd, Peer } from './peers.ts'
-import type { HistoryReport, RedirectReport, StatusReport } from './report.ts'
+import type { RedirectReport, StatusReport } from './report.ts'
 import { Site } from './site.ts'
 import { SourceSide } from './source-side.ts'
 import { TargetSide } from './target-side.ts'
@@ -91,6 +93,7 @@ export class Daemon {
       instance: randomBytes(16).toString('hex'),
       resumeMs: config.linkDeadlineMs,
       rateLimit: rateLimitOf(config.limits.wanMbit),
+      windows: new WindowPool({ bytesMax: BUNDLES_IN_FLIGHT_BYTES_MAX }),
     }
     this.#peers = config.peers.map((peer) => new Peer(peer, log, this.#own))
     this.#target = new TargetSide(this.#site, this.#peers, this.#stock)
@@ -223,8 +226,9 @@ export class Daemon {
     }
   }
 
-  async history(): Promise<HistoryReport> {
-    return { version: 1, migrations: await this.#site.history.read() }
+  /** A HistoryReport. */
+  async history(): Promise<JsonText> {
+    return new JsonText(`{"version":1,"migrations":[${(await this.#site.history.lines()).join(',')}]}`)
   }
 
   #redirectReport(): RedirectReport {

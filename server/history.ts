@@ -7,7 +7,7 @@
  */
 import { appendFile, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { HISTORY_BYTES_MAX, HISTORY_ENTRIES_MAX } from '../lib/core/limits.ts'
+import { HISTORY_BYTES_MAX, HISTORY_ENTRIES_MAX, HISTORY_LINES_MAX } from '../lib/core/limits.ts'
 import { isReport, type MigrationReport } from './report.ts'
 
 export class History {
@@ -23,6 +23,11 @@ export class History {
 
   /** Entries in the order in which they ended, the newest last. */
   async read(): Promise<MigrationReport[]> {
+    return (await this.lines()).flatMap(entryOf)
+  }
+
+  /** The same as they stand in the file: each is the JSON of one. */
+  async lines(): Promise<string[]> {
     await this.#chain
     const size = await stat(this.#path).then(
       ({ size }) => size,
@@ -30,7 +35,13 @@ export class History {
     )
     if (size === 0 || size > HISTORY_BYTES_MAX * 2) return []
     const lines = (await readFile(this.#path, 'utf8')).split('\n')
-    return lines.flatMap(entryOf).slice(-HISTORY_ENTRIES_MAX)
+    const valid: string[] = []
+    for (const [index, line] of lines.filter((one) => one !== '').entries()) {
+      if (entryOf(line).length > 0) valid.push(line)
+      // Years of migrations: other work goes on in between.
+      if (index % HISTORY_LINES_MAX === 0) await new Promise((resolve) => setImmediate(resolve))
+    }
+    return valid.slice(-HISTORY_ENTRIES_MAX)
   }
 
   /** Everything that was appended is in the file. */

@@ -14,6 +14,7 @@ import type { BundleTuning } from '../lib/peer/options.ts'
 import type { RateLimit } from '../lib/peer/rate-limit.ts'
 import { Rpc, type RpcHandler } from '../lib/peer/rpc.ts'
 import { dialBundle } from '../lib/peer/ssh.ts'
+import type { WindowPool } from '../lib/peer/windows.ts'
 import { FEATURE_RESUME } from '../lib/wire/hello.ts'
 import type { PeerReport } from './report.ts'
 
@@ -31,12 +32,15 @@ export interface OwnEnd {
   readonly resumeMs: number
   /** What all that this host sends shares, if there is a cap. */
   readonly rateLimit: RateLimit | undefined
+  /** What the bundles share of memory. */
+  readonly windows: WindowPool
 }
 
 /** A control bundle is simply dialed anew; what a migration has under way is resumed. */
 export function bundleTuning(own: OwnEnd): BundleTuning {
   return {
     resumeMs: own.resumeMs,
+    windows: own.windows,
     ...(own.rateLimit === undefined ? {} : { rateLimit: own.rateLimit }),
   }
 }

@@ -7,6 +7,8 @@ import type { DescribedRun } from '../lib/chunk/describer.ts'
 import type { SlabPool } from '../lib/chunk/slab.ts'
 import { errorText, RefusedError } from '../lib/core/errors.ts'
 import {
+  BEGUN_GUESTS_MAX,
+  LOCATED_MS,
   MIGRATION_CAUGHT_PORTS_MAX,
   MIGRATION_DRAIN_MS,
   MIGRATIONS_MAX,
@@ -14,7 +16,8 @@ import {
   PEER_MIGRATIONS_MAX,
 } from '../lib/core/limits.ts'
 import { MIB } from '../lib/core/units.ts'
-import { targetOfExport } from '../lib/host/libvirt.ts'
+import { SendWindow } from '../lib/engine/send-window.ts'
+import { type RunningDomain, targetOfExport } from '../lib/host/libvirt.ts'
 import type { Redirect, RedirectEntry } from '../lib/host/redirect.ts'
 import type { Bundle } from '../lib/peer/bundle.ts'
 import { OutgoingMigration } from './migration/outgoing.ts'
@@ -40,10 +43,15 @@ export class SourceSide {
   /** What was armed for a migration, by its id, until it ends. */
   readonly #armed = new Map<string, readonly RedirectEntry[]>()
   readonly #controls = new Set<Bundle>()
+  /** Guests that a peer asked for, by uuid. */
+  readonly #located = new Map<string, { domain: RunningDomain; at: number }>()
+  /** What the guests of all migrations were told is written, and is not yet at the far side. */
+  readonly #window: SendWindow
   #listenPort = 0
 
   constructor(site: Site, options: SourceOptions) {
     this.#site = site
+    this.#window = new SendWindow({ bytesMax: site.config.limits.windowMiB * MIB })
     this.#options = options
   }
 
@@ -140,8 +148,11 @@ export class SourceSide {
   }
 
   async #answerLocate(params: unknown): Promise<object> {
-    const domain = await this.#site.libvirt.runningDomain(new Params('locate', params).uuid('uuid'))
+    const uuid = new Params('locate', params).uuid('uuid')
+    const domain = await this.#site.libvirt.runningDomain(uuid)
     if (domain === undefined) return { found: false }
+    if (this.#located.size >= BEGUN_GUESTS_MAX) this.#located.clear()
+    this.#located.set(uuid, { domain, at: Date.now() })
     return {
       found: true,
       name: domain.name,
@@ -155,11 +166,20 @@ export class SourceSide {
     }
   }
 
+  /** Asked again only what can have changed since a peer located it: with eight guests at once that is 24 virsh less. */
+  async #running(uuid: string): Promise<RunningDomain | undefined> {
+    const located = this.#located.get(uuid)
+    if (located === undefined || Date.now() - located.at > LOCATED_MS) {
+      return await this.#site.libvirt.runningDomain(uuid)
+    }
+    return (await this.#site.libvirt.state(uuid)) === undefined ? undefined : located.domain
+  }
+
   async #answerAnnounce(params: unknown, peer: string): Promise<object> {
     const given = new Params('announce', params)
     const id = given.uuid('migrationId')
     const uuid = given.uuid('uuid')
-    const domain = await this.#site.libvirt.runningDomain(uuid)
+    const domain = await this.#running(uuid)
     if (domain === undefined) throw new RefusedError(`guest ${uuid} does not run here`)
     // A peer replaces its own announcement only: one that knows a uuid must not end another peer's migration.
     for (const other of [...this.#outgoing.values()]) {
@@ -182,6 +202,7 @@ export class SourceSide {
       slabs: this.#options.slabs,
       describe: this.#options.describe,
       limits: {
+        window: this.#window,
         windowBytes: (this.#site.config.limits.windowMiB * MIB) / 2,
         drainMs: MIGRATION_DRAIN_MS,
         flushDeadlineMs: this.#site.config.flushDeadlineMs,

@@ -5,7 +5,7 @@
  * the rounded sizes, of slabs in use and of idle ones. A slab is not cleared when it is reused.
  */
 import { SwamError } from '../core/errors.ts'
-import { SLAB_BYTES_MAX } from '../core/limits.ts'
+import { SLAB_BYTES_MAX, SLAB_IDLE_BYTES_MAX } from '../core/limits.ts'
 import { KIB } from '../core/units.ts'
 
 const SLAB_BYTES_MIN: number = 4 * KIB
@@ -40,6 +40,11 @@ export class SlabPool {
 
   constructor(options: { readonly bytesMax: number }) {
     this.bytesMax = options.bytesMax
+  }
+
+  /** Kept for the next one who takes. */
+  get idleBytes(): number {
+    return this.#idleBytes
   }
 
   /** Bytes of the slabs in use, rounded up to their classes. */
@@ -125,14 +130,8 @@ export class SlabPool {
       this.#idleBytes -= classBytes
       return idle
     }
-    // Idle buffers of other classes make room; the largest first, for the fewest to drop.
-    for (const size of [...this.#idle.keys()].sort((a, b) => b - a)) {
-      const buffers = this.#idle.get(size)!
-      while (buffers.length > 0 && this.#used + this.#idleBytes + classBytes > this.bytesMax) {
-        buffers.pop()
-        this.#idleBytes -= size
-      }
-    }
+    // Idle buffers of other classes make room.
+    this.#dropIdle(this.bytesMax - this.#used - classBytes)
     return new SharedArrayBuffer(classBytes)
   }
 
@@ -144,6 +143,19 @@ export class SlabPool {
     if (idle === undefined) this.#idle.set(classBytes, [buffer])
     else idle.push(buffer)
     this.#serveWaiters()
+    // Between migrations the memory is the host's again.
+    if (this.#used === 0) this.#dropIdle(SLAB_IDLE_BYTES_MAX)
+  }
+
+  /** The largest first, for the fewest to drop. */
+  #dropIdle(keptBytesMax: number): void {
+    for (const size of [...this.#idle.keys()].sort((a, b) => b - a)) {
+      const buffers = this.#idle.get(size)!
+      while (buffers.length > 0 && this.#idleBytes > keptBytesMax) {
+        buffers.pop()
+        this.#idleBytes -= size
+      }
+    }
   }
 
   #serveWaiters(): void {

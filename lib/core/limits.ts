@@ -71,6 +71,8 @@ export const USER_LOOKUP_DEADLINE_MS: number = 3_000
 export const QEMU_IMG_DEADLINE_MS: number = 10_000
 /** /proc/net/tcp as read for one look-up: 150 bytes a socket, so some 200,000 sockets. */
 export const PROC_NET_BYTES_MAX: number = 32 * MIB
+/** Of these, sockets that are looked at in one turn of the event loop. */
+export const PROC_NET_ROWS_MAX: number = 2000
 
 // ---- Redirect --------------------------------------------------------------------------------------------------
 
@@ -131,6 +133,8 @@ export const DOOR_REFUSAL_LOG_MS: number = 1_000
 export const BEGUN_GUESTS_MAX: number = 4096
 /** Migrations in the history. With a dozen a day that is a year. */
 export const HISTORY_ENTRIES_MAX: number = 5000
+/** Lines of it that are read in one turn of the event loop. */
+export const HISTORY_LINES_MAX: number = 100
 /** The history's file, before it is shortened; read whole for an answer. 5,000 entries have some 7 MiB. */
 export const HISTORY_BYTES_MAX: number = 32 * MIB
 /** An announced migration that is never armed: `started begin` comes within seconds, a slow incoming QEMU within a minute. */
@@ -174,6 +178,10 @@ export const FAILED_MARK_MS: number = 10_000
 
 /** What one bundle keeps unacknowledged, and what its receiver holds undelivered. */
 export const IN_FLIGHT_BYTES_MAX: number = 32 * MIB
+/** The same over all bundles of a daemon, but for the least that each has. Four on a long link at full rate. */
+export const BUNDLES_IN_FLIGHT_BYTES_MAX: number = 256 * MIB
+/** What each bundle may have in flight whatever others have; all that a control bundle needs. */
+export const BUNDLE_WINDOW_BYTES_MIN: number = 2 * MIB
 /** Bounds the receiver's table of frames that came early. */
 export const IN_FLIGHT_FRAMES_MAX: number = 16_384
 /** Control frames pass the pacing, but not more bytes than this beyond it. */
@@ -260,6 +268,8 @@ export const RPC_TIMEOUT_MS: number = 10_000
 export const PEER_CALL_MS: number = 8_000
 /** Asking all peers who runs a guest, at `migrate begin`: virsh waits for it. */
 export const LOCATE_MS: number = 6_000
+/** How long the source believes what it told a peer of a guest, but for whether it runs: the announcement follows at once. */
+export const LOCATED_MS: number = 30_000
 /** What one stream may send beyond what its far end has read. RAM at 200 ms and 160 Mbit/s. */
 export const STREAM_WINDOW_BYTES: number = 4 * MIB
 /** Bytes in one frame of a stream: small enough that control frames do not wait long behind it. */
@@ -302,6 +312,8 @@ export const ZSTD_OUTPUT_BYTES_MAX: number = 16 * MIB
 export const ZSTD_WINDOW_LOG_MAX: number = 23
 /** The largest piece of shared memory; the pool of them is bounded by `limits.windowMiB`. */
 export const SLAB_BYTES_MAX: number = 16 * MIB
+/** Shared memory that is kept for the next migration when nothing is under way. */
+export const SLAB_IDLE_BYTES_MAX: number = 32 * MIB
 
 // ---- Engine: the sender ----------------------------------------------------------------------------------------
 
@@ -315,6 +327,8 @@ export const STAGE_IDLE_MS: number = 40
 export const RUN_BYTES_MAX: number = 16 * MIB
 /** Runs of one disk with the workers at once. */
 export const DESCRIBING_RUNS_MAX: number = 2
+/** What each disk may have acknowledged and not settled, however much others have: none waits for one that hangs. */
+export const WINDOW_SHARE_BYTES_MIN: number = 2 * MIB
 /** Runs of one disk that leave the stage in one turn of the event loop. */
 export const EMITTED_RUNS_MAX: number = 64
 /** Chunks of one disk that are acknowledged to the guest and not settled yet: about 200 bytes here, 1 KiB at the far side. */

@@ -4,8 +4,11 @@ import type { DescribedRun } from '../chunk/describer.ts'
 import type { Slab, SlabPool } from '../chunk/slab.ts'
 import type { DiskAccount } from './account.ts'
 import type { DiskLink } from './link.ts'
+import type { SendWindow } from './send-window.ts'
 
 export interface SenderLimits {
+  /** What all disks of the daemon share; none in tests of one disk. */
+  readonly window?: SendWindow
   /** Bytes of data of one disk that are acknowledged and not yet applied. */
   readonly windowBytes: number
   /** How long what is not yet applied may take to drain, by the link's measured rate. */

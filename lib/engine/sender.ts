@@ -44,6 +44,7 @@ import type { DiskAccount } from './account.ts'
 import { CLASS_BULK, CLASS_CONTROL, CLASS_FINAL, type DiskClass, type DiskEndpoint } from './link.ts'
 import { Patience } from './patience.ts'
 import { Room } from './room.ts'
+import type { WindowMember } from './send-window.ts'
 import type { ChunkRecord, SenderOptions, Waiter } from './sender-parts.ts'
 import { Stage, type StagedRun } from './stage.ts'
 
@@ -54,7 +55,7 @@ const ENOSPC = 28
 /** A frame of about 100 KiB compressed: acknowledged often enough for the pacing. */
 const LITERAL_TARGET_BYTES = 192 * KIB
 
-export class DiskSender implements BlockDevice, DiskEndpoint {
+export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   readonly size: number
   readonly blockSizes: BlockSizes
   readonly features: DeviceFeatures = ALL_FEATURES
@@ -110,6 +111,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
           ),
         ),
     })
+    options.limits.window?.join(this)
     options.link.register(options.disk, this)
   }
 
@@ -240,11 +242,19 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
     const rate = this.#options.link.rateBytesPerSecond
     return (
       this.#records.size < SENDER_RECORDS_MAX &&
+      this.#options.limits.window?.hasRoomFor(this) !== false &&
       this.#room.allows(this.unsettledBytes, this.#wantedBytes, rate)
     )
   }
 
-  #admit(): void {
+  /** The daemon's other disks may have room now, too. */
+  #settledSome(): void {
+    const { window } = this.#options.limits
+    if (window === undefined) this.admit()
+    else window.changed()
+  }
+
+  admit(): void {
     while (this.#admissions.length > 0 && this.#roomy()) this.#admissions.shift()!.resolve()
   }
 
@@ -262,7 +272,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
         this.#pumpSoon()
         break
       }
-      this.#emit(this.#stage.takeOldest(RUN_BYTES_MAX)!)
+      this.#emit(this.#stage.takeOldest(Math.min(RUN_BYTES_MAX, this.#options.slabs.bytesMax))!)
     }
     if (!this.#stage.empty && this.#idleTimer === undefined && this.#lost === undefined) {
       this.#idleTimer = setTimeout(() => {
@@ -478,7 +488,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
         for (const run of message.runs) {
           for (let i = 0; i < run.count; i++) this.#applied(run.first + i, run.source)
         }
-        this.#admit()
+        this.#settledSome()
         if (this.#records.size === 0) for (const waiter of this.#settled.splice(0)) waiter.resolve()
         return
       case 'flushed': {
@@ -565,6 +575,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint {
     this.#flushes.clear()
     this.#reads.clear()
     this.#options.link.unregister(this.#options.disk, this)
+    this.#options.limits.window?.leave(this)
     if (report) this.#options.onLost?.(cause instanceof SwamError ? cause : lost)
   }
 }

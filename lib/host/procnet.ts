@@ -7,7 +7,7 @@
 import { readdir, readFile, readlink } from 'node:fs/promises'
 import { isIPv4, isIPv6, SocketAddress } from 'node:net'
 import { errorText, RefusedError } from '../core/errors.ts'
-import { GUEST_PORTS_MAX, PROC_NET_BYTES_MAX } from '../core/limits.ts'
+import { GUEST_PORTS_MAX, PROC_NET_BYTES_MAX, PROC_NET_ROWS_MAX } from '../core/limits.ts'
 
 export interface TcpRow {
   /** 32 hexadecimal digits, IPv4 as ::ffff:a.b.c.d: one form for both families. */
@@ -56,9 +56,12 @@ export async function socketOwners(
     wanted.set(key, [...(wanted.get(key) ?? []), index])
   }
   const owners = new Array<number | undefined>(names.length).fill(undefined)
+  let rows = 0
   // A v4 connection of a v6 socket stands in tcp6: both are always looked at.
   for (const file of ['tcp', 'tcp6']) {
     for (const row of parseTcpTable(await readTable(`${procDirectory}/net/${file}`))) {
+      // A busy host has a hundred thousand: other work goes on in between.
+      if (++rows % PROC_NET_ROWS_MAX === 0) await new Promise((resolve) => setImmediate(resolve))
       // Inode 0 is a socket that nobody holds any more (TIME_WAIT); the uid that stands there is root's, and says nothing.
       if (row.inode === 0) continue
       const key = `${row.localAddress} ${row.localPort} ${row.remoteAddress} ${row.remotePort}`
@@ -92,7 +95,10 @@ export async function listeningPorts(pid: number): Promise<ListeningPort[]> {
 
 /** The rows of one table. A line that is not understood is left out: the table may change while it is read. */
 export function* parseTcpTable(text: string): Generator<TcpRow> {
-  for (const line of text.split('\n').slice(1)) {
+  for (let at = lineEnd(text, 0) + 1; at < text.length; ) {
+    const end = lineEnd(text, at)
+    const line = text.slice(at, end)
+    at = end + 1
     const [, local, remote, state, , , , uid, , inode] = line.trim().split(/\s+/)
     if (local === undefined || remote === undefined || inode === undefined) continue
     const here = parseEnd(local)
@@ -110,6 +116,11 @@ export function* parseTcpTable(text: string): Generator<TcpRow> {
       inode: Number(inode),
     }
   }
+}
+
+function lineEnd(text: string, from: number): number {
+  const end = text.indexOf('\n', from)
+  return end < 0 ? text.length : end
 }
 
 function parseEnd(text: string): { address: string; port: number } | undefined {

@@ -11,7 +11,7 @@
  */
 import { isIPv4, isIPv6, SocketAddress } from 'node:net'
 import { type Clock, systemClock } from '../core/clock.ts'
-import { ConfigError, errorText, ProtocolError, RefusedError } from '../core/errors.ts'
+import { ConfigError, errorText, ProtocolError, RefusedError, TimeoutError } from '../core/errors.ts'
 import {
   COMMAND_OUTPUT_BYTES_MAX,
   NFT_DEADLINE_MS,
@@ -259,6 +259,8 @@ export class Redirect {
       })
       found = parseListing(text)
     } catch (error) {
+      // A host that is too busy to answer: nobody took anything away, as far as one can tell.
+      if (error instanceof TimeoutError) return []
       return [{ kind: 'table', detail: `the table inet ${this.#table} was gone (${errorText(error)})` }]
     }
     if (found.maps < 2 || found.chains < 1 || found.rules !== 3) {

@@ -205,12 +205,13 @@ export class PeerListener {
     this.#groups.delete(group.key)
     const { localName, features = [], instance = '', onBundle, ...tuning } = this.#options
     const channels = group.channels as FrameChannel[]
+    const window = group.resumed === undefined ? tuning.windows?.take(group.hello.kind) : undefined
     const answer = {
       ...group.hello,
       version: PROTOCOL_VERSION,
       name: localName,
       features,
-      windowBytes: IN_FLIGHT_BYTES_MAX,
+      windowBytes: group.resumed?.windowBytes ?? window?.bytes ?? IN_FLIGHT_BYTES_MAX,
       instance,
     }
     if (group.resumed !== undefined) {
@@ -228,6 +229,7 @@ export class PeerListener {
       dialed: false,
       channels,
       connections: group.connections,
+      ...(window === undefined ? {} : { window }),
       peerWindowBytes: group.hello.windowBytes,
       peerInstance: group.hello.instance,
     })

@@ -74,6 +74,8 @@ export class Bundle {
   readonly dialed: boolean
   /** Which start of the far daemon this is; empty when it did not tell. */
   readonly peerInstance: string
+  /** What this end may hold undelivered, and has told the far end. */
+  readonly windowBytes: number
   /** Resolves when the bundle ended: with nothing when either end closed it well, else with what went wrong. */
   readonly closed: Promise<Error | undefined>
 
@@ -117,17 +119,19 @@ export class Bundle {
     this.#resumable = options.features.has(FEATURE_RESUME)
     this.#closeMs = options.closeMs ?? CLOSE_MS_MAX
     this.#rateLimit = options.rateLimit
+    this.windowBytes = options.window?.bytes ?? IN_FLIGHT_BYTES_MAX
     this.#pacing = new Pacing({
       clock: () => performance.now(),
-      ceilingBytes: Math.min(IN_FLIGHT_BYTES_MAX, options.peerWindowBytes),
+      ceilingBytes: Math.min(this.windowBytes, options.peerWindowBytes),
     })
     this.#reorder = new Reorder({
-      bytesMax: IN_FLIGHT_BYTES_MAX + CONTROL_EXTRA_BYTES + FRAME_HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX,
+      bytesMax: this.windowBytes + CONTROL_EXTRA_BYTES + FRAME_HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX,
       framesMax: IN_FLIGHT_FRAMES_MAX + CONTROL_EXTRA_FRAMES,
     })
     this.closed = new Promise((resolve) => {
       this.#resolveClosed = resolve
     })
+    void this.closed.then(() => options.window?.release())
     const silenceMs = options.silenceMs ?? (this.#resumable ? BREAK_MS : SILENCE_MS_MAX)
     this.#keepalive = new Keepalive({
       pingIntervalMs: options.pingIntervalMs ?? PING_INTERVAL_MS,

@@ -3,6 +3,7 @@ import type { FrameClass } from '../wire/frame.ts'
 import type { BundleKind } from '../wire/hello.ts'
 import type { FrameChannel } from './channel.ts'
 import type { RateLimit } from './rate-limit.ts'
+import type { BundleWindow, WindowPool } from './windows.ts'
 
 export interface BundleConnection {
   readonly localAddress: string
@@ -19,6 +20,8 @@ export interface BundleTuning {
   /** How long a broken link may take to be resumed. */
   readonly resumeMs?: number
   readonly closeMs?: number
+  /** What the bundles of a daemon share of memory; none: each has the most. */
+  readonly windows?: WindowPool
   /** Shared by the bundles that are to stay below a rate together; none: no cap. */
   readonly rateLimit?: RateLimit
 }
@@ -54,6 +57,8 @@ export interface BundleOptions extends BundleTuning, BundleLink {
   readonly features: ReadonlySet<string>
   /** True at the end that made the connection. */
   readonly dialed: boolean
+  /** What this end may hold, where that is shared. */
+  readonly window?: BundleWindow
   /** What the far end is willing to hold undelivered. */
   readonly peerWindowBytes: number
   /** Which start of the far daemon this is, where it told. */

@@ -67,6 +67,7 @@ export async function dialBundle(options: DialOptions): Promise<Bundle> {
     throw new RangeError(`dial: ${options.channels} channels, expected 1 to ${CHANNELS_MAX}`)
   }
   const timeoutMs = options.timeoutMs ?? DIAL_MS_MAX
+  const window = options.windows?.take(options.kind)
   const own: Omit<Hello, 'channel'> = {
     version: PROTOCOL_VERSION,
     bundle: randomBytes(16).toString('hex'),
@@ -75,12 +76,16 @@ export async function dialBundle(options: DialOptions): Promise<Bundle> {
     name: options.localName,
     migration: options.migrationId,
     features: options.features ?? [],
-    windowBytes: IN_FLIGHT_BYTES_MAX,
+    windowBytes: window?.bytes ?? IN_FLIGHT_BYTES_MAX,
     instance: options.instance ?? '',
   }
   // An address that swallows packets must leave time for the next one.
   const connectMs = timeoutMs / (options.addresses.length + 1)
-  const { link, answer } = await dialLink(options, own, { signal: options.signal, timeoutMs, connectMs })
+  const limits = { signal: options.signal, timeoutMs, connectMs }
+  const { link, answer } = await dialLink(options, own, limits).catch((error: unknown) => {
+    window?.release()
+    throw error
+  })
   return new Bundle({
     ...options,
     ...link,
@@ -88,6 +93,7 @@ export async function dialBundle(options: DialOptions): Promise<Bundle> {
     peer: options.peer ?? answer.name,
     features: commonFeatures(own.features, answer.features),
     dialed: true,
+    ...(window === undefined ? {} : { window }),
     peerWindowBytes: answer.windowBytes,
     peerInstance: answer.instance,
     reconnect: async ({ attempt, deliveredBytes, signal }) => {

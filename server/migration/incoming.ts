@@ -22,6 +22,7 @@ import {
   TARGET_SCAN_WAIT_MS,
 } from '../../lib/core/limits.ts'
 import type { Log } from '../../lib/core/log.ts'
+import { KIB } from '../../lib/core/units.ts'
 import { DiskAccount } from '../../lib/engine/account.ts'
 import { CLASS_CONTROL, type DiskEndpoint, DiskLink } from '../../lib/engine/link.ts'
 import { DiskReceiver, type ReceiverBudget } from '../../lib/engine/receiver.ts'
@@ -377,7 +378,8 @@ export class IncomingMigration {
       account,
       sources: [new StockSource(this.#options.stock, except)],
       memory: this.#options.memory,
-      sessionEntriesMax: SESSION_ENTRIES_MAX,
+      // Twice what a disk of average chunks has.
+      sessionEntriesMax: Math.min(SESSION_ENTRIES_MAX, Math.ceil(device.size / (32 * KIB))),
       budget: this.#budget,
       onEnd: (error) => {
         if (error !== undefined) {

@@ -107,3 +107,13 @@ test('under any order of takes and releases the bound holds and no two slabs in 
     }),
   )
 })
+
+test('when nothing is in use, no more is kept than for the next start', () => {
+  const pool = new SlabPool({ bytesMax: 256 * MIB })
+  const slabs = Array.from({ length: 12 }, () => pool.take(16 * MIB))
+  for (const slab of slabs.slice(1)) slab.release()
+  assert.equal(pool.idleBytes, 11 * 16 * MIB)
+  slabs[0]!.release()
+  assert.equal(pool.used, 0)
+  assert.equal(pool.idleBytes, 32 * MIB)
+})

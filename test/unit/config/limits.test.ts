@@ -17,6 +17,27 @@ const HEAD = `# Limits
 Every limit that guards memory, disk and waiting of a host against peers, guests, libvirt and configuration. The numbers
 live in lib/core/limits.ts, which also asserts how they depend on each other; the tables are made from it (a test compares
 them). What the administrator sets (window, index, rate, deadline of the hook) is in config/swam.example.toml.
+
+## Memory of swamd as a whole
+
+With the defaults (windowMiB 256, indexMiB 256) swamd takes 300 to 450 MiB in the tests of two migrations at once; it is
+held below 1.5 GiB in those of eight (test/long/swam-resources.test.ts). What it can be made to hold at most, whoever wants it:
+
+| what | at most |
+|---|---|
+| program, libraries, four worker threads, objects | 150 MiB |
+| sent: data in shared memory (\`SlabPool\`), on its way to the far side | windowMiB |
+| sent: writes of guests that are not cut yet (\`SendWindow\`; what is in shared memory counts here too) | windowMiB, and 2 MiB a disk |
+| sent: what QEMU has written and was not told so | 64 MiB and one payload for each NBD connection; QEMU itself: 16 MiB |
+| received: chunks that are looked for, asked for or being written (\`ByteBudget\`) | half of windowMiB, of these half for one disk |
+| received: what came unasked | 8 MiB a disk, 256 MiB a migration |
+| frames in flight, each way (\`WindowPool\`) | 256 MiB, and 2 to 6 MiB a bundle |
+| streams (RAM) that QEMU does not take | 4 MiB each |
+| index of images | indexMiB |
+| places of what a session delivered | 100 bytes for each 32 KiB of a disk, 100 MiB a disk |
+| bookkeeping of chunks under way | 3 MiB for sending a disk, 32 MiB for receiving it |
+
+windowMiB is the lever: on a host with little memory 64 is enough for a link of 1 Gbit/s.
 `
 
 interface Limit {

@@ -5,10 +5,12 @@
 import assert from 'node:assert/strict'
 import { after, test } from 'node:test'
 import { sha256 } from '../../../lib/chunk/digest.ts'
+import { SlabPool } from '../../../lib/chunk/slab.ts'
 import { ByteBudget } from '../../../lib/core/byte-budget.ts'
 import { EARLY_BYTES_MAX } from '../../../lib/core/limits.ts'
 import { LoopWatch } from '../../../lib/core/loop-watch.ts'
 import { KIB, MIB } from '../../../lib/core/units.ts'
+import { SendWindow } from '../../../lib/engine/send-window.ts'
 import {
   DISK_LITERAL,
   DISK_WANT,
@@ -60,6 +62,43 @@ test('two disks share one budget, and one that hangs does not stop the other', a
   await stuck.sender.close()
   await turns(20)
   assert.equal(budget.used, 0, 'what it held comes back when it ends')
+})
+
+test('the disks of a daemon share a window; one that does not move lets the others in', async () => {
+  const window = new SendWindow({ bytesMax: 8 * MIB })
+  const limits = { window, windowBytes: 64 * MIB, drainMs: 1000, flushDeadlineMs: 60_000 }
+  const stuck = await rig({ contents: Buffer.alloc(32 * MIB), limits })
+  const moving = await rig({ contents: Buffer.alloc(32 * MIB), limits })
+  stuck.device.write = () => new Promise(() => undefined)
+  const bytes = noise(32 * MIB, 5)
+  let told = 0
+  const writes = Array.from({ length: 32 }, async (_, at) => {
+    await stuck.sender.write(at * MIB, bytes.subarray(at * MIB, (at + 1) * MIB))
+    told += MIB
+  })
+  for (const write of writes) write.catch(() => undefined)
+  await turns(50)
+  assert.ok(told > 0 && told <= 9 * MIB, `${told} bytes of the disk that hangs were acknowledged`)
+  // One at a time, as a guest does: what waits for an answer is not counted as told.
+  for (let at = 0; at < 32; at++) {
+    await moving.sender.write(at * MIB, bytes.subarray(at * MIB, (at + 1) * MIB))
+  }
+  await moving.sender.flush()
+  assert.ok(moving.device.durable.equals(bytes))
+  await stuck.sender.close()
+  assert.equal(window.usedBytes, 0)
+})
+
+test('a window smaller than a run still lets everything through', async () => {
+  const limits = { windowBytes: 512 * KIB, drainMs: 1000, flushDeadlineMs: 60_000 }
+  const slabs = new SlabPool({ bytesMax: MIB })
+  const { sender, device } = await rig({ contents: Buffer.alloc(8 * MIB), limits, slabs })
+  const bytes = noise(8 * MIB, 6)
+  await Promise.all(
+    [0, 1].map((at) => sender.write(at * 4 * MIB, bytes.subarray(at * 4 * MIB, (at + 1) * 4 * MIB))),
+  )
+  await sender.flush()
+  assert.ok(device.durable.equals(bytes))
 })
 
 /** Speaks for the sender, and says what no sender would. */

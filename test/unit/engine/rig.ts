@@ -204,6 +204,7 @@ export async function rig(options: {
   sources?: ChunkSource[]
   limits?: SenderLimits
   memory?: ByteBudget
+  slabs?: SlabPool
   delay?: () => Promise<void>
   /** Instead of the wire, which then carries nothing. */
   channels?: { readonly near: FrameChannel; readonly far: FrameChannel }
@@ -245,7 +246,7 @@ export async function rig(options: {
     size: device.size,
     blockSizes: device.blockSizes,
     account: new DiskAccount('vda', device.size),
-    slabs: new SlabPool({ bytesMax: 128 * MIB }),
+    slabs: options.slabs ?? new SlabPool({ bytesMax: 128 * MIB }),
     describe: (bytes) => describe.describe(bytes),
     limits: options.limits ?? { windowBytes: 64 * MIB, drainMs: 1000, flushDeadlineMs: 2000 },
   })

@@ -1,8 +1,12 @@
 /** /proc/net/tcp: golden rows, and the real file with sockets that this test opens. */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { test } from 'node:test'
+import { LoopWatch } from '../../../lib/core/loop-watch.ts'
 import { addressDigits, listeningPorts, parseTcpTable, socketOwner } from '../../../lib/host/procnet.ts'
 
 const HEAD =
@@ -93,3 +97,36 @@ for (const { name, listen, dial } of [
     }
   })
 }
+
+test('a table of a hundred thousand sockets does not hold up the event loop', {
+  timeout: 60_000,
+}, async () => {
+  const directory = await mkdtemp(join(tmpdir(), 'swam-procnet-'))
+  try {
+    await mkdir(join(directory, 'net'))
+    const port = (index: number): string => (index % 65536).toString(16).toUpperCase().padStart(4, '0')
+    const row = (index: number, uid: number): string =>
+      `${index}: 0100007F:${port(index)} 0200090A:C001 01 00000000:00000000 00:00000000 00000000 ${uid} 0 ${index + 1} 1 0 20 4 30 10 -1`
+    const rows = Array.from({ length: 100_000 }, (_, index) =>
+      row(index + 1000, index === 99_000 ? 64055 : 1000),
+    )
+    await writeFile(join(directory, 'net/tcp'), `${HEAD}${rows.join('\n')}\n`)
+    await writeFile(join(directory, 'net/tcp6'), HEAD)
+    const watch = new LoopWatch()
+    watch.start()
+    const name = {
+      localAddress: '127.0.0.1',
+      localPort: (99_000 + 1000) % 65536,
+      remoteAddress: '10.9.0.2',
+      remotePort: 0xc001,
+    }
+    assert.notEqual(await socketOwner(name, directory), undefined)
+    assert.equal(await socketOwner({ ...name, remotePort: 1 }, directory), undefined)
+    await new Promise((resolve) => setTimeout(resolve, 50))
+    watch.stop()
+    const { busyMaxMs } = watch.report()
+    assert.ok(busyMaxMs <= 50, `a turn of ${busyMaxMs} ms`)
+  } finally {
+    await rm(directory, { recursive: true })
+  }
+})

@@ -8,8 +8,10 @@ import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { PEER_BUNDLES_MAX } from '../../../lib/core/limits.ts'
+import { MIB } from '../../../lib/core/units.ts'
 import { PeerListener, type PeerListenerOptions } from '../../../lib/peer/accept.ts'
 import type { Bundle } from '../../../lib/peer/bundle.ts'
+import { WindowPool } from '../../../lib/peer/windows.ts'
 import { encodeFrame, FRAME_HELLO, FRAME_REFUSE, type Frame, FrameDecoder } from '../../../lib/wire/frame.ts'
 import {
   decodeHello,
@@ -55,6 +57,18 @@ async function start(context: TestContext, options?: Partial<PeerListenerOptions
   }
   return { listener, bundles, refused, speak, sockets, directory }
 }
+
+test('a bundle gets its window from what all of them share, says so, and gives it back', async (t) => {
+  const windows = new WindowPool({ bytesMax: 40 * MIB })
+  const { bundles, speak } = await start(t, { windows })
+  const answer = decodeHello((await speak(bytesOf()))!.payload)
+  assert.equal(answer.windowBytes, 10 * MIB)
+  assert.equal(bundles[0]!.windowBytes, 10 * MIB)
+  assert.equal(windows.used, 10 * MIB)
+  await bundles[0]!.close(new Error('over'))
+  await bundles[0]!.closed
+  assert.equal(windows.used, 0)
+})
 
 const PREAMBLE = '{"peer":"fra1","version":1,"connection":"192.0.2.7 40000 198.51.100.1 22"}\n'
 const hello = (fields: Partial<Hello> = {}): Hello => ({

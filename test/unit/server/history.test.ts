@@ -4,6 +4,7 @@ import { appendFile, mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import { LoopWatch } from '../../../lib/core/loop-watch.ts'
 import { History } from '../../../server/history.ts'
 import { emptyBySource, type MigrationReport } from '../../../server/report.ts'
 
@@ -108,5 +109,26 @@ test('what a killed daemon left unfinished is history for the next one, once', a
     assert.equal(await new History(dir).recover('it was killed'), 0)
   } finally {
     await rm(dir, { recursive: true, force: true })
+  }
+})
+
+test('five thousand entries are read without holding up the event loop', { timeout: 60_000 }, async () => {
+  const dir = await mkdtemp(join(tmpdir(), 'swam-history-'))
+  try {
+    const disk = { target: 'vda', size: 1, askedBytes: 1, appliedBytes: 1, bySource: emptyBySource() }
+    const large = { ...entry('x'), disks: Array.from({ length: 6 }, () => disk) }
+    const lines = Array.from({ length: 6000 }, (_, at) => JSON.stringify({ ...large, id: String(at) }))
+    await appendFile(join(dir, 'history.jsonl'), `\n${lines.join('\n\n')}\n`)
+    const watch = new LoopWatch()
+    watch.start()
+    const found = await new History(dir).lines()
+    await new Promise((resolve) => setTimeout(resolve, 50))
+    watch.stop()
+    assert.equal(found.length, 5000)
+    assert.deepEqual([JSON.parse(found[0]!).id, JSON.parse(found.at(-1)!).id], ['1000', '5999'])
+    const { busyMaxMs } = watch.report()
+    assert.ok(busyMaxMs <= 50, `a turn of ${busyMaxMs} ms`)
+  } finally {
+    await rm(dir, { recursive: true })
   }
 })
