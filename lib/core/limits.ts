@@ -421,6 +421,12 @@ export const NBD_REQUESTS_MAX: number = 256
 export const NBD_IN_FLIGHT_BYTES_MAX: number = 2 * NBD_PAYLOAD_BYTES_MAX
 /** Server: extents of one BLOCK_STATUS reply (512 KiB); a client asks again for the rest. */
 export const NBD_REPLY_EXTENTS_MAX: number = 65_536
+/** Server: waiting for the client, all in all, until it has chosen an export. QEMU takes a few round trips on loopback. */
+export const NBD_HANDSHAKE_MS: number = 15_000
+/** Client: requests that are sent and not answered; more wait here. What QEMU's server takes from one connection at once. */
+export const NBD_CLIENT_REQUESTS_MAX: number = 256
+/** Client: bytes of WRITE payloads and READ replies of these; a single larger request goes alone. */
+export const NBD_CLIENT_IN_FLIGHT_BYTES_MAX: number = 2 * NBD_PAYLOAD_BYTES_MAX
 /** Client: separate pieces that the data of one READ may arrive in at a time; neighbours count as one. */
 export const NBD_READ_PIECES_MAX: number = 1024
 /** Exports that the client accepts in one list. */

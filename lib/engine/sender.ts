@@ -158,6 +158,8 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     const result = Buffer.allocUnsafe(length)
     for (let at = 0; at < length; at += LITERAL_BYTES_MAX) {
       const part = Math.min(LITERAL_BYTES_MAX, length - at)
+      // Whoever begins to wait after the loss would wait for ever.
+      this.#check()
       const id = this.#nextId++
       const reply = new Promise<Buffer>((resolve, reject) => this.#reads.set(id, { resolve, reject }))
       reply.catch(() => undefined)
@@ -209,11 +211,6 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
       new LostError(clean ? 'the disk was closed' : 'the disk was closed before everything was flushed'),
       false,
     )
-  }
-
-  /** True when nothing acknowledged is still on its way. */
-  get clean(): boolean {
-    return this.#changes === this.#flushedChanges
   }
 
   get lost(): Error | undefined {
@@ -312,10 +309,9 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     })
   }
 
-  /** Runs a step after all earlier ones; the first failure is the end of the session. */
+  /** Runs a step after all earlier ones, also after a loss (it may hold memory); the first failure ends the session. */
   #follow(step: () => Promise<void>): void {
     this.#chain = this.#chain.then(async () => {
-      if (this.#lost !== undefined) return
       try {
         await step()
       } catch (error) {
@@ -341,6 +337,8 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
 
   async #deliver(offset: number, slab: Slab, runs: readonly DescribedRun[]): Promise<void> {
     for (const run of runs) {
+      // What is recorded after a loss nobody would ever give back.
+      if (this.#lost !== undefined) return
       if (run.zero) await this.#sendZeroes(offset + run.offset, run.length)
       else await this.#sendDescription(offset, slab, run)
     }
@@ -384,6 +382,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   }
 
   async #sendZeroes(offset: number, length: number): Promise<void> {
+    if (this.#lost !== undefined) return
     const seq = this.#nextSeq++
     this.#records.set(seq, { seq, length, slab: undefined, slabOffset: 0, wanted: false, eager: false })
     const bytes = await this.#send({ type: 'zero', seq, offset, length }, CLASS_FINAL)
@@ -566,9 +565,8 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     for (const record of this.#records.values()) record.slab?.release()
     this.#records.clear()
     this.#wants = []
-    for (const waiter of [...this.#admissions, ...this.#settled, ...this.#flushes.values()])
-      waiter.reject(lost)
-    for (const waiter of this.#reads.values()) waiter.reject(lost)
+    const answers = [...this.#flushes.values(), ...this.#reads.values()]
+    for (const { reject } of [...this.#admissions, ...this.#settled, ...answers]) reject(lost)
     this.#opened?.reject(lost)
     this.#admissions = []
     this.#settled = []

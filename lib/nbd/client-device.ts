@@ -1,15 +1,20 @@
 /**
- * A block device at the far end of an NBD connection. Any number of requests is in flight (who calls bounds them); a
- * request longer than the server takes is split. An error reply rejects its request with RefusedError and nothing
- * else; bytes that make no sense reject all with ProtocolError, an end of the connection with LostError, and from then
- * on every call. A READ is gathered in one buffer, into which the decoder writes. Never retries or reconnects.
+ * A block device at the far end of an NBD connection. Requests leave in the order of the calls, so many of them, and so
+ * many bytes, at a time; the rest waits here. A request longer than the server takes is split. An error reply rejects
+ * its request with RefusedError and nothing else; bytes that make no sense reject all with ProtocolError, an end of the
+ * connection with LostError, and from then on every call. A READ is gathered in one buffer, into which the decoder
+ * writes. Never retries or reconnects.
  */
 import type { Duplex } from 'node:stream'
 import type { BlockDevice, BlockSizes, DeviceFeatures, StatusExtent } from '../block/device.ts'
 import { LostError, ProtocolError, type SwamError } from '../core/errors.ts'
-import { NBD_RANGE_BYTES_MAX } from '../core/limits.ts'
+import {
+  NBD_CLIENT_IN_FLIGHT_BYTES_MAX,
+  NBD_CLIENT_REQUESTS_MAX,
+  NBD_RANGE_BYTES_MAX,
+} from '../core/limits.ts'
 import type { ExportInfo } from './client.ts'
-import { PendingReply } from './pending-reply.ts'
+import { PendingReply, payloadBytes } from './pending-reply.ts'
 import * as nbd from './protocol/constants.ts'
 import { encodeRequestHeader, type WireExtent } from './protocol/encode.ts'
 import { refused } from './protocol/errno.ts'
@@ -34,6 +39,12 @@ interface Request {
   readonly target?: Buffer
 }
 
+interface Waiting {
+  readonly request: Request
+  readonly resolve: (pending: Promise<PendingReply>) => void
+  readonly reject: (error: Error) => void
+}
+
 export class ClientDevice implements BlockDevice {
   readonly size: number
   readonly blockSizes: BlockSizes
@@ -43,6 +54,10 @@ export class ClientDevice implements BlockDevice {
   readonly #contextId: number | undefined
   readonly #decoder: ReplyDecoder
   readonly #pending: Map<bigint, PendingReply> = new Map()
+  /** Bytes of WRITE payloads and READ replies of what is pending. */
+  #inFlightBytes = 0
+  #waiting: Waiting[] = []
+  #waitingHead = 0
   #lastCookie = 0n
   #corked = false
   #broken: SwamError | undefined
@@ -215,10 +230,37 @@ export class ClientDevice implements BlockDevice {
 
   #request(request: Request): Promise<PendingReply> {
     if (this.#broken !== undefined) return Promise.reject(this.#broken)
+    if (this.#waitingHead === this.#waiting.length && this.#roomFor(request)) return this.#start(request)
+    return new Promise((resolve, reject) => this.#waiting.push({ request, resolve, reject }))
+  }
+
+  #roomFor(request: Request): boolean {
+    return (
+      this.#pending.size === 0 ||
+      (this.#pending.size < NBD_CLIENT_REQUESTS_MAX &&
+        this.#inFlightBytes + payloadBytes(request.command, request.length) <= NBD_CLIENT_IN_FLIGHT_BYTES_MAX)
+    )
+  }
+
+  #startWaiting(): void {
+    while (this.#waitingHead < this.#waiting.length) {
+      const { request, resolve } = this.#waiting[this.#waitingHead]!
+      if (!this.#roomFor(request)) break
+      this.#waitingHead++
+      resolve(this.#start(request))
+    }
+    if (this.#waitingHead === this.#waiting.length || this.#waitingHead > 1024) {
+      this.#waiting = this.#waiting.slice(this.#waitingHead)
+      this.#waitingHead = 0
+    }
+  }
+
+  #start(request: Request): Promise<PendingReply> {
     const cookie = ++this.#lastCookie
     const { command, offset, length, flags = 0, payload } = request
     const pending = new PendingReply(this.#name, command, offset, length, request.target)
     this.#pending.set(cookie, pending)
+    this.#inFlightBytes += pending.bytes
     const stream = this.#stream
     if (!this.#corked) {
       this.#corked = true
@@ -241,9 +283,11 @@ export class ClientDevice implements BlockDevice {
         if (pending === undefined) throw new ProtocolError(`NBD reply: unknown cookie ${reply.cookie}`)
         if (pending.take(reply, this.#contextId)) {
           this.#pending.delete(reply.cookie)
+          this.#inFlightBytes -= pending.bytes
           pending.settle()
         }
       }
+      this.#startWaiting()
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error
       this.#break(error)
@@ -259,9 +303,11 @@ export class ClientDevice implements BlockDevice {
   #fail(error: ProtocolError | LostError): void {
     if (this.#broken !== undefined) return
     this.#broken = error
-    const waiting = [...this.#pending.values()]
+    const waiting = [...this.#pending.values(), ...this.#waiting.slice(this.#waitingHead)]
     this.#pending.clear()
-    for (const pending of waiting) pending.reject(error)
+    this.#waiting = []
+    this.#waitingHead = 0
+    for (const one of waiting) one.reject(error)
   }
 }
 

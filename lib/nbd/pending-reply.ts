@@ -4,15 +4,21 @@
  */
 import { ProtocolError } from '../core/errors.ts'
 import { NBD_READ_PIECES_MAX } from '../core/limits.ts'
-import { NBD_CMD_BLOCK_STATUS, NBD_CMD_READ } from './protocol/constants.ts'
+import { NBD_CMD_BLOCK_STATUS, NBD_CMD_READ, NBD_CMD_WRITE } from './protocol/constants.ts'
 import type { WireExtent } from './protocol/encode.ts'
 import { allowedErrno, refused } from './protocol/errno.ts'
 import { commandName } from './protocol/names.ts'
 import type { Expectation, NbdReply } from './protocol/replies.ts'
 
+/** What a request holds in memory while it is in flight. */
+export function payloadBytes(command: number, length: number): number {
+  return command === NBD_CMD_READ || command === NBD_CMD_WRITE ? length : 0
+}
+
 export class PendingReply {
   readonly promise: Promise<PendingReply>
   readonly expectation: Expectation
+  readonly bytes: number
   readonly #what: string
   #resolve!: (value: PendingReply) => void
   #reject!: (error: Error) => void
@@ -24,6 +30,7 @@ export class PendingReply {
   constructor(name: string, command: number, offset: number, length: number, target: Buffer | undefined) {
     const kind = command === NBD_CMD_READ ? 'read' : command === NBD_CMD_BLOCK_STATUS ? 'status' : 'other'
     this.expectation = { kind, offset, length, target }
+    this.bytes = payloadBytes(command, length)
     this.#what = `${commandName(command)} of ${length} bytes at ${offset} of '${name}'`
     this.promise = new Promise((resolve, reject) => {
       this.#resolve = resolve

@@ -6,8 +6,8 @@
  */
 import type { Duplex } from 'node:stream'
 import type { BlockDevice, BlockSizes } from '../block/device.ts'
-import { errorText, ProtocolError } from '../core/errors.ts'
-import { NBD_OPTIONS_MAX, NBD_PAYLOAD_BYTES_MAX } from '../core/limits.ts'
+import { errorText, ProtocolError, TimeoutError } from '../core/errors.ts'
+import { NBD_HANDSHAKE_MS, NBD_OPTIONS_MAX, NBD_PAYLOAD_BYTES_MAX } from '../core/limits.ts'
 import { transmissionFlags } from './features.ts'
 import * as nbd from './protocol/constants.ts'
 import {
@@ -57,12 +57,20 @@ export class ServerHandshake {
   readonly #log: (message: string) => void
   readonly #pump: MessagePump<ClientMessage>
   #opened: Opened | undefined
+  /** For the client, until it has chosen; what our side takes does not count. */
+  #leftMs: number
   #noZeroes = false
   #structured = false
   /** The export whose base:allocation was selected; only for that one it holds. */
   #allocationOf: string | undefined
 
-  constructor(stream: Duplex, exports: ExportProvider, log: (message: string) => void) {
+  constructor(
+    stream: Duplex,
+    exports: ExportProvider,
+    log: (message: string) => void,
+    deadlineMs: number = NBD_HANDSHAKE_MS,
+  ) {
+    this.#leftMs = deadlineMs
     this.#stream = stream
     this.#exports = exports
     this.#log = log
@@ -73,7 +81,7 @@ export class ServerHandshake {
   async run(): Promise<ChosenExport | undefined> {
     this.#stream.write(encodeGreeting(HANDSHAKE_FLAGS))
     for (let options = 0; options <= NBD_OPTIONS_MAX; options++) {
-      const message = await this.#pump.next()
+      const message = await this.#next()
       if (message === undefined) return undefined
       if (message.type === 'clientFlags') {
         this.#clientFlags(message.flags)
@@ -84,6 +92,31 @@ export class ServerHandshake {
       if (outcome !== 'next') return this.#agreement(outcome)
     }
     throw new ProtocolError(`NBD handshake: more than ${NBD_OPTIONS_MAX} options without choosing an export`)
+  }
+
+  /** @throws TimeoutError when the client neither spoke nor read what it asked for in all the time that it has */
+  async #next(): Promise<ClientMessage | undefined> {
+    const stream = this.#stream
+    const since = performance.now()
+    let late = false
+    const timer = setTimeout(() => {
+      late = true
+      stream.destroy()
+    }, this.#leftMs)
+    let message: ClientMessage | undefined
+    try {
+      // Answers pile up at a client that asks and does not read.
+      if (stream.writableNeedDrain) await drained(stream)
+      message = await this.#pump.next()
+    } catch (error) {
+      // When it was late, the loss of the connection was our own doing.
+      if (!late) throw error
+    } finally {
+      clearTimeout(timer)
+      this.#leftMs = Math.max(0, this.#leftMs - (performance.now() - since))
+    }
+    if (late) throw new TimeoutError('NBD handshake: the client took too long to choose an export')
+    return message
   }
 
   async closeDevice(): Promise<void> {
@@ -239,6 +272,13 @@ export class ServerHandshake {
     const text = Buffer.from(message, 'utf8').subarray(0, nbd.NBD_STRING_BYTES_MAX)
     return this.#reply(option, reply, text)
   }
+}
+
+function drained(stream: Duplex): Promise<void> {
+  return new Promise((resolve) => {
+    stream.once('drain', resolve)
+    stream.once('close', resolve)
+  })
 }
 
 function expectEmpty(option: number, data: Buffer): void {

@@ -24,6 +24,8 @@ export interface NbdServerOptions {
   readonly requestsMax?: number
   /** Bytes of WRITE payloads and READ replies that are held at a time, plus one payload; default 64 MiB. */
   readonly inFlightBytesMax?: number
+  /** Waiting for the client, all in all, until it has chosen an export; default 15 s. */
+  readonly handshakeMs?: number
   readonly signal?: AbortSignal
   readonly log?: (message: string) => void
 }
@@ -39,7 +41,7 @@ export async function serveNbd(stream: Duplex, options: NbdServerOptions): Promi
   // Errors are seen by whoever reads; this one only keeps a late error from being nobody's.
   stream.on('error', () => {})
   signal?.addEventListener('abort', abort)
-  const handshake = new ServerHandshake(stream, options.exports, log)
+  const handshake = new ServerHandshake(stream, options.exports, log, options.handshakeMs)
   try {
     signal?.throwIfAborted()
     const chosen = await handshake.run()

@@ -1,6 +1,8 @@
 /** Which targets share a process. A group gets one share of the time, so those that find much stand in small groups. */
 import type { FuzzTarget } from './target.ts'
 import { controlAnswer, controlRequest, params } from './targets/control.ts'
+import { diskReceiver } from './targets/engine-receiver.ts'
+import { diskSender } from './targets/engine-sender.ts'
 import { config, domainXml, history, procTables, toolOutput } from './targets/host.ts'
 import { nbdDial, nbdGreeting, nbdReplies } from './targets/nbd-client.ts'
 import { nbdOptions, nbdRequests, nbdServe } from './targets/nbd-server.ts'
@@ -11,5 +13,6 @@ export const GROUPS: Readonly<Record<string, readonly FuzzTarget[]>> = {
   'nbd-client': [nbdGreeting, nbdReplies, nbdDial],
   'peer-frames': [peerHello, peerFrames, diskMessages, streamBlocks],
   texts: [domainXml, config, history, procTables, toolOutput, params],
+  engine: [diskReceiver, diskSender],
   sockets: [controlRequest, controlAnswer],
 }

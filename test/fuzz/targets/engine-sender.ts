@@ -1,0 +1,214 @@
+/**
+ * DiskSender with a receiver that lies: wants, confirmations, failures and answers at any time, in between what QEMU asks
+ * for. Whatever it says, QEMU gets an answer to everything; after a loss only errors (I2); a FLUSH succeeds only after
+ * a FLUSHED (I1); and all memory of the session is given back.
+ */
+import assert from 'node:assert/strict'
+import { Chunker, unflatten } from '../../../lib/chunk/chunker.ts'
+import { SlabPool } from '../../../lib/chunk/slab.ts'
+import { LostError, ProtocolError, RefusedError } from '../../../lib/core/errors.ts'
+import { LITERAL_BYTES_MAX } from '../../../lib/core/limits.ts'
+import { DiskAccount } from '../../../lib/engine/account.ts'
+import { DiskLink, type FrameChannel } from '../../../lib/engine/link.ts'
+import { DiskSender } from '../../../lib/engine/sender.ts'
+import { errnoOf } from '../../../lib/nbd/protocol/errno.ts'
+import {
+  type DiskMessage,
+  type DiskMessageBody,
+  decodeDiskMessage,
+  encodeDiskMessage,
+} from '../../../lib/wire/disk.ts'
+import type { FuzzTarget } from '../target.ts'
+import { anySteps, Script, turn } from './script.ts'
+
+const SIZE = 1024 * 1024
+const EPOCH = 7
+const EIO = 5
+const ENOSPC = 28
+const STEPS_MAX = 100
+
+const chunker = new Chunker()
+
+class LyingReceiver {
+  readonly channel: FrameChannel
+  /** Chunks that were described or zeroed, and the FLUSHes that wait. */
+  chunks = 0
+  readonly flushes: number[] = []
+  readonly reads: { id: number; length: number }[] = []
+  /** Changes that QEMU made so far; those before each FLUSH; and those that a FLUSHED stood for. */
+  changes = 0
+  confirmed = 0
+  readonly #before = new Map<number, number>()
+  readonly #closed = Promise.withResolvers<Error | undefined>()
+
+  constructor() {
+    this.channel = {
+      onFrame: undefined,
+      rateBytesPerSecond: 1e8,
+      silentMs: 0,
+      closed: this.#closed.promise,
+      close: async (reason) => this.#closed.resolve(reason),
+      send: async (type, payload) => this.#heard(decodeDiskMessage(type, Buffer.concat(payload))),
+    }
+  }
+
+  say(message: DiskMessageBody): void {
+    if (message.type === 'flushed') {
+      this.confirmed = Math.max(this.confirmed, this.#before.get(message.id) ?? 0)
+    }
+    const { type, payload } = encodeDiskMessage({ disk: 0, epoch: EPOCH, ...message } as DiskMessage)
+    this.channel.onFrame?.(type, Buffer.concat(payload), 0)
+  }
+
+  sayBytes(type: number, payload: Buffer): void {
+    // It may be a FLUSHED.
+    this.confirmed = this.changes
+    this.channel.onFrame?.(type, payload, 0)
+  }
+
+  cut(): void {
+    this.#closed.resolve(new LostError('cut'))
+  }
+
+  #flush(id: number): void {
+    this.flushes.push(id)
+    this.#before.set(id, this.changes)
+  }
+
+  #heard(message: DiskMessage): void {
+    if (message.type === 'describe') this.chunks += message.lengths.length
+    else if (message.type === 'zero') this.chunks++
+    else if (message.type === 'flush') this.#flush(message.id)
+    else if (message.type === 'read') this.reads.push({ id: message.id, length: message.length })
+  }
+}
+
+export const diskSender: FuzzTarget = {
+  name: 'disk-sender',
+  inputBytesMax: 512,
+  generate: (random) => anySteps(random, 200),
+  allocationBytesMax: 16 * LITERAL_BYTES_MAX,
+  async run(input) {
+    const script = new Script(input)
+    const liar = new LyingReceiver()
+    const slabs = new SlabPool({ bytesMax: 64 * LITERAL_BYTES_MAX })
+    const sender = new DiskSender({
+      link: new DiskLink(liar.channel),
+      disk: 0,
+      epoch: EPOCH,
+      size: SIZE,
+      blockSizes: { minimum: 512, preferred: 4096, maximum: SIZE },
+      account: new DiskAccount('vda', SIZE),
+      slabs,
+      describe: async (bytes) => unflatten(chunker.describe(bytes)),
+      limits: { windowBytes: 4 * SIZE, drainMs: 1000, flushDeadlineMs: 60_000 },
+    })
+    const asked: Promise<unknown>[] = []
+    const ask = (operation: Promise<unknown>, flushes: boolean): void => {
+      const { changes } = liar
+      const judged = operation.then(
+        () => assert.ok(!flushes || liar.confirmed >= changes, 'I1: a FLUSH that nobody flushed'),
+        (error: unknown) => checkError(error),
+      )
+      judged.catch(() => undefined)
+      asked.push(judged)
+    }
+    ask(sender.open(49153, 'disk'), false)
+    for (let steps = 0; steps < STEPS_MAX && !script.over; steps++) {
+      if (script.once(3)) await turn()
+      const offset = script.below(SIZE / 512) * 512
+      const length = Math.min(SIZE - offset, (1 + script.below(300)) * 512)
+      switch (script.below(16)) {
+        case 0:
+        case 1:
+        case 2:
+          liar.changes++
+          ask(sender.write(offset, Buffer.alloc(length, script.below(3))), false)
+          break
+        case 3:
+          liar.changes++
+          ask(sender.writeZeroes(offset, length), false)
+          break
+        case 4:
+          ask(sender.flush(), true)
+          break
+        case 5:
+          liar.changes++
+          ask(sender.write(offset, Buffer.alloc(512, 7), { fua: true }), true)
+          break
+        case 6:
+          ask(
+            sender.read(offset, length).then((data) => assert.equal(data.length, length)),
+            false,
+          )
+          break
+        case 7:
+          liar.say({ type: 'opened', errno: script.once(4) ? ENOSPC : 0, text: 'as it is' })
+          break
+        case 8:
+          liar.say({
+            type: 'want',
+            runs: [{ first: script.below(liar.chunks + 2), count: 1 + script.below(3) }],
+          })
+          break
+        case 9:
+        case 10: {
+          const first = script.below(liar.chunks + 1)
+          const count = Math.max(1, script.below(liar.chunks + 2))
+          liar.say({
+            type: 'applied',
+            runs: [{ first, count, source: script.pick(['literal', 'zero'] as const) }],
+          })
+          break
+        }
+        case 11: {
+          const id = script.once(4) ? script.below(9) : liar.flushes.shift()
+          if (id !== undefined) liar.say({ type: 'flushed', id })
+          break
+        }
+        case 12: {
+          const read = liar.reads.shift()
+          if (read === undefined) break
+          const bytes = script.once(4) ? script.below(9000) : read.length
+          liar.say({
+            type: 'readReply',
+            id: read.id,
+            errno: script.once(4) ? EIO : 0,
+            data: Buffer.alloc(bytes),
+          })
+          break
+        }
+        case 13:
+          if (script.once(4))
+            liar.say({ type: 'failed', errno: script.pick([EIO, ENOSPC, 1]), text: 'disk full' })
+          break
+        case 14:
+          if (script.once(4)) {
+            const head = Buffer.from([0, 0, 0, 0, 0, EPOCH])
+            liar.sayBytes(16 + script.below(14), Buffer.concat([head, script.take(30)]))
+          }
+          break
+        default:
+          if (script.once(8)) ask(sender.close(), false)
+      }
+    }
+    // The link ends: everybody who still waits hears of it, and nothing of the session is left.
+    liar.cut()
+    await Promise.all(asked)
+    await turn()
+    const later = [sender.write(0, Buffer.alloc(512)), sender.flush(), sender.read(0, 512)]
+    for (const result of await Promise.allSettled(later)) {
+      assert.equal(result.status, 'rejected', 'I2: success after a loss')
+      checkError((result as PromiseRejectedResult).reason)
+    }
+    for (let turns = 0; slabs.used > 0 && turns < 100; turns++) await turn()
+    assert.equal(slabs.used, 0, 'slabs that nobody gave back')
+  },
+}
+
+/** What QEMU may see: EIO, ENOSPC where the far side said so, and what a far side gave as the errno of one READ. */
+function checkError(error: unknown): void {
+  const known = [RefusedError, ProtocolError, LostError].some((one) => error instanceof one)
+  if (!known) throw error
+  assert.ok([EIO, ENOSPC].includes(errnoOf(error)), `errno ${errnoOf(error)}`)
+}
