@@ -1,9 +1,11 @@
 /** Which targets share a process. A group gets one share of the time, so those that find much stand in small groups. */
 import type { FuzzTarget } from './target.ts'
+import { bundleTarget } from './targets/bundle.ts'
 import { controlAnswer, controlRequest, params } from './targets/control.ts'
 import { diskReceiver } from './targets/engine-receiver.ts'
 import { diskSender } from './targets/engine-sender.ts'
 import { config, domainXml, history, procTables, toolOutput } from './targets/host.ts'
+import { peerListener } from './targets/listener.ts'
 import { nbdDial, nbdGreeting, nbdReplies } from './targets/nbd-client.ts'
 import { nbdOptions, nbdRequests, nbdServe } from './targets/nbd-server.ts'
 import { diskMessages, peerFrames, peerHello, streamBlocks } from './targets/peer.ts'
@@ -14,5 +16,5 @@ export const GROUPS: Readonly<Record<string, readonly FuzzTarget[]>> = {
   'peer-frames': [peerHello, peerFrames, diskMessages, streamBlocks],
   texts: [domainXml, config, history, procTables, toolOutput, params],
   engine: [diskReceiver, diskSender],
-  sockets: [controlRequest, controlAnswer],
+  sockets: [bundleTarget, peerListener, controlRequest, controlAnswer],
 }
