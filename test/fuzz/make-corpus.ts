@@ -205,6 +205,12 @@ async function texts(): Promise<void> {
   const refusal = { version: 1, ok: false, code: 'SWAM_REFUSED', message: 'no' }
   save('control-answer', 'refused', Buffer.from(`${JSON.stringify(refusal)}\n`))
 
+  for (const text of ['null', '7', '[]', '"a"', '{}']) {
+    const name = `bare-${text.replaceAll(/[^a-z0-9]/g, '_')}`
+    save('control-answer', name, Buffer.from(`${text}\n`))
+    save('control-request', name, Buffer.from(`${text}\n`))
+  }
+
   const blockSizes = { minimum: 1, preferred: 4096, maximum: 32 * SIZE }
   const given = {
     ...{ migrationId: uuid, uuid, guest: 'tiny', port: 49153, ports: [49152], found: true, error: null },

@@ -20,6 +20,10 @@ import type { FuzzTarget } from '../target.ts'
 
 const UUID = '8950abfd-a7b7-4763-8760-dd35bcf5c3da'
 
+const ONE_DISK =
+  `<domain><name>vm</name><uuid>${UUID}</uuid><devices>` +
+  "<disk><source file='/a'/><target dev='vda'/></disk></devices></domain>"
+
 function words(text: string): Buffer[] {
   return text.split(' ').map((word) => Buffer.from(word))
 }
@@ -49,7 +53,7 @@ export const domainXml: FuzzTarget = {
     ...words(
       '<name> <uuid> <devices> <source file="/x" dev= type="file" <target <readonly/> ../ /etc/shadow',
     ),
-    ...words(`${UUID} device="disk" &#0; &#xd800; \u0000 \ufeff`),
+    ...words(`${UUID} device="disk" &#0; &#xd800; &#x110000; &#9999999; \u0000 \ufeff`),
   ],
   run(input) {
     const text = input.toString('utf8')
@@ -156,8 +160,10 @@ export const toolOutput: FuzzTarget = {
     if ('value' in listing) {
       for (const port of listing.value.elements.values()) assert.equal(typeof port, 'number')
     }
-    // virsh as a whole: the same answer to each call.
-    const libvirt = new Libvirt({ run: async (argv) => (argv.includes('domstate') ? 'running\n' : text) })
+    // What a guest's XML may say is the target before; here its disks are asked for.
+    const answer = (argv: readonly string[]): string =>
+      argv.includes('domstate') ? 'running\n' : argv.includes('dumpxml') ? ONE_DISK : text
+    const libvirt = new Libvirt({ run: async (argv) => answer(argv) })
     const domain = await libvirt.runningDomain(UUID).catch((error: unknown) => {
       if (!(error instanceof SwamError)) throw error
     })
