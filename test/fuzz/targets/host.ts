@@ -5,8 +5,10 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { checkConfigText } from '../../../config/load.ts'
 import { decideHook } from '../../../hooks/decision.ts'
+import { parseMap } from '../../../lib/catalog/data-extents.ts'
 import { ProtocolError, RefusedError, SwamError } from '../../../lib/core/errors.ts'
 import { DOMAIN_XML_DEPTH_MAX, DOMAIN_XML_ELEMENTS_MAX, IMAGE_BYTES_MAX } from '../../../lib/core/limits.ts'
+import { BLOCK_BYTES, MIB } from '../../../lib/core/units.ts'
 import { isGuestName, isUuid, parseDomain } from '../../../lib/host/domain-xml.ts'
 import { Libvirt, parseJobInfo } from '../../../lib/host/libvirt.ts'
 import { addressDigits, addressText, parseTcpTable } from '../../../lib/host/procnet.ts'
@@ -20,6 +22,8 @@ import type { FuzzTarget } from '../target.ts'
 
 const UUID = '8950abfd-a7b7-4763-8760-dd35bcf5c3da'
 
+/** Of the image whose map is in the corpus. */
+const IMAGE_BYTES = 256 * MIB
 const ONE_DISK =
   `<domain><name>vm</name><uuid>${UUID}</uuid><devices>` +
   "<disk><source file='/a'/><target dev='vda'/></disk></devices></domain>"
@@ -147,7 +151,7 @@ export const toolOutput: FuzzTarget = {
   allocationBytesMax: 65_536,
   dictionary: words(
     'Job\u0020type:\u0020Completed Operation: Time\u0020elapsed: GiB MiB/s ms Capacity:\u0020 bytes_sent: segs_out:1 ts ' +
-      '{"nftables":[ {"map":{"elem":[ "concat":[ "elem":{"val": null {} "chain" "rule" running paused',
+      '"start": "length": "zero":true {"nftables":[ {"map":{"elem":[ "concat":[ "elem":{"val": null {} "chain" "rule" running paused',
   ),
   async run(input) {
     const text = input.toString('utf8')
@@ -159,6 +163,12 @@ export const toolOutput: FuzzTarget = {
     const listing = allowing([ProtocolError, RefusedError], () => parseListing(text))
     if ('value' in listing) {
       for (const port of listing.value.elements.values()) assert.equal(typeof port, 'number')
+    }
+    let end = 0
+    for (const extent of parseMap(text, IMAGE_BYTES) ?? []) {
+      assert.ok(extent.offset >= end && extent.end > extent.offset && extent.end <= IMAGE_BYTES)
+      assert.ok(extent.offset % BLOCK_BYTES === 0)
+      end = extent.end
     }
     // What a guest's XML may say is the target before; here its disks are asked for.
     const answer = (argv: readonly string[]): string =>
