@@ -156,6 +156,12 @@ async function texts(): Promise<void> {
   save('config', 'example.toml', Buffer.from(example))
   save('config', 'example-peers.toml', Buffer.from(example.replaceAll(/^#! /gm, '')))
 
+  // Short ones, which are tried many times in the time of a long one.
+  const key = 'AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f'
+  const peer = `[[peers]]\nname = "b"\naddresses = ["10.8.0.2"]\nssh = { key = "/k", hostKey = "ssh-ed25519 ${key}" }\n`
+  save('config', 'peer.toml', Buffer.from(`site = "a"\nimages = ["/i"]\n${peer}`))
+  save('config', 'tables.toml', Buffer.from('site = "a"\nlimits.wanMbit = 7\n[status]\nlisten = "unix:/s"\n'))
+
   const uuid = '8950abfd-a7b7-4763-8760-dd35bcf5c3da'
   const request = (method: string, params: unknown): Buffer =>
     Buffer.from(`${JSON.stringify({ version: 1, method, params })}\n`)
