@@ -10,21 +10,16 @@ import { ByteBudget } from '../../../lib/core/byte-budget.ts'
 import { LostError, ProtocolError, RefusedError } from '../../../lib/core/errors.ts'
 import { LITERAL_BYTES_MAX } from '../../../lib/core/limits.ts'
 import { DiskAccount } from '../../../lib/engine/account.ts'
-import { DiskLink, type FrameChannel } from '../../../lib/engine/link.ts'
+import { DiskLink } from '../../../lib/engine/link.ts'
 import { DiskReceiver } from '../../../lib/engine/receiver.ts'
-import {
-  type DiskMessage,
-  type DiskMessageBody,
-  decodeDiskMessage,
-  encodeDiskMessage,
-} from '../../../lib/wire/disk.ts'
+import type { DiskMessage } from '../../../lib/wire/disk.ts'
 import { DurableDevice } from '../../unit/engine/rig.ts'
 import type { FuzzTarget } from '../target.ts'
+import { EPOCH, Liar } from './liar.ts'
 import { anySteps, Script, turn, until } from './script.ts'
 
 const BLOCK = 512
 const SIZE = 128 * 1024
-const EPOCH = 7
 const STEPS_MAX = 200
 const ADMITTED = [ProtocolError, RefusedError, LostError]
 
@@ -133,9 +128,7 @@ class CheckedDevice extends DurableDevice {
   }
 }
 
-/** The sender's side of the channel, and what the receiver said on it. */
-class Liar {
-  readonly channel: FrameChannel
+class LyingSender extends Liar {
   readonly wanted = new Set<number>()
   readonly applied = new Set<number>()
   readonly flushed = new Set<number>()
@@ -143,33 +136,8 @@ class Liar {
   end: Error | undefined
   fault: unknown
   #over = false
-  readonly #closed = Promise.withResolvers<Error | undefined>()
 
-  constructor() {
-    this.channel = {
-      onFrame: undefined,
-      rateBytesPerSecond: 1e8,
-      silentMs: 0,
-      closed: this.#closed.promise,
-      close: async (reason) => this.#closed.resolve(reason),
-      send: async (type, payload) => this.#heard(decodeDiskMessage(type, Buffer.concat(payload))),
-    }
-  }
-
-  say(message: DiskMessageBody & { readonly epoch?: number; readonly disk?: number }): void {
-    const { type, payload } = encodeDiskMessage({ disk: 0, epoch: EPOCH, ...message } as DiskMessage)
-    this.sayBytes(type, Buffer.concat(payload))
-  }
-
-  sayBytes(type: number, payload: Buffer): void {
-    this.channel.onFrame?.(type, Buffer.from(payload), 0)
-  }
-
-  cut(): void {
-    this.#closed.resolve(new LostError('cut'))
-  }
-
-  #heard(message: DiskMessage): void {
+  protected override heard(message: DiskMessage): void {
     try {
       assert.ok(!this.#over, `${message.type} after the session had failed`)
       if (message.type === 'want') this.#each(message.runs, (seq) => this.#once(this.wanted, seq, 'wanted'))
@@ -207,7 +175,7 @@ export const diskReceiver: FuzzTarget = {
     for (let at = 0; at < SIZE; at += 8192) pattern(script.below(4), 8192).copy(contents, at)
     const model = new Model(contents)
     const device = new CheckedDevice(contents, model)
-    const liar = new Liar()
+    const liar = new LyingSender()
     const link = new DiskLink(liar.channel)
     new DiskReceiver({
       link,
@@ -235,7 +203,7 @@ export const diskReceiver: FuzzTarget = {
 
 function step(
   script: Script,
-  liar: Liar,
+  liar: LyingSender,
   model: Model,
   seq: number,
   flush: number,
@@ -309,7 +277,7 @@ function step(
   }
 }
 
-function literal(liar: Liar, seq: number, bytes: Buffer, packed: boolean): void {
+function literal(liar: LyingSender, seq: number, bytes: Buffer, packed: boolean): void {
   const data = packed ? zstdCompressSync(bytes) : bytes
   const chunks = [{ seq, length: bytes.length }]
   liar.say({ type: 'literal', chunks, codec: packed ? 'zstd' : 'raw', data })
@@ -317,7 +285,7 @@ function literal(liar: Liar, seq: number, bytes: Buffer, packed: boolean): void 
 
 /** The rest is honest: what is wanted is sent, then one more FLUSH; or it is over, and stays so. */
 async function finish(
-  liar: Liar,
+  liar: LyingSender,
   device: CheckedDevice,
   model: Model,
   seq: number,

@@ -9,28 +9,22 @@ import { SlabPool } from '../../../lib/chunk/slab.ts'
 import { LostError, ProtocolError, RefusedError } from '../../../lib/core/errors.ts'
 import { LITERAL_BYTES_MAX } from '../../../lib/core/limits.ts'
 import { DiskAccount } from '../../../lib/engine/account.ts'
-import { DiskLink, type FrameChannel } from '../../../lib/engine/link.ts'
+import { DiskLink } from '../../../lib/engine/link.ts'
 import { DiskSender } from '../../../lib/engine/sender.ts'
 import { errnoOf } from '../../../lib/nbd/protocol/errno.ts'
-import {
-  type DiskMessage,
-  type DiskMessageBody,
-  decodeDiskMessage,
-  encodeDiskMessage,
-} from '../../../lib/wire/disk.ts'
+import { DISK_FLUSHED, type DiskMessage } from '../../../lib/wire/disk.ts'
 import type { FuzzTarget } from '../target.ts'
+import { EPOCH, Liar } from './liar.ts'
 import { anySteps, Script, turn } from './script.ts'
 
 const SIZE = 1024 * 1024
-const EPOCH = 7
 const EIO = 5
 const ENOSPC = 28
 const STEPS_MAX = 100
 
 const chunker = new Chunker()
 
-class LyingReceiver {
-  readonly channel: FrameChannel
+class LyingReceiver extends Liar {
   /** Chunks that were described or zeroed, and the FLUSHes that wait. */
   chunks = 0
   readonly flushes: number[] = []
@@ -39,35 +33,13 @@ class LyingReceiver {
   changes = 0
   confirmed = 0
   readonly #before = new Map<number, number>()
-  readonly #closed = Promise.withResolvers<Error | undefined>()
 
-  constructor() {
-    this.channel = {
-      onFrame: undefined,
-      rateBytesPerSecond: 1e8,
-      silentMs: 0,
-      closed: this.#closed.promise,
-      close: async (reason) => this.#closed.resolve(reason),
-      send: async (type, payload) => this.#heard(decodeDiskMessage(type, Buffer.concat(payload))),
+  override sayBytes(type: number, payload: Buffer): void {
+    // A FLUSHED, whoever made it up.
+    if (type === DISK_FLUSHED && payload.length === 10) {
+      this.confirmed = Math.max(this.confirmed, this.#before.get(payload.readUInt32BE(6)) ?? 0)
     }
-  }
-
-  say(message: DiskMessageBody): void {
-    if (message.type === 'flushed') {
-      this.confirmed = Math.max(this.confirmed, this.#before.get(message.id) ?? 0)
-    }
-    const { type, payload } = encodeDiskMessage({ disk: 0, epoch: EPOCH, ...message } as DiskMessage)
-    this.channel.onFrame?.(type, Buffer.concat(payload), 0)
-  }
-
-  sayBytes(type: number, payload: Buffer): void {
-    // It may be a FLUSHED.
-    this.confirmed = this.changes
-    this.channel.onFrame?.(type, payload, 0)
-  }
-
-  cut(): void {
-    this.#closed.resolve(new LostError('cut'))
+    super.sayBytes(type, payload)
   }
 
   #flush(id: number): void {
@@ -75,7 +47,7 @@ class LyingReceiver {
     this.#before.set(id, this.changes)
   }
 
-  #heard(message: DiskMessage): void {
+  protected override heard(message: DiskMessage): void {
     if (message.type === 'describe') this.chunks += message.lengths.length
     else if (message.type === 'zero') this.chunks++
     else if (message.type === 'flush') this.#flush(message.id)
