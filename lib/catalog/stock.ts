@@ -33,6 +33,7 @@ export class ImageStock {
   readonly #images = new Map<number, StockImage>()
   #nextNumber = 0
   readonly #scanning = new Map<number, AbortController>()
+  #refreshing: Promise<void> = Promise.resolve()
   #closed = false
 
   constructor(options: StockOptions) {
@@ -67,6 +68,13 @@ export class ImageStock {
    * the scans have begun; their end is not waited for.
    */
   async refresh(directories: readonly string[], except: ReadonlySet<string>): Promise<void> {
+    // One at a time: of two migrations that begin at once, each would take what the other one found for gone.
+    const turn = this.#refreshing.then(() => this.#refresh(directories, except))
+    this.#refreshing = turn.catch(() => undefined)
+    await turn
+  }
+
+  async #refresh(directories: readonly string[], except: ReadonlySet<string>): Promise<void> {
     const files = await listImages(directories)
     if (this.#closed) return
     const kept = new Set<number>()

@@ -1,0 +1,32 @@
+/** ImageStock when several migrations begin at once: each image is known once, its file is open once. */
+import assert from 'node:assert/strict'
+import { mkdtemp, readdir, readlink, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import { ImageStock } from '../../../lib/catalog/stock.ts'
+import { MIB } from '../../../lib/core/units.ts'
+
+async function opened(directory: string): Promise<string[]> {
+  const names = await readdir('/proc/self/fd')
+  const paths = await Promise.all(names.map((name) => readlink(`/proc/self/fd/${name}`).catch(() => '')))
+  return paths.filter((path) => path.startsWith(`${directory}/`)).sort()
+}
+
+test('refreshes at the same time leave each image once, and none after close', async () => {
+  const directory = await mkdtemp(join(tmpdir(), 'swam-stock-'))
+  const stock = new ImageStock({ indexBytesMax: MIB, imagesMax: 16 })
+  try {
+    const paths = ['a.raw', 'b.raw', 'c.raw'].map((name) => join(directory, name))
+    for (const path of paths) await writeFile(path, Buffer.alloc(2 * MIB, path))
+    await Promise.all(Array.from({ length: 4 }, () => stock.refresh([directory], new Set())))
+    const end = Date.now() + 10_000
+    while (stock.scanning > 0 && Date.now() < end) await new Promise((resolve) => setTimeout(resolve, 10))
+    assert.deepEqual(stock.images.map(({ path }) => path).sort(), paths)
+    assert.deepEqual(await opened(directory), paths)
+  } finally {
+    await stock.close()
+    assert.deepEqual(await opened(directory), [])
+    await rm(directory, { recursive: true })
+  }
+})
