@@ -44,6 +44,10 @@ export interface ControlServerOptions {
   readonly group?: string
   readonly handlers: Readonly<Record<string, ControlHandler>>
   readonly requestBytesMax: number
+  /** For methods without parameters, whose answer is the same for all who ask at once: those that are being made. */
+  readonly making?: Map<string, Promise<Buffer>>
+  /** Time a client has to read its answer. */
+  readonly readMs?: number
   /** Failures of single clients; they never stop the server. */
   readonly onError?: (error: unknown) => void
 }
@@ -164,7 +168,7 @@ function serveOne(socket: Socket, options: ControlServerOptions): void {
     clearTimeout(deadline)
     gone.abort()
   })
-  const answer = async (): Promise<string> => {
+  const answer = async (): Promise<Buffer> => {
     const line = await readLine(socket, options.requestBytesMax, `${options.path}: a request`)
     clearTimeout(deadline)
     const request = parseObject(line, `${options.path}: a request`)
@@ -174,20 +178,35 @@ function serveOne(socket: Socket, options: ControlServerOptions): void {
     }
     const handler = Object.hasOwn(options.handlers, method) ? options.handlers[method] : undefined
     if (handler === undefined) throw new RefusedError(`unknown method ${JSON.stringify(method.slice(0, 64))}`)
-    const result = (await handler(request['params'], gone.signal)) ?? null
-    if (result instanceof JsonText) return `{"version":${CONTROL_VERSION},"ok":true,"result":${result.text}}`
-    return JSON.stringify({ version: CONTROL_VERSION, ok: true, result })
+    const make = async (): Promise<Buffer> => {
+      const result = (await handler(request['params'], gone.signal)) ?? null
+      if (!(result instanceof JsonText)) return lineOf({ version: CONTROL_VERSION, ok: true, result })
+      return Buffer.from(`{"version":${CONTROL_VERSION},"ok":true,"result":${result.text}}\n`, 'utf8')
+    }
+    if (options.making === undefined) return await make()
+    // Who asks while an answer is being made gets that one: many who ask cost as much as one.
+    const made = options.making.get(method) ?? make()
+    options.making.set(method, made)
+    return await made.finally(() => options.making?.delete(method))
   }
   answer()
     .catch((error: unknown) => {
       if (!(error instanceof LostError)) options.onError?.(error)
       const code = error instanceof SwamError ? error.code : 'SWAM_INTERNAL'
-      return JSON.stringify({ version: CONTROL_VERSION, ok: false, code, message: errorText(error) })
+      return lineOf({ version: CONTROL_VERSION, ok: false, code, message: errorText(error) })
     })
     .then((line) => {
-      if (!socket.destroyed) socket.end(`${line}\n`, () => socket.destroySoon())
+      if (socket.destroyed) return
+      // An answer that nobody reads is not kept.
+      const unread = setTimeout(() => socket.destroy(), options.readMs ?? CONTROL_ANSWER_DEADLINE_MS)
+      socket.on('close', () => clearTimeout(unread))
+      socket.end(line, () => socket.destroySoon())
     })
     .catch((error: unknown) => options.onError?.(error))
+}
+
+function lineOf(answer: object): Buffer {
+  return Buffer.from(`${JSON.stringify(answer)}\n`, 'utf8')
 }
 
 /** The bytes before the first newline. Holds at most `bytesMax`; whatever follows the line is ignored. */

@@ -199,6 +199,7 @@ export class Daemon {
     this.#sockets.push(
       await serveControl({
         path: join(runDir, 'control.sock'),
+        making: new Map(),
         mode: 0o660,
         handlers: { status: () => this.status(), history: () => this.history() },
         requestBytesMax: CONTROL_REQUEST_BYTES_MAX,

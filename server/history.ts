@@ -7,7 +7,12 @@
  */
 import { appendFile, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { HISTORY_BYTES_MAX, HISTORY_ENTRIES_MAX, HISTORY_LINES_MAX } from '../lib/core/limits.ts'
+import {
+  HISTORY_ANSWER_CHARACTERS_MAX,
+  HISTORY_BYTES_MAX,
+  HISTORY_ENTRIES_MAX,
+  HISTORY_LINES_MAX,
+} from '../lib/core/limits.ts'
 import { isReport, type MigrationReport } from './report.ts'
 
 export class History {
@@ -41,7 +46,8 @@ export class History {
       // Years of migrations: other work goes on in between.
       if (index % HISTORY_LINES_MAX === 0) await new Promise((resolve) => setImmediate(resolve))
     }
-    return valid.slice(-HISTORY_ENTRIES_MAX)
+    // Peers and guests give names of any length: an answer must fit what the CLI accepts.
+    return newest(valid, HISTORY_ENTRIES_MAX, HISTORY_ANSWER_CHARACTERS_MAX)
   }
 
   /** Everything that was appended is in the file. */
@@ -97,10 +103,26 @@ export class History {
   }
 
   async #shorten(): Promise<void> {
-    const lines = (await readFile(this.#path, 'utf8')).split('\n').filter((line) => line !== '')
-    await writeFile(`${this.#path}.new`, `${lines.slice(-HISTORY_ENTRIES_MAX / 2).join('\n')}\n`)
+    const lines = (await readFile(this.#path, 'utf8')).split('\n')
+    // Half of the bytes too: a few long entries must not keep it long for ever.
+    const kept = newest(lines, HISTORY_ENTRIES_MAX / 2, HISTORY_BYTES_MAX / 2)
+    await writeFile(`${this.#path}.new`, `${kept.join('\n')}\n`)
     await rename(`${this.#path}.new`, this.#path)
   }
+}
+
+/** The last lines that are not empty, in their order: at most so many, with at most so many characters. */
+function newest(lines: readonly string[], countMax: number, charactersMax: number): string[] {
+  const found: string[] = []
+  let characters = 0
+  for (let at = lines.length - 1; at >= 0 && found.length < countMax; at--) {
+    const line = lines[at]!
+    if (line === '') continue
+    characters += line.length
+    if (characters > charactersMax) break
+    found.push(line)
+  }
+  return found.reverse()
 }
 
 /** The entry that a line holds; none in an empty line, in the last line of a crash, or in what is no report. */

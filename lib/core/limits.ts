@@ -137,6 +137,8 @@ export const HISTORY_ENTRIES_MAX: number = 5000
 export const HISTORY_LINES_MAX: number = 100
 /** The history's file, before it is shortened; read whole for an answer. 5,000 entries have some 7 MiB. */
 export const HISTORY_BYTES_MAX: number = 32 * MIB
+/** The newest entries that are given as an answer; the CLI takes 16 MiB. A peer with 64 disks can make an entry of 300 KiB. */
+export const HISTORY_ANSWER_CHARACTERS_MAX: number = 12 * MIB
 /** An announced migration that is never armed: `started begin` comes within seconds, a slow incoming QEMU within a minute. */
 export const MIGRATION_ANNOUNCED_MS: number = 120_000
 /** An armed migration to which nothing connects: libvirt connects at once. */

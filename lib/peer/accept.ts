@@ -172,11 +172,14 @@ export class PeerListener {
     if (this.#groups.size >= HALF_OPEN_BUNDLES_MAX) {
       throw new RefusedError(`${this.#groups.size} bundles are half open already`)
     }
-    const halfOpen = [...this.#groups.values()].filter((group) => group.peer === peer).length
+    // After a break all bundles come back at once: those are known, and bounded by themselves.
+    const isNew = (group: Group): boolean => group.peer === peer && group.resumed === undefined
+    const halfOpen = resumed === undefined ? [...this.#groups.values()].filter(isNew).length : 0
     if (halfOpen >= PEER_HALF_OPEN_BUNDLES_MAX)
       throw new RefusedError(`${halfOpen} bundles of ${peer} are half open already`)
     const own = [...this.#bundles.keys()].filter((known) => known.startsWith(`${peer} `)).length
-    if (own >= PEER_BUNDLES_MAX) throw new RefusedError(`${own} bundles of ${peer} are open already`)
+    if (resumed === undefined && own >= PEER_BUNDLES_MAX)
+      throw new RefusedError(`${own} bundles of ${peer} are open already`)
     const bundlesMax = this.#options.bundlesMax ?? BUNDLES_MAX
     if (resumed === undefined && this.#bundles.size >= bundlesMax)
       throw new RefusedError(`${bundlesMax} bundles are open already`)

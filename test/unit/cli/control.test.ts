@@ -179,3 +179,41 @@ test('the client: nobody there, an answer too large, an answer that is none, a s
     await new Promise<void>((resolve) => fake.close(() => resolve()))
   }
 })
+
+test('many who ask at once get one answer that is made once; who does not read it is let go', async () => {
+  let made = 0
+  server = await serveControl({
+    path,
+    mode: 0o600,
+    requestBytesMax: 4096,
+    making: new Map(),
+    readMs: 2000,
+    handlers: {
+      history: async () => {
+        made++
+        await new Promise((resolve) => setTimeout(resolve, 100))
+        return 'x'.repeat(4_000_000)
+      },
+    },
+  })
+  const answers = await Promise.all(Array.from({ length: 30 }, () => callControl(path, 'history', null)))
+  assert.ok(answers.every((answer) => String(answer).length === 4_000_000))
+  assert.equal(made, 1)
+  await callControl(path, 'history', null)
+  assert.equal(made, 2, 'an answer that was given is not given again')
+  const idle = connect({ path })
+  idle.pause()
+  idle.write('{"version":1,"method":"history"}\n')
+  const started = performance.now()
+  await new Promise((resolve, reject) => {
+    idle.on('error', resolve)
+    idle.on('close', resolve)
+    setTimeout(() => idle.resume(), 3500)
+    setTimeout(() => reject(new Error('still connected')), 10_000).unref()
+  })
+  let read = 0
+  idle.on('data', (bytes) => {
+    read += bytes.length
+  })
+  assert.ok(performance.now() - started < 10_000 && read < 4_000_000)
+})

@@ -249,6 +249,18 @@ test('hostile: more than the window is not held', async () => {
   assert.match((await bundle.closed)?.message ?? '', /bytes are in flight, at most/)
 })
 
+test('hostile: a far end that asks and does not take the answers is let go', async () => {
+  const { bundle } = bareBundle(1)
+  const answer = Buffer.alloc(MIB)
+  let count = 0
+  while (!bundle.ended && count < 100) {
+    void bundle.send(16, [answer], FRAME_CONTROL).catch(() => undefined)
+    count++
+  }
+  assert.match((await bundle.closed)?.message ?? '', /of answers wait for a far end that does not read them/)
+  assert.ok(count < 60, `${count} MiB were taken`)
+})
+
 test('silence is a loss', async () => {
   const { bundle } = bareBundle(1, { pingIntervalMs: 20, silenceMs: 80 })
   const held = setTimeout(() => undefined, 10_000)

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { LostError, ProtocolError, RefusedError, SwamError, TimeoutError } from '../../../lib/core/errors.ts'
+import { RPC_SERVED_MAX } from '../../../lib/core/limits.ts'
 import { bundlePair } from '../../../lib/peer/memory.ts'
 import { RPC_REQUEST, RPC_RESPONSE, Rpc } from '../../../lib/peer/rpc.ts'
 import { FRAME_CONTROL } from '../../../lib/wire/frame.ts'
@@ -64,6 +65,22 @@ test('a loss rejects what waits', async () => {
   cut()
   await assert.rejects(waiting, LostError)
   await assert.rejects(client.call('never', 0), LostError)
+})
+
+test('a peer that calls without end: so many are served at once, the rest is refused', async () => {
+  const { near, client, server } = await pair()
+  let serving = 0
+  let most = 0
+  server.handle('slow', async () => {
+    most = Math.max(most, ++serving)
+    await new Promise((resolve) => setTimeout(resolve, 50))
+    serving--
+  })
+  const all = await Promise.allSettled(Array.from({ length: 500 }, () => client.call('slow', 0)))
+  assert.equal(most, RPC_SERVED_MAX)
+  assert.equal(all.filter(({ status }) => status === 'fulfilled').length, RPC_SERVED_MAX)
+  assert.equal(await client.call('slow', 0), undefined)
+  await near.close()
 })
 
 test('what is too large is refused on the side where it arises', async () => {

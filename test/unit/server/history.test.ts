@@ -1,9 +1,10 @@
 /** The history on disk: order kept, a torn line skipped, nothing swallowed after it, nothing lost that was under way. */
 import assert from 'node:assert/strict'
-import { appendFile, mkdtemp, rm } from 'node:fs/promises'
+import { appendFile, mkdtemp, rm, stat } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import { CONTROL_ANSWER_BYTES_MAX, HISTORY_BYTES_MAX } from '../../../lib/core/limits.ts'
 import { LoopWatch } from '../../../lib/core/loop-watch.ts'
 import { History } from '../../../server/history.ts'
 import { emptyBySource, type MigrationReport } from '../../../server/report.ts'
@@ -130,5 +131,26 @@ test('five thousand entries are read without holding up the event loop', { timeo
     assert.ok(busyMaxMs <= 50, `a turn of ${busyMaxMs} ms`)
   } finally {
     await rm(dir, { recursive: true })
+  }
+})
+
+test('long names make entries long: the newest are kept, the answer and the file stay short', async () => {
+  const dir = await mkdtemp(join(tmpdir(), 'swam-history-'))
+  try {
+    const history = new History(dir)
+    const disks = Array.from({ length: 64 }, () => ({
+      target: 'x'.repeat(16_000),
+      size: 1,
+      askedBytes: 0,
+      appliedBytes: 0,
+      bySource: emptyBySource(),
+    }))
+    for (let at = 0; at < 40; at++) await history.append({ ...entry(`${at}`), disks })
+    const read = await history.read()
+    assert.equal(read.at(-1)?.id, '39')
+    assert.ok(read.length >= 8 && JSON.stringify(read).length <= CONTROL_ANSWER_BYTES_MAX, `${read.length}`)
+    assert.ok((await stat(join(dir, 'history.jsonl'))).size <= HISTORY_BYTES_MAX)
+  } finally {
+    await rm(dir, { recursive: true, force: true })
   }
 })

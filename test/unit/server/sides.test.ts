@@ -1,0 +1,185 @@
+/**
+ * Peers that lie, against both sides of a daemon: each reaches its own migrations only, and a guest that two peers claim
+ * is taken from neither. Bundles in memory; libvirt answers what the test says.
+ */
+import assert from 'node:assert/strict'
+import { mkdir, mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { type TestContext, test } from 'node:test'
+import type { Config } from '../../../config/schema.ts'
+import { ImageStock } from '../../../lib/catalog/stock.ts'
+import { SlabPool } from '../../../lib/chunk/slab.ts'
+import { PEER_CONTROL_BUNDLES_MAX, PEER_MIGRATIONS_MAX } from '../../../lib/core/limits.ts'
+import { createLog } from '../../../lib/core/log.ts'
+import { MIB } from '../../../lib/core/units.ts'
+import { Libvirt } from '../../../lib/host/libvirt.ts'
+import type { Bundle } from '../../../lib/peer/bundle.ts'
+import { bundlePair } from '../../../lib/peer/memory.ts'
+import { Rpc } from '../../../lib/peer/rpc.ts'
+import { History } from '../../../server/history.ts'
+import type { Peer } from '../../../server/peers.ts'
+import { Site } from '../../../server/site.ts'
+import { SourceSide } from '../../../server/source-side.ts'
+import { TargetSide } from '../../../server/target-side.ts'
+
+const UUID = '33333333-3333-4333-8333-333333333333'
+const uuid = (number: number): string => `33333333-3333-4333-8333-${String(number).padStart(12, '0')}`
+const xml = (id: string): string => `<domain><name>vm</name><uuid>${id}</uuid><devices/></domain>`
+
+async function start(context: TestContext) {
+  const directory = await mkdtemp(join(tmpdir(), 'swam-sides-'))
+  await mkdir(join(directory, 'incoming'))
+  const config = {
+    runDir: directory,
+    stateDir: directory,
+    images: [directory],
+    migrationPorts: [49_152, 49_215],
+    strict: false,
+    ram: 'on',
+    limits: { wanMbit: 0, windowMiB: 8, indexMiB: 1, flushDeadlineMs: 2000 },
+    peers: ['ams1', 'fra1'].map((name, at) => ({ name, addresses: [`192.0.2.${at}`] })),
+  } as unknown as Config
+  const lines: string[] = []
+  const log = createLog({ level: 'info', stream: { write: (line) => void lines.push(line) } })
+  const site = new Site(config, log, new History(directory))
+  Object.assign(site, {
+    libvirt: new Libvirt({
+      run: async (argv) => (argv.includes('domstate') ? 'running\n' : xml(argv.at(-1) ?? '')),
+    }),
+  })
+  const ends: (() => unknown)[] = []
+  context.after(async () => {
+    for (const end of ends) await end()
+    await site.history.settled()
+    await rm(directory, { recursive: true, force: true })
+  })
+  return { site, config, directory, lines, ends }
+}
+
+async function source(context: TestContext) {
+  const place = await start(context)
+  const side = new SourceSide(place.site, {
+    redirect: undefined,
+    uids: [0],
+    slabs: new SlabPool({ bytesMax: MIB }),
+    describe: async () => [],
+    farLives: async () => 'unknown',
+  })
+  place.ends.push(() => Promise.all(side.migrations.map((migration) => migration.abort('over'))))
+  /** A bundle that the peer dialed; what the far end of the pair is called is what swam-peer says. */
+  const dialed = async (
+    peer: string,
+    kind: 'control' | 'disk' | 'ram',
+    migrationId = '',
+  ): Promise<Bundle> => {
+    const { near, far, cut } = await bundlePair({ kind, migrationId, channels: 1 })
+    place.ends.push(cut)
+    Object.assign(far, { peer })
+    side.takeBundle(far)
+    return near
+  }
+  const peer = async (name: string): Promise<Rpc> => new Rpc(await dialed(name, 'control'))
+  return { ...place, side, dialed, peer }
+}
+
+test('a peer stops, arms, classifies and attaches to its own migrations only', async (context) => {
+  const { side, dialed, peer } = await source(context)
+  const [ams, fra] = [await peer('ams1'), await peer('fra1')]
+  const migrationId = uuid(1)
+  await ams.call('announce', { migrationId, uuid: UUID, guest: 'vm' })
+  await fra.call('stop', { migrationId, reason: 'because' })
+  assert.equal(side.migrations.length, 1)
+  await assert.rejects(fra.call('arm', { migrationId, ports: [49_152] }), /is not known here/)
+  await assert.rejects(fra.call('classify', { migrationId, port: 49_152, exports: [] }), /is not known here/)
+  for (const kind of ['disk', 'ram'] as const) {
+    assert.match(
+      (await (await dialed('fra1', kind, migrationId)).closed)?.message ?? '',
+      /no announced migration/,
+    )
+  }
+  const nobody = await dialed('elsewhere', 'control')
+  assert.match((await nobody.closed)?.message ?? '', /is not a peer of this host/)
+  await ams.call('stop', { migrationId, reason: 'over' })
+  assert.equal(side.migrations.length, 0, 'its own peer stops it')
+})
+
+test("announcing a guest anew ends the same peer's migration of it, not another peer's", async (context) => {
+  const { side, peer } = await source(context)
+  const [ams, fra] = [await peer('ams1'), await peer('fra1')]
+  await ams.call('announce', { migrationId: uuid(1), uuid: UUID, guest: 'vm' })
+  await fra.call('announce', { migrationId: uuid(2), uuid: UUID, guest: 'vm' })
+  assert.deepEqual(
+    side.migrations.map(({ id }) => id),
+    [uuid(1), uuid(2)],
+  )
+  await assert.rejects(fra.call('announce', { migrationId: uuid(1), uuid: UUID }), /is known already/)
+  await ams.call('announce', { migrationId: uuid(3), uuid: UUID, guest: 'vm' })
+  assert.deepEqual(
+    side.migrations.map(({ id }) => id),
+    [uuid(3)],
+  )
+})
+
+test('a peer that announces without end leaves room for others', async (context) => {
+  const { side, peer } = await source(context)
+  const [ams, fra] = [await peer('ams1'), await peer('fra1')]
+  const announce = (rpc: Rpc, number: number): Promise<unknown> =>
+    rpc.call('announce', { migrationId: uuid(number), uuid: uuid(1000 + number), guest: 'vm' })
+  for (let number = 0; number < PEER_MIGRATIONS_MAX; number++) await announce(fra, number)
+  await assert.rejects(announce(fra, 100), /32 migrations of fra1 are under way/)
+  await announce(ams, 200)
+  assert.equal(side.migrations.length, PEER_MIGRATIONS_MAX + 1)
+})
+
+test('a peer has two control bundles at most: the oldest makes room', async (context) => {
+  const { dialed } = await source(context)
+  const bundles: Bundle[] = []
+  for (let at = 0; at < PEER_CONTROL_BUNDLES_MAX + 2; at++) bundles.push(await dialed('fra1', 'control'))
+  const other = await dialed('ams1', 'control')
+  assert.match((await bundles[0]!.closed)?.message ?? '', /newer control bundles/)
+  assert.match((await bundles[1]!.closed)?.message ?? '', /newer control bundles/)
+  assert.deepEqual(
+    [...bundles.slice(2), other].map(({ ended }) => ended),
+    [false, false, false],
+  )
+})
+
+test('a guest that two peers say they run is taken from neither', async (context) => {
+  for (const liars of [0, 1]) {
+    const { site, lines, ends } = await start(context)
+    const armed: string[] = []
+    const peer = (name: string, found: boolean): Peer =>
+      ({
+        config: { name },
+        dial: async (kind: 'disk' | 'ram', migrationId: string) => {
+          const { near, cut } = await bundlePair({ kind, migrationId })
+          ends.push(cut)
+          return near
+        },
+        call: async (method: string) => {
+          if (method === 'locate') return found ? { found, name: 'vm', disks: [] } : { found }
+          if (method === 'arm') armed.push(name)
+          return {}
+        },
+      }) as unknown as Peer
+    const stock = new ImageStock({ indexBytesMax: MIB, imagesMax: 1 })
+    ends.push(() => stock.close())
+    const side = new TargetSide(
+      site,
+      [peer('ams1', true), peer('fra1', liars > 0), peer('sin1', false)],
+      stock,
+    )
+    ends.push(() => Promise.all(side.migrations.map((migration) => migration.abort('over'))))
+    const event = (op: string): object => ({ guest: 'vm', op, sub: 'begin', xml: xml(UUID) })
+    assert.deepEqual(await side.hook(event('migrate')), { action: 'none', create: [], message: '' })
+    const answer = await side.hook({ ...event('started'), ports: [{ address: '127.0.0.1', port: 49_152 }] })
+    if (liars === 0) {
+      assert.equal(answer.message, '')
+      assert.deepEqual(armed, ['ams1'])
+    } else {
+      assert.match(answer.message, /ams1 and fra1 all say that they run this guest/)
+      assert.deepEqual(armed, [], lines.join(''))
+    }
+  }
+})
