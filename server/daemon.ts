@@ -139,7 +139,8 @@ export class Daemon {
   async #claimDirectories(): Promise<void> {
     const { runDir, stateDir } = this.#config
     await mkdir(runDir, { recursive: true })
-    await mkdir(stateDir, { recursive: true })
+    // Names of guests and where they went: not for every user of the host.
+    await mkdir(stateDir, { recursive: true, mode: 0o700 })
     for (const name of SOCKETS) await removeStale(join(runDir, name))
   }
 
@@ -148,7 +149,7 @@ export class Daemon {
     const { runDir } = this.#config
     // Marks of guests that it was receiving: their later events are nobody's.
     await rm(join(runDir, 'incoming'), { recursive: true, force: true })
-    await mkdir(join(runDir, 'incoming'))
+    await mkdir(join(runDir, 'incoming'), { mode: 0o700 })
     const mark = join(runDir, WATCHDOG_MARK)
     const hung = await access(mark).then(
       () => true,

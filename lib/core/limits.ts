@@ -49,8 +49,6 @@ export const COMMAND_STDERR_BYTES_MAX: number = 8 * KIB
 export const NAT_ANCHOR_STDERR_CHARACTERS_MAX: number = 1000
 /** Command line of a guest's QEMU, searched for the uuid: the kernel's own ceiling for one is 2 MiB with usual stacks. */
 export const COMMAND_LINE_BYTES_MAX: number = 2 * MIB
-/** virsh calls at once, whoever asks; the others wait for their turn. Each is a process of 20 ms and 10 MiB. */
-export const VIRSH_CALLS_MAX: number = 8
 /** virsh calls at once for the disks of one guest. */
 export const LIBVIRT_DISK_CALLS_MAX: number = 4
 /** Processes of one program (virsh, nft, ss) that swamd runs at once: a peer may ask about guests a thousand times. */

@@ -9,7 +9,6 @@ import {
   COMMAND_OUTPUT_BYTES_MAX,
   IMAGE_BYTES_MAX,
   LIBVIRT_DISK_CALLS_MAX,
-  VIRSH_CALLS_MAX,
   VIRSH_DEADLINE_MS,
 } from '../core/limits.ts'
 import { CommandError, type RunCommand, runCommand } from './command.ts'
@@ -49,8 +48,6 @@ export class Libvirt {
   readonly #virsh: readonly string[]
   readonly #run: RunCommand
   readonly #deadlineMs: number
-  readonly #queue: (() => void)[] = []
-  #running = 0
 
   constructor(options: LibvirtOptions = {}) {
     this.#virsh = [...(options.virsh ?? ['virsh']), '-r', '-q', '-c', options.uri ?? 'qemu:///system']
@@ -131,28 +128,11 @@ export class Libvirt {
   }
 
   #call(argv: readonly string[], signal?: AbortSignal): Promise<string> {
-    return this.#turn(
-      async () =>
-        await this.#run([...this.#virsh, ...argv], {
-          deadlineMs: this.#deadlineMs,
-          outputBytesMax: COMMAND_OUTPUT_BYTES_MAX,
-          ...(signal === undefined ? {} : { signal }),
-        }),
-    )
-  }
-
-  /** So many at once and no more, in the order of the calls: peers can ask for many, and each is a process. */
-  async #turn<T>(work: () => Promise<T>): Promise<T> {
-    if (this.#running >= VIRSH_CALLS_MAX) await new Promise<void>((resolve) => this.#queue.push(resolve))
-    else this.#running++
-    try {
-      return await work()
-    } finally {
-      // The place goes to the next one, or is given back.
-      const next = this.#queue.shift()
-      if (next === undefined) this.#running--
-      else next()
-    }
+    return this.#run([...this.#virsh, ...argv], {
+      deadlineMs: this.#deadlineMs,
+      outputBytesMax: COMMAND_OUTPUT_BYTES_MAX,
+      ...(signal === undefined ? {} : { signal }),
+    })
   }
 }
 

@@ -40,6 +40,8 @@ held below 1.5 GiB in those of eight (test/long/swam-resources.test.ts). What it
 windowMiB is the lever: on a host with little memory 64 is enough for a link of 1 Gbit/s.
 `
 
+const TAKEN_OUT = '\n## Taken out once\n'
+
 interface Limit {
   readonly section: string
   readonly name: string
@@ -84,8 +86,12 @@ test('docs/limits.md is up to date', () => {
     section = limit.section
     text += `| ${limit.name} | ${valueText(limit.name, values[limit.name]!)} | ${limit.reason} |\n`
   }
-  if (process.env['SWAM_WRITE_DOCS'] === '1') writeFileSync(DOCUMENT, text)
-  assert.equal(readFileSync(DOCUMENT, 'utf8'), text)
+  const whole = readFileSync(DOCUMENT, 'utf8')
+  // What follows is written by hand.
+  const end = whole.indexOf(TAKEN_OUT)
+  assert.ok(end >= 0, `docs/limits.md: expected ${JSON.stringify(TAKEN_OUT)}`)
+  if (process.env['SWAM_WRITE_DOCS'] === '1') writeFileSync(DOCUMENT, text + whole.slice(end))
+  else assert.equal(whole.slice(0, end), text)
 })
 
 /** Names that only those constants have that are a limit. */

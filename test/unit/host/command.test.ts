@@ -2,10 +2,9 @@
 import assert from 'node:assert/strict'
 import { after, test } from 'node:test'
 import { LostError, RefusedError, TimeoutError } from '../../../lib/core/errors.ts'
-import { VIRSH_CALLS_MAX } from '../../../lib/core/limits.ts'
 import { CommandError, type RunCommand, runCommand } from '../../../lib/host/command.ts'
 import { CommandThread } from '../../../lib/host/command-thread.ts'
-import { Libvirt, parseJobInfo } from '../../../lib/host/libvirt.ts'
+import { parseJobInfo } from '../../../lib/host/libvirt.ts'
 import { parseListing, Redirect } from '../../../lib/host/redirect.ts'
 
 const limits = { deadlineMs: 10_000, outputBytesMax: 1000 }
@@ -132,24 +131,4 @@ test('a redirect that would catch its own daemon, or takes hostile values, is re
   assert.equal(calls.length, 1)
   assert.match(calls[0]!, /meta skuid 999 return/)
   assert.match(calls[0]!, /meta skuid \{ 0, 64055 \} dnat ip to/)
-})
-
-test('many who ask libvirt: eight calls at once, and each gets its answer', async () => {
-  let running = 0
-  let calls = 0
-  let most = 0
-  const libvirt = new Libvirt({
-    run: async () => {
-      most = Math.max(most, ++running)
-      await new Promise((resolve) => setTimeout(resolve, 5))
-      running--
-      if (++calls % 3 === 0) throw new Error('libvirt is busy')
-      return 'running\n'
-    },
-  })
-  const uuid = '33333333-3333-4333-8333-333333333333'
-  const states = await Promise.allSettled(Array.from({ length: 100 }, () => libvirt.state(uuid)))
-  assert.equal(states.length, 100)
-  assert.equal(most, VIRSH_CALLS_MAX)
-  assert.equal(running, 0)
 })

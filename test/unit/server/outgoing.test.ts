@@ -56,6 +56,8 @@ async function start(context: TestContext, uids: readonly number[]) {
     outcome: async () => 'here',
     directOutcome: async () => 'here',
     migrating: async () => true,
+    paused: async () => false,
+    disarm: () => undefined,
     targetOf: (name) => name,
     farLives: async () => 'unknown',
     onEnd: () => {
