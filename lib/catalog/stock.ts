@@ -23,6 +23,8 @@ export interface StockOptions {
   readonly indexBytesMax: number
   /** Images that are kept open at once. */
   readonly imagesMax: number
+  /** Numbers of images in one index; tests have fewer. */
+  readonly numbersMax?: number
   readonly onProblem?: (text: string) => void
 }
 
@@ -40,6 +42,10 @@ export class ImageStock {
     this.#options = options
     this.#index = ChunkIndex.create({ bytesMax: options.indexBytesMax })
     this.#indexer = new ImageIndexer({ index: this.#index })
+  }
+
+  get #numbersMax(): number {
+    return this.#options.numbersMax ?? IMAGE_NUMBER_MAX + 1
   }
 
   get images(): StockImage[] {
@@ -77,6 +83,9 @@ export class ImageStock {
   async #refresh(directories: readonly string[], except: ReadonlySet<string>): Promise<void> {
     const files = await listImages(directories)
     if (this.#closed) return
+    if (this.#nextNumber + Math.min(files.length, this.#options.imagesMax) > this.#numbersMax)
+      await this.#beginAnew()
+    if (this.#closed) return
     const kept = new Set<number>()
     for (const file of files.slice(0, this.#options.imagesMax)) {
       if (except.has(file.path)) continue
@@ -96,8 +105,22 @@ export class ImageStock {
     }
   }
 
+  /** Each change of an image takes a number for good: after years of them the index is made anew, and filled again. */
+  async #beginAnew(): Promise<void> {
+    const images = this.images
+    this.#images.clear()
+    for (const scan of this.#scanning.values()) scan.abort(new Error('the index is made anew'))
+    this.#scanning.clear()
+    await this.#indexer.close()
+    for (const image of images) await image.source.close()
+    if (this.#closed) return
+    this.#index = ChunkIndex.create({ bytesMax: this.#options.indexBytesMax })
+    this.#indexer = new ImageIndexer({ index: this.#index })
+    this.#nextNumber = 0
+  }
+
   async #add(file: ImageFile): Promise<number | undefined> {
-    if (this.#nextNumber > IMAGE_NUMBER_MAX) return undefined
+    if (this.#nextNumber >= this.#numbersMax) return undefined
     try {
       const source = await ImageSource.open(file.path)
       const number = this.#nextNumber++
@@ -112,7 +135,7 @@ export class ImageStock {
           }
         })
         .finally(() => {
-          this.#scanning.delete(number)
+          if (this.#scanning.get(number) === abort) this.#scanning.delete(number)
         })
       return number
     } catch (error) {

@@ -379,7 +379,7 @@ export const GUESS_IMAGES_MAX: number = 4
 
 /** Images that are known at once, over all shared directories. */
 export const SHARED_IMAGES_MAX: number = 256
-/** Numbers of images in the index, which are never given twice: 16 bits of an entry. */
+/** Numbers of images in the index, which are never given twice: 16 bits of an entry; when they are used up the index is made anew. */
 export const IMAGE_NUMBER_MAX: number = 0xffff
 /** Places of one digest that are kept: content that lies everywhere needs no more places to read it from. */
 export const CHUNK_LOCATIONS_MAX: number = 4

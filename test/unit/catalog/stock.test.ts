@@ -30,3 +30,24 @@ test('refreshes at the same time leave each image once, and none after close', a
     await rm(directory, { recursive: true })
   }
 })
+
+test('when the numbers of images are used up the index is made anew, and finds them again', async () => {
+  const directory = await mkdtemp(join(tmpdir(), 'swam-stock-'))
+  const stock = new ImageStock({ indexBytesMax: MIB, imagesMax: 16, numbersMax: 5 })
+  try {
+    const paths = ['a.raw', 'b.raw'].map((name) => join(directory, name))
+    for (let round = 0; round < 6; round++) {
+      // Another size: another identity, whatever the clock of the file system resolves.
+      for (const path of paths) await writeFile(path, Buffer.alloc(2 * MIB + 4096 * round, path))
+      await stock.refresh([directory], new Set())
+      const end = Date.now() + 10_000
+      while (stock.scanning > 0 && Date.now() < end) await new Promise((resolve) => setTimeout(resolve, 10))
+      assert.deepEqual(stock.images.map(({ path }) => path).sort(), paths, `round ${round}`)
+      assert.ok(stock.chunkCount > 0, `round ${round}`)
+      assert.deepEqual(await opened(directory), paths, `round ${round}`)
+    }
+  } finally {
+    await stock.close()
+    await rm(directory, { recursive: true })
+  }
+})
