@@ -15,6 +15,7 @@ import type { TinyGuest } from '../lab/tiny.ts'
 
 const IN_A_ROW = 100
 const AT_ONCE = 8
+const APART_MS = 1500
 const SOAK_MINUTES = Number(process.env['SWAM_SOAK_MINUTES'] ?? 10)
 /** docs/limits.md, "Memory of swamd as a whole". */
 const RSS_BYTES_MAX = 1536 * MIB
@@ -43,9 +44,9 @@ test('eight migrations at once', { timeout: 3_600_000 }, async (t) => {
   await move(lab, guests.slice(0, 1), 'hosta')
   const before = await rested(lab)
   // Slow enough that all of them are under way before the first one is over.
-  await lab.wan.set({ mbit: 200 })
+  await lab.wan.set({ mbit: 100 })
   for (const to of ['hostb', 'hosta', 'hostb', 'hosta'] as const) {
-    const most = await whileWatched(lab, move(lab, guests, to))
+    const most = await whileWatched(lab, move(lab, guests, to, APART_MS))
     await say(
       t,
       lab,
