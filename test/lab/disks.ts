@@ -68,7 +68,7 @@ export class GuestDisk {
   }
 
   get bytes(): number {
-    return (this.options.diskMiB ?? 256) << 20
+    return (this.options.diskMiB ?? 256) * 2 ** 20
   }
 
   /** On the machine, as that host has it. */
