@@ -5,6 +5,7 @@
 import assert from 'node:assert/strict'
 import { statSync } from 'node:fs'
 import { test } from 'node:test'
+import { MIGRATION_IDLE_MS } from '../../lib/core/limits.ts'
 import {
   assertDone,
   assertEqual,
@@ -16,6 +17,7 @@ import {
   resume,
   SMALL,
   startBoth,
+  status,
   swamLab,
 } from '../e2e/swam-lab.ts'
 import { directRows, imageRows, optionRows, returnRows, selectionRows } from '../e2e/variant-rows.ts'
@@ -25,6 +27,7 @@ import type { LabOptions } from '../lab/lab.ts'
 const MACHINE = 'pc-i440fx-7.2'
 
 const LABS: readonly { name: string; release: NonNullable<LabOptions['release']> }[] = [
+  { name: 'bookworm', release: '' },
   { name: 'trixie', release: 'trixie' },
   { name: 'mixed', release: { hostb: 'trixie' } },
 ]
@@ -53,6 +56,32 @@ test('a disk of 10 GiB, out and back', { timeout: 1_200_000 }, async () => {
   const back = await large.through({ timeoutMs: 900_000 })
   assert.ok((back.out.disks[0]?.bySource.literal ?? 0) < 8 * MIB, JSON.stringify(back.out.disks))
   await large.destroy()
+})
+
+test('disks past SWAM for longer than a minute: memory comes through it all the same', {
+  timeout: 600_000,
+}, async () => {
+  await using lab = await swamLab('patient')
+  await startBoth(lab)
+  const one = new Traveller(lab, { name: 'patient', machine: MACHINE })
+  await one.start()
+  const since = Date.now()
+  await lab.wan.set({ mbit: 3 })
+  const migration = lab.migrate(one.guest, 'hosta', 'hostb', { args: ['--suspend', '--disks-port', '50000'] })
+  await new Promise((resolve) => setTimeout(resolve, MIGRATION_IDLE_MS + 10_000))
+  const running = (await status(lab, 'hosta'))?.migrations.find((report) => report.guest === one.guest.name)
+  assert.equal(running?.ram.askedBytes, 0, `the disks are still on their way: ${JSON.stringify(running)}`)
+  await lab.wan.set({ mbit: 1000 })
+  const done = await migration
+  assert.ok(done.ok, done.stderr)
+  await assertEqual(lab, one.guest)
+  await assertRecords(one.guest, 'hostb')
+  for (const host of ['hosta', 'hostb'] as const) {
+    const { phase, accelerated, reason, ram } = await entry(lab, host, one.guest, since)
+    assert.deepEqual([phase, accelerated], ['done', false])
+    assert.match(reason ?? '', /listens on 50000/)
+    assert.ok(ram.askedBytes > MIB, `memory: ${ram.askedBytes}`)
+  }
 })
 
 test('two guests to and two from the same host at once', { timeout: 900_000 }, async () => {
