@@ -13,7 +13,7 @@ import { WATCHDOG_MARK, Watchdog } from '../../../lib/host/watchdog.ts'
 
 const STALL_MS = 3000
 /** The companion's own rhythm, and a busy machine. */
-const SLACK_MS = 4000
+const SLACK_MS = 15_000
 
 interface Watched extends AsyncDisposable {
   readonly directory: string
@@ -42,7 +42,7 @@ async function watched(): Promise<Watched> {
     ([code, signal]: (NodeJS.Signals | number | null)[]) => signal ?? code ?? null,
   )
   const said = async (pattern: RegExp): Promise<RegExpExecArray> =>
-    await until(`${pattern} in ${JSON.stringify(output)}`, 20_000, () => pattern.exec(output) ?? undefined)
+    await until(`${pattern} in ${JSON.stringify(output)}`, 60_000, () => pattern.exec(output) ?? undefined)
   await said(/companion \d+/)
   return {
     directory,
