@@ -420,7 +420,9 @@ export class IncomingMigration {
     else if (state === 'gone') await this.#tellStopped(this.record.error ?? 'the guest did not arrive')
   }
 
+  /** Everything is dropped now. One whose end is being looked into stays what it was: the guest may have left already. */
   async abort(reason: string): Promise<void> {
+    if (this.#ended && !this.#watching) return
     this.record.error ??= reason
     this.#watched('unknown')
     await Promise.allSettled(this.#bundles.map((bundle) => bundle.close(new LostError(reason))))

@@ -537,8 +537,12 @@ export class OutgoingMigration {
     clearTimeout(timer)
   }
 
-  /** For the end of the daemon: everything is dropped now. */
+  /** Everything is dropped now. One whose end is being looked into stays what it was: the guest may be coming back already. */
   async abort(reason: string): Promise<void> {
+    if (this.#ended && !this.#watching) {
+      this.#verdict.tell()
+      return
+    }
     this.record.error ??= reason
     this.#watched('unknown')
     await this.#disk?.bundle.close(new LostError(reason))

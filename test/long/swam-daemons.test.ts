@@ -5,11 +5,15 @@ import { swamLab } from '../e2e/swam-lab.ts'
 import type { HostName } from '../lab/state.ts'
 
 const MOMENTS: readonly Moment[] = ['announced', 'bulk', 'ready', 'flush', 'memory', 'idle']
-const ROWS: readonly Row[] = MOMENTS.flatMap((moment) =>
+const EVERY: readonly Row[] = MOMENTS.flatMap((moment) =>
   (['SIGKILL', 'SIGSTOP'] as const).flatMap((signal) =>
     (['source', 'far'] as const).map((side) => ({ moment, signal, side })),
   ),
 )
+const ROWS: readonly Row[] = [
+  ...EVERY,
+  { side: 'source', moment: 'announced', signal: 'SIGKILL', imageMade: true },
+]
 
 test('swamd is killed or hangs', { timeout: 3_600_000 }, async (t) => {
   await using lab = await swamLab('daemons')
@@ -20,7 +24,8 @@ test('swamd is killed or hangs', { timeout: 3_600_000 }, async (t) => {
   let at: HostName = 'hosta'
   for (const row of ROWS) {
     at = await settle(lab, guest, at)
-    await t.test(`${row.moment}: ${row.signal} at the ${row.side}`, async (u) => {
+    const image = row.imageMade === true ? ', into an image that SWAM made' : ''
+    await t.test(`${row.moment}: ${row.signal} at the ${row.side}${image}`, async (u) => {
       const outcome = await daemonFails(lab, guest, at, row)
       at = outcome.at
       u.diagnostic(outcome.figures)
