@@ -76,10 +76,8 @@ export class TargetSide {
 
   /** libvirt waits for this hook: it is answered at once, and the next one finds no marker and asks nothing. */
   async #stopped(guest: string): Promise<void> {
-    const migration = this.#incoming.get(guest)
-    if (migration === undefined) return
     await rm(this.#marker(guest), { force: true })
-    void migration.stopped()
+    void this.#incoming.get(guest)?.stopped()
   }
 
   /** What root's hook made of the images that it was asked to create. */
@@ -93,7 +91,10 @@ export class TargetSide {
       const error = image.optionalText('error', 1000)
       if (error === undefined) {
         this.#site.log.info({ guest, path, created: image.flag('created') }, 'image at this host')
-      } else this.#site.log.warn({ guest, path, error }, 'an image cannot be created at this host')
+      } else {
+        this.#site.log.warn({ guest, path, error }, 'an image cannot be created at this host')
+        this.#incoming.get(guest)?.problem(error)
+      }
     }
     return {}
   }

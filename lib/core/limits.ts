@@ -156,7 +156,7 @@ export const START_ASK_MS: number = 1_000
 /** A guest that was there at its start and is gone: this many times absent is failed. */
 export const START_ABSENT_ASKS_MAX: number = 2
 /** From the end of the hook until libvirt shows the guest: it starts QEMU at once. If it comes later, it goes direct. */
-export const START_MS: number = 15_000
+export const START_MS: number = 8_000
 /** What a guest that is gone at the source became at the far side: that one asks its libvirt too, and may wait out `--suspend`. */
 export const OUTCOME_HEARD_MS: number = 12_000
 /** How often libvirt is asked what became of a guest, before the answer is "unknown". */

@@ -242,9 +242,13 @@ export class IncomingMigration {
   async stopped(what = 'libvirt stopped the guest here before the migration was over'): Promise<void> {
     this.#watched('gone')
     if (this.#ended) return
-    this.record.error ??= this.#problem === undefined ? what : `${what}: ${this.#problem}`
+    this.record.error ??= this.#withProblem(what)
     await this.#tellStopped(this.record.error)
     await this.#finish()
+  }
+
+  #withProblem(what: string): string {
+    return this.#problem === undefined ? what : `${what}: ${this.#problem}`
   }
 
   async #tellStopped(error: string): Promise<void> {
@@ -412,7 +416,7 @@ export class IncomingMigration {
   async #close(state: 'here' | 'gone' | 'unknown'): Promise<void> {
     if (state !== 'gone') this.record.downtimeMs = await this.#options.downtimeMs().catch(() => null)
     this.record.finish(state === 'here' ? 'done' : 'failed')
-    if (this.record.phase === 'failed') this.record.error ??= 'the guest did not arrive'
+    if (this.record.phase === 'failed') this.record.error ??= this.#withProblem('the guest did not arrive')
     this.#options.onEnd(this)
     // The source knows that its guest is gone, and not whether it left or died. Past SWAM it judges by itself.
     if (this.#direct) return

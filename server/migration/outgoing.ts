@@ -514,7 +514,8 @@ export class OutgoingMigration {
       else socket.destroy()
     }
     await this.record.measure()
-    await Promise.allSettled([this.#disk?.bundle.close(), this.#ram?.bundle.close()])
+    // Both ends close at once: what the other one did not acknowledge any more may take seconds, and matters to nobody.
+    void Promise.allSettled([this.#disk?.bundle.close(), this.#ram?.bundle.close()])
     // When the channels are lost libvirt has not decided yet, and the guest stays or goes down with its QEMU.
     const decided = !lost || this.#verdict.heard === 'stopped'
     const state = decided ? await this.#options.outcome().catch(() => 'unknown' as const) : 'undecided'

@@ -8,7 +8,6 @@ import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, test } from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
 
 const XML = '<domain><name>vm</name></domain>'
 
@@ -37,10 +36,6 @@ async function fakeSwam(rest: string): Promise<void> {
 
 function called(): Promise<string | undefined> {
   return readFile(join(directory, 'called'), 'utf8').catch(() => undefined)
-}
-
-function xmlSeen(): Promise<string | undefined> {
-  return readFile(join(directory, 'xml'), 'utf8').catch(() => undefined)
 }
 
 interface Outcome {
@@ -108,27 +103,10 @@ for (const guest of ['vm', '-rf', 'a b', '$(reboot)', '*', "it's"]) {
     ] as const) {
       assert.equal((await run([guest, op, sub, extra])).code, 0)
       const words = `[--config][${directory}/swam.toml][hook][--][${guest}][${op}][${sub}][${extra}]`
-      // The news of an end travels behind the script's back.
-      for (let turn = 0; turn < 100 && (await called()) !== words; turn++) await sleep(20)
       assert.equal(await called(), words)
-      for (let turn = 0; turn < 100 && (await xmlSeen()) !== XML; turn++) await sleep(20)
-      assert.equal(await xmlSeen(), XML)
     }
   })
 }
-
-test('who waits for the end of a guest does not wait for a swam that hangs', async () => {
-  await fakeSwam('sleep 3')
-  await writeFile(join(directory, 'incoming', 'vm'), '')
-  for (const [op, sub] of [
-    ['stopped', 'end'],
-    ['release', 'end'],
-  ] as const) {
-    const began = performance.now()
-    assert.deepEqual(await run(['vm', op, sub, '-']), { code: 0, stdout: '', stderr: '' })
-    assert.ok(performance.now() - began < 2500, `${op}: ${Math.round(performance.now() - began)} ms`)
-  }
-})
 
 for (const { name, rest, code } of [
   { name: 'fails', rest: 'exit 1', code: 0 },
