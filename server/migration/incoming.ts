@@ -94,6 +94,7 @@ export class IncomingMigration {
   /** Targets of the disks that the new QEMU exports: libvirt copies these. */
   readonly #exported = new Set<string>()
   #ended = false
+  #finishing: Promise<void> | undefined
   #watching = false
   #direct = false
   #announcedAt = performance.now()
@@ -402,9 +403,15 @@ export class IncomingMigration {
 
   // ---- the end -----------------------------------------------------------------------------------------------
 
+  /** Once; who asks again waits for the same end. */
   async #finish(): Promise<void> {
-    if (this.#ended) return
+    if (this.#ended) return await this.#finishing
     this.#ended = true
+    this.#finishing = this.#end()
+    await this.#finishing
+  }
+
+  async #end(): Promise<void> {
     await this.record.measure()
     for (const bundle of this.#bundles) void bundle.close().catch(() => undefined)
     for (const socket of this.#sockets) socket.destroy()

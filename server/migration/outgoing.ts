@@ -111,6 +111,7 @@ export class OutgoingMigration {
   #arming: Promise<void> = Promise.resolve()
   #timer: NodeJS.Timeout | undefined
   #ended = false
+  #finishing: Promise<void> | undefined
   #watching = false
   /** What the far side says of the guest, and who waits for it. */
   readonly #verdict: { heard: 'arrived' | 'stopped' | undefined; tell: () => void; told: Promise<void> }
@@ -502,9 +503,15 @@ export class OutgoingMigration {
     }, MIGRATION_LINGER_MS)
   }
 
+  /** Once; who asks again waits for the same end. */
   async #finish(): Promise<void> {
-    if (this.#ended) return
+    if (this.#ended) return await this.#finishing
     this.#ended = true
+    this.#finishing = this.#end()
+    await this.#finishing
+  }
+
+  async #end(): Promise<void> {
     clearTimeout(this.#timer)
     for (const port of this.#ports.values()) for (const server of port.servers) server.close()
     this.#options.disarm()
