@@ -18,7 +18,7 @@ const RSS_BYTES_MAX = 768 * MIB
  */
 const BUSY_MS_MAX = 100
 
-test('migrations in a row and at once leave nothing behind', { timeout: 300_000 }, async (t) => {
+test('migrations in a row and at once leave nothing behind', { timeout: 900_000 }, async (t) => {
   await using lab = await swamLab('resources')
   await startBoth(lab)
   const guests = ['one', 'two'].map((name) =>

@@ -126,6 +126,8 @@ test('a running guest is found by its uuid, with size and format of each disk, b
         readOnly: false,
         shareable: false,
         capacity: 5000192,
+        alias: 'virtio-disk0',
+        backed: false,
       },
       {
         target: 'vdb',
@@ -135,6 +137,8 @@ test('a running guest is found by its uuid, with size and format of each disk, b
         readOnly: false,
         shareable: false,
         capacity: 3 * 2 ** 30,
+        alias: 'virtio-disk1',
+        backed: false,
       },
     ],
   })

@@ -1,6 +1,6 @@
 /** The peer channel through a real sshd and the real forced command, on loopback. */
 import assert from 'node:assert/strict'
-import { execFileSync, spawn } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { createServer } from 'node:net'
@@ -42,10 +42,9 @@ async function start(
 }
 
 function childrenOf(pid: number): number[] {
-  return execFileSync('pgrep', ['-P', String(pid)], { encoding: 'utf8' })
-    .trim()
-    .split('\n')
-    .map(Number)
+  // Between two connections there is none, which is an exit status of pgrep.
+  const { stdout } = spawnSync('pgrep', ['-P', String(pid)], { encoding: 'utf8' })
+  return stdout.trim().split('\n').filter(Boolean).map(Number)
 }
 
 function dialTo(sshd: TestSshd): DialOptions {
