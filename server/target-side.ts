@@ -252,10 +252,14 @@ export class TargetSide {
       return NOTHING
     } catch (error) {
       const reason = errorText(error)
-      await migration.goDirect(reason)
+      const direct = migration.goDirect(reason)
       // What is not caught cannot be watched either; without SWAM libvirt would have missed the image at the beginning.
+      // The hook has a deadline and lets go what it does not hear of in time: a peer that is slow must not cost that.
       const empty = await unwrittenDisks(parseDomain(xml).disks)
-      if (empty.length === 0) return { ...NOTHING, message: reason }
+      if (empty.length === 0) {
+        await direct
+        return { ...NOTHING, message: reason }
+      }
       const paths = empty.map(({ path }) => path).join(', ')
       return { ...NOTHING, action: 'stop', message: `${paths}: missing here, create it first (${reason})` }
     }
