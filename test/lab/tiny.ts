@@ -181,17 +181,18 @@ ${ordered ? `<serial type='unix'><source mode='bind' path='${INSIDE}/lab/${this.
 
   /** Has the guest carry out an order (guest/init.c), and waits until it says so. */
   async order(host: HostName, line: string): Promise<void> {
-    const said = (): number =>
+    const said = (what: string): number =>
       this.#consoles()
         .split('\n')
-        .filter((text) => text.trimEnd() === `C ${line}`).length
-    const before = said()
+        .filter((text) => text.trimEnd() === `C ${what}`).length
+    await until(`guest ${this.name} to take orders`, 20_000, () => (said('ready') > 0 ? true : undefined))
+    const before = said(line)
     const socket = connect(`${this.#place.host(host).labDir}/${this.name}.orders`)
     try {
       await once(socket, 'connect')
       socket.write(`${line}\n`)
       await until(`guest ${this.name} to obey ${JSON.stringify(line)}`, 20_000, () =>
-        said() > before ? true : undefined,
+        said(line) > before ? true : undefined,
       )
     } finally {
       socket.destroy()

@@ -187,6 +187,7 @@ static void write_qcow2_header(const char *backing) {
 static void control(void) {
   int fd = serial("/dev/ttyS2");
   if (fd < 0) fail("/dev/ttyS2");
+  say("C ready\n"); /* what came before the port was open is lost */
   char line[200];
   for (size_t length = 0;;) {
     ssize_t got = read(fd, line + length, 1);
