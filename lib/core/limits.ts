@@ -159,6 +159,8 @@ export const START_ABSENT_ASKS_MAX: number = 2
 export const START_MS: number = 8_000
 /** What a guest that is gone at the source became at the far side: that one asks its libvirt too, and may wait out `--suspend`. */
 export const OUTCOME_HEARD_MS: number = 12_000
+/** Why a guest that libvirt kept here was refused at the far side: that one tells as soon as its new QEMU is gone. */
+export const REFUSAL_HEARD_MS: number = 3_000
 /** How often libvirt is asked what became of a guest, before the answer is "unknown". */
 export const OUTCOME_ASKS_MAX: number = 20
 /** Time between two such questions. */

@@ -22,6 +22,7 @@ import {
   MIGRATION_IDLE_MS,
   MIGRATION_LINGER_MS,
   OUTCOME_HEARD_MS,
+  REFUSAL_HEARD_MS,
 } from '../../lib/core/limits.ts'
 import type { Log } from '../../lib/core/log.ts'
 import { DiskAccount } from '../../lib/engine/account.ts'
@@ -526,8 +527,9 @@ export class OutgoingMigration {
     // When the channels are lost libvirt has not decided yet, and the guest stays or goes down with its QEMU.
     const decided = !lost || this.#verdict.heard === 'stopped'
     const state = decided ? await this.#options.outcome().catch(() => 'unknown' as const) : 'undecided'
-    // A guest that is gone has left or has died: the far side knows.
+    // A guest that is gone has left or has died, one that is here was refused there: the far side knows.
     if (state === 'gone' && !lost) await this.#heard(OUTCOME_HEARD_MS)
+    if (state === 'here' && !lost) await this.#heard(REFUSAL_HEARD_MS)
     this.#close(state)
   }
 

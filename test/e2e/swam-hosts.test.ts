@@ -7,6 +7,7 @@ import { copyFileSync, readFileSync, statSync, utimesSync, writeFileSync } from 
 import { test } from 'node:test'
 import { until } from '../lab/run.ts'
 import type { HostName } from '../lab/state.ts'
+import { settle } from './swam-failing.ts'
 import {
   commandRow,
   diskFails,
@@ -30,6 +31,7 @@ test('a far disk that is full, of another size, read-only', { timeout: 600_000 }
   let at: HostName = 'hosta'
   for (const row of [FULL, SMALLER, READ_ONLY_MOUNT]) {
     await t.test(row.name, async (one) => {
+      at = await settle(lab, guest, at)
       const outcome = await diskFails(lab, guest, at, row)
       at = outcome.at
       one.diagnostic(outcome.figures)

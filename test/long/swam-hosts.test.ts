@@ -1,5 +1,6 @@
 /** Hosts, disks and guests that fail in the middle: every row, with plain libvirt beside it in the same lab. */
 import { test } from 'node:test'
+import { settle } from '../e2e/swam-failing.ts'
 import {
   type Command,
   type CommandMoment,
@@ -32,6 +33,7 @@ test('the far disk: each row also plain', { timeout: 1_800_000 }, async (t) => {
   let at: HostName = 'hosta'
   for (const row of [FULL, SMALLER, LARGER, READ_ONLY_MOUNT, READ_ONLY_MODE, IMMUTABLE, NO_PLACE]) {
     await t.test(row.name, async (one) => {
+      at = await settle(lab, guest, at)
       const outcome = await diskFails(lab, guest, at, row, { plain: true })
       at = outcome.at
       one.diagnostic(outcome.figures)
