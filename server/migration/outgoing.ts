@@ -191,7 +191,7 @@ export class OutgoingMigration {
       }
       await new Promise((resolve) => setTimeout(resolve, FAR_ASK_MS))
     }
-    if (!bundle.ended) this.#log.info({ kind: bundle.kind }, 'the link was resumed')
+    if (!bundle.broken && !bundle.ended) this.#log.info({ kind: bundle.kind }, 'the link was resumed')
   }
 
   /**
@@ -214,6 +214,8 @@ export class OutgoingMigration {
   /** Disks that go past us take hours before the memory comes: given up is only what libvirt does not work on. */
   #waitForFirst(): void {
     clearTimeout(this.#timer)
+    // It may have ended while it was being armed.
+    if (this.#ended) return
     this.#timer = setTimeout(async () => {
       const migrating = await this.#options.migrating()
       if (this.#ended || this.#sockets.size > 0 || this.record.accelerated) return
