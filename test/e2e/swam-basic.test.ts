@@ -149,4 +149,21 @@ test('out, back, and out again to a copy', { timeout: 600_000 }, async (t) => {
       await resume(lab, other, to)
     }
   })
+
+  await t.test('what a guest stores in its memory on the way is there at the end of it', async () => {
+    await lab.host('hosta').virsh('destroy', 'cow')
+    const worker = lab.tinyGuest({ ...SMALL, name: 'worker', hammerMiB: 16, write: QUIET })
+    await worker.create('hosta')
+    await worker.waitBoot()
+    for (const [from, to] of [
+      ['hosta', 'hostb'],
+      ['hostb', 'hosta'],
+      ['hosta', 'hostb'],
+    ] as const) {
+      const { done } = await moveThrough(lab, worker, from, to, { maxDowntimeMs: 1 })
+      assert.ok(Number(done.jobinfo['Iteration']) > 3, JSON.stringify(done.jobinfo))
+      await resume(lab, worker, to)
+      await worker.waitProgress(8)
+    }
+  })
 })

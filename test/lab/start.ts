@@ -16,6 +16,7 @@ import {
 } from 'node:fs'
 import { resolve } from 'node:path'
 import { SwamError } from '../../lib/core/errors.ts'
+import { layOut } from './emulator.ts'
 import { CACHE_DIR, releaseRoot } from './release.ts'
 import { run, until } from './run.ts'
 import { type IpFamily, type SwamConfig, writeSeeds } from './seed.ts'
@@ -121,6 +122,7 @@ export class Starter {
           `${import.meta.dirname}/${program}.c`,
         ]),
       ),
+      layOut(HOST_NAMES.map((name) => `${this.#dir}/${name}/lab`)),
       writeSeeds(this.#dir, {
         ipFamily: this.#options.ipFamily ?? 4,
         swam: this.#options.swam ?? false,

@@ -2,10 +2,7 @@
  * The tiny guest: up in two seconds under software emulation, writes numbered records for ever and says which of them
  * are durable, and sends a heartbeat every 5 ms. Its user space is guest/init.c; what its disk must hold is checked by
  * records.ts, how long it stood still by beats.ts. Its disk starts with random content, the same for the same seed.
- * Its virtual CPU has a real-time priority because of QEMU's software emulation: a virtual CPU that loses the processor
- * while it marks a page dirty can lose that page in the migration. Seen in some 90 plain migrations,
- * part of them on a busy machine: two guests corrupted at the target; in 58 with the priority none. It lowers the odds
- * and mends nothing. A guest that panics says so (`waitProgress` throws).
+ * A guest that panics says so (`waitProgress` throws).
  */
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
@@ -14,6 +11,7 @@ import { connect } from 'node:net'
 import { SwamError } from '../../lib/core/errors.ts'
 import { type Beat, type Gap, longestGap, readBeats } from './beats.ts'
 import { type DiskOptions, type FurtherDisk, GuestDisk } from './disks.ts'
+import { DOMAIN, MENDED } from './emulator.ts'
 import type { LabHost } from './host.ts'
 import { guestKernel } from './kernel.ts'
 import { type RecordCheck, WRITE_DEFAULT, type WritePlan } from './records.ts'
@@ -31,8 +29,10 @@ export interface TinyOptions extends DiskOptions {
   /** QEMU's cache mode of the disk, when it shall not be the default. */
   readonly cache?: string
   readonly write?: Partial<WritePlan>
-  /** Memory that changes all the time. */
+  /** Memory that changes all the time, and is held to what was written there last. */
   readonly dirty?: { readonly mib: number; readonly mibPerSecond: number }
+  /** Memory on which the virtual CPU works all the time, a few pages at a time; each store is held to what was stored there last. */
+  readonly hammerMiB?: number
   /** Machine type: "pc" is each release's newest. */
   readonly machine?: string
   /** A serial line on which the guest takes orders: `order`. */
@@ -113,6 +113,7 @@ export class TinyGuest {
     ]
     const dirty = this.#options.dirty
     if (dirty) words.push(`swam.dirty=${dirty.mib},${dirty.mibPerSecond}`)
+    if (this.#options.hammerMiB !== undefined) words.push(`swam.hammer=${this.#options.hammerMiB}`)
     const ordered = this.#options.control === true
     if (ordered) words.push('swam.control')
     for (const { target, options } of this.disks.slice(1)) {
@@ -123,10 +124,9 @@ export class TinyGuest {
     const cache = this.#options.cache === undefined ? '' : ` cache='${this.#options.cache}'`
     const serial = (file: string, port: number): string =>
       `<serial type='file'><source path='${INSIDE}/lab/${this.name}.${file}' append='on'/><target port='${port}'/></serial>`
-    return `<domain type='qemu'>
+    return `${DOMAIN}
 <name>${this.name}</name><uuid>${this.uuid}</uuid>
 <memory unit='MiB'>${this.#options.ramMiB ?? 128}</memory><vcpu>1</vcpu>
-<cputune><vcpusched vcpus='0' scheduler='fifo' priority='1'/></cputune>
 <os><type arch='x86_64' machine='${this.#options.machine ?? 'pc'}'>hvm</type>
 <kernel>${INSIDE}/lab/vmlinuz</kernel><initrd>${INSIDE}/lab/${this.#initrd}</initrd><cmdline>${words.join(' ')}</cmdline></os>
 <features><acpi/><apic/></features>
@@ -135,7 +135,7 @@ ${this.disks.map((disk) => disk.xml(host, cache)).join('')}<controller type='usb
 ${serial('console', 0)}
 ${serial('beat', 1)}
 ${ordered ? `<serial type='unix'><source mode='bind' path='${INSIDE}/lab/${this.name}.orders'/><target port='2'/></serial>` : ''}
-</devices></domain>
+</devices>${MENDED}</domain>
 `
   }
 

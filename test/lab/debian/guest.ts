@@ -4,6 +4,7 @@
  * does. Its disk is always a fresh copy of one snapshot, guest.raw of the image cache; building that is build.ts.
  */
 import { copyFileSync, existsSync, readFileSync, rmSync, truncateSync } from 'node:fs'
+import { DOMAIN, MENDED } from '../emulator.ts'
 import type { Lab } from '../lab.ts'
 import { run, until } from '../run.ts'
 import type { HostName } from '../state.ts'
@@ -32,7 +33,7 @@ export class DebianGuest {
   xml(): string {
     const serial = (file: string, port: number): string =>
       `<serial type='file'><source path='${INSIDE}/lab/${this.name}.${file}' append='on'/><target port='${port}'/></serial>`
-    return `<domain type='qemu'>
+    return `${DOMAIN}
 <name>${this.name}</name><uuid>${this.uuid}</uuid><memory unit='MiB'>768</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='pc'>hvm</type><kernel>${INSIDE}/lab/debian.vmlinuz</kernel>
 <initrd>${INSIDE}/lab/debian.initrd</initrd><cmdline>${CMDLINE}</cmdline></os>
@@ -43,7 +44,7 @@ export class DebianGuest {
 <controller type='usb' model='none'/><memballoon model='none'/>
 ${serial('console', 0)}
 ${serial('beat', 1)}
-</devices></domain>
+</devices>${MENDED}</domain>
 `
   }
 

@@ -6,7 +6,8 @@
  * A second process sends a counter on the second serial port every 5 ms: the lab stamps these heartbeats.
  *
  * Kernel command line: swam.write=RECORD_BYTES,INTERVAL_MS,PATTERN,BATCH,AREA_OFFSET,AREA_BYTES with PATTERN `sequential`,
- * `scattered` or `idle`, and swam.dirty=MIB,MIB_PER_S for memory that changes. The layout of a record is in records.ts.
+ * `scattered` or `idle`, and swam.dirty=MIB,MIB_PER_S or swam.hammer=MIB for memory that changes and is held to what was
+ * written there ("F memory" if it is not). The layout of a record is in records.ts.
  * swam.disk=NAME, any number of times: the same records on that disk too, told as "Db n" for vdb. swam.fs=NAME,TYPE: the
  * disk's file system is mounted and record n lies in its file `n mod FILES`, renamed into place; told in the same way.
  * With swam.control it takes lines on a third serial port: "off" powers the machine off, "qcow2 PATH" writes the header of
@@ -146,14 +147,55 @@ static uint64_t newest_on(const char *path, uint64_t offset, uint64_t area) {
   return newest;
 }
 
+/*
+ * Memory that changes, `rate` MiB a second, and is held to what was written there last: a page that a migration lost, or
+ * that came as it was a moment before, is told.
+ */
 static void dirty(unsigned mib, unsigned rate) {
-  size_t bytes = (size_t)mib << 20, at = 0;
-  uint32_t *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+  size_t words = ((size_t)mib << 20) / sizeof(uint32_t), at = 0;
+  uint32_t pass = 0;
+  uint32_t *memory = mmap(NULL, words * 4, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
   if (memory == MAP_FAILED) fail("memory to dirty");
-  for (uint32_t round = 1;;) {
-    for (unsigned page = 0; page < rate * 256 / 50; page++, at = (at + BLOCK) % bytes)
-      for (unsigned word = 0; word < BLOCK / 4; word += 16) memory[at / 4 + word] = round++ * 2654435761u;
+  for (;;) {
+    for (unsigned page = 0; page < rate * 256 / 50; page++) {
+      for (unsigned word = 0; word < BLOCK / 4; word += 16, at += 16) {
+        uint32_t before = pass ? (pass * (uint32_t)words + (uint32_t)at) * 2654435761u : 0;
+        if (memory[at] != before) {
+          say("F memory: word %zu of pass %u is %08x, %08x was written\n", at, pass, memory[at], before);
+          for (;;) pause();
+        }
+        memory[at] = ((pass + 1) * (uint32_t)words + (uint32_t)at) * 2654435761u;
+      }
+      if (at == words) at = 0, pass++;
+    }
     usleep(20000);
+  }
+}
+
+#define RING 16u      /* pages */
+#define TURNS 20000u /* some milliseconds of stores without a system call */
+
+/*
+ * Stores that come back to the same few pages for some milliseconds and then leave them alone for seconds: what shows a
+ * hypervisor that believes a page to be sent although it was written since. Each page is held to the last store.
+ */
+static void hammer(unsigned mib) {
+  const uint32_t rings = mib * (256 / RING);
+  uint8_t *memory = mmap(NULL, (size_t)mib << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+  if (memory == MAP_FAILED) fail("memory to hammer");
+  for (uint32_t pass = 0;; pass++) {
+    for (uint32_t ring = 0; ring < rings; ring++) {
+      volatile uint32_t *page[RING];
+      for (uint32_t i = 0; i < RING; i++) {
+        page[i] = (volatile uint32_t *)(memory + ((size_t)ring * RING + i) * BLOCK);
+        const uint32_t have = *page[i], want = pass * TURNS;
+        if (have == want) continue;
+        say("F memory: page %u of ring %u holds store %u, %u was made\n", i, ring, have, want);
+        for (;;) pause();
+      }
+      for (uint32_t turn = 1; turn <= TURNS; turn++)
+        for (uint32_t i = 0; i < RING; i++) *page[i] = pass * TURNS + turn;
+    }
   }
 }
 
@@ -294,12 +336,13 @@ int main(void) {
   ssize_t length = read(fd, line, sizeof line - 1);
   line[length > 0 ? length : 0] = 0;
   struct plan plan = {.bytes = 65536, .interval = 200, .batch = 1, .area = 64ul << 20, .pattern = "sequential"};
-  unsigned dirty_mib = 0, dirty_rate = 0;
+  unsigned dirty_mib = 0, dirty_rate = 0, hammer_mib = 0;
   char *option = strstr(line, "swam.write=");
   if (option)
     sscanf(option + 11, "%lu,%lu,%15[a-z],%lu,%lu,%lu", &plan.bytes, &plan.interval, plan.pattern, &plan.batch, &plan.offset,
            &plan.area);
   if ((option = strstr(line, "swam.dirty="))) sscanf(option + 11, "%u,%u", &dirty_mib, &dirty_rate);
+  if ((option = strstr(line, "swam.hammer="))) sscanf(option + 12, "%u", &hammer_mib);
   uint64_t slots = plan.bytes ? plan.area / plan.bytes : 0;
   if (!plan.bytes || plan.bytes % BLOCK || !slots || (slots & (slots - 1)) || !plan.batch || plan.batch > slots) {
     errno = EINVAL;
@@ -309,6 +352,7 @@ int main(void) {
   int disk = open_disk("/dev/vda");
   uint64_t n = newest_on("/dev/vda", plan.offset, plan.area);
   if (!fork()) beat();
+  if (hammer_mib && !fork()) hammer(hammer_mib);
   if (dirty_mib && !fork()) dirty(dirty_mib, dirty_rate);
   if (strstr(line, "swam.control") && !fork()) control();
   for (const char *at = line; option_at(&at, "swam.disk=", value);) {
