@@ -234,6 +234,8 @@ export class IncomingMigration {
     if (empty.length === 0) return
     const names = empty.map(({ target, path }) => `${path} (${target})`).join(', ')
     const reason = `libvirt does not copy ${names}: missing here, and only made empty by SWAM; put it there first`
+    // First: the source closes its channels as soon as it hears of it, and that end must not look like one without a reason.
+    this.record.error ??= reason
     await this.#options.call('stop', { migrationId: this.id, reason }).catch(() => undefined)
     await this.abort(reason)
     throw new RefusedError(reason)
