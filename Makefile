@@ -1,7 +1,7 @@
 # From a fresh Debian 12 with git and make to a running demo: `make demo`. Everything else it needs, it installs.
 #   make demo       the Debian guest migrates plain, through SWAM, and back; writes out/demo.json and a table
 #   make test       types, lint, unit, contract, fuzz (3 minutes), interop and end-to-end tests (under 30 minutes)
-#   make test-long  the end-to-end tests again and those that take hours, an hour of fuzzing beside them
+#   make test-long  the end-to-end tests that take long, an hour of soak, an hour of fuzzing beside them
 #   make check      types, lint, unit and contract tests
 #   make lint, make format
 # The lab makes namespaces, mounts and libvirts of its own: demo, test, test-long and bootstrap run as root, through
@@ -29,7 +29,7 @@ test: types lint
 	$(NODE) --test --test-concurrency=1 'test/unit/**/*.test.ts' 'test/contract/**/*.test.ts' \
 	  'test/fuzz/**/*.test.ts' 'test/interop/**/*.test.ts' 'test/e2e/**/*.test.ts'
 
-# Some three hours; ARGS='test/long/swam-link.test.ts …' runs only these files. The summary is out/test-long.md.
+# Some two and a half hours; ARGS='test/long/swam-link.test.ts …' runs only these files. The summary is out/test-long.md.
 test-long: types lint
 	$(NODE) test/long/main.ts $(ARGS)
 

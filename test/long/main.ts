@@ -95,7 +95,7 @@ async function summary(parts: readonly Part[], startedAt: Date, whole: string): 
 }
 
 const { positionals } = parseArgs({ allowPositionals: true })
-const files = positionals.length > 0 ? positionals : globSync('test/{fuzz,e2e,long}/**/*.test.ts').sort()
+const files = positionals.length > 0 ? positionals : globSync('test/{fuzz,long}/**/*.test.ts').sort()
 const isFuzz = (file: string): boolean => file.startsWith('test/fuzz/')
 const labs = files.filter((file) => !isFuzz(file) && file !== LAST)
 const parts: readonly Part[] = [
