@@ -2,6 +2,8 @@
  * Data for the chunking tests: reproducible from a name, of the kinds that disks hold. Not random-looking enough for
  * anything else.
  */
+import { buffer } from 'node:stream/consumers'
+import { constants, createZstdCompress } from 'node:zlib'
 import { createCipheriv } from 'node:crypto'
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -72,4 +74,13 @@ export function treeBytes(length: number): Buffer {
     if (at === length) return target
   }
   throw new Error(`node_modules: ${length} bytes of files expected, ${at} found`)
+}
+
+/** A zstd frame whose header asks for this window, however short the content: written in two pieces, so that its length is not known. */
+export async function windowed(bytes: Buffer, windowLog: number): Promise<Buffer> {
+  const stream = createZstdCompress({ params: { [constants.ZSTD_c_windowLog]: windowLog } })
+  const half = bytes.length >> 1
+  stream.write(bytes.subarray(0, half))
+  stream.end(bytes.subarray(half))
+  return await buffer(stream)
 }

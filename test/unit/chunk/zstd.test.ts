@@ -1,13 +1,13 @@
 /** zstd's ceilings, and the digest, against hostile and honest input. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { constants, zstdCompressSync } from 'node:zlib'
+import { zstdCompressSync } from 'node:zlib'
 import { matchesDigest, sha256 } from '../../../lib/chunk/digest.ts'
 import { compress, decompress } from '../../../lib/chunk/zstd.ts'
 import { ProtocolError } from '../../../lib/core/errors.ts'
-import { ZSTD_OUTPUT_BYTES_MAX } from '../../../lib/core/limits.ts'
+import { ZSTD_OUTPUT_BYTES_MAX, ZSTD_WINDOW_LOG_MAX } from '../../../lib/core/limits.ts'
 import { MIB } from '../../../lib/core/units.ts'
-import { randomBytes, textBytes } from './samples.ts'
+import { randomBytes, textBytes, windowed } from './samples.ts'
 
 for (const length of [1, 4096, 65_536, 262_144, MIB + 1, ZSTD_OUTPUT_BYTES_MAX]) {
   test(`zstd round trip of ${length} bytes`, async () => {
@@ -23,13 +23,28 @@ for (const length of [1, 4096, 65_536, 262_144, MIB + 1, ZSTD_OUTPUT_BYTES_MAX])
 test('zstd refuses what is not exactly the announced length', async () => {
   const packed = await compress(Buffer.alloc(100_000, 7))
   const bomb = zstdCompressSync(Buffer.alloc(64 * MIB))
-  const wide = zstdCompressSync(randomBytes(32 * MIB, 1), { params: { [constants.ZSTD_c_windowLog]: 25 } })
-  const cases: readonly { name: string; bytes: Uint8Array; length: number }[] = [
-    { name: 'one byte more than announced', bytes: packed, length: 99_999 },
-    { name: 'one byte less than announced', bytes: packed, length: 100_001 },
-    { name: 'far more than announced', bytes: bomb, length: 65_536 },
-    { name: 'a window beyond the limit', bytes: wide, length: ZSTD_OUTPUT_BYTES_MAX },
-    { name: 'an announced length beyond the ceiling', bytes: packed, length: ZSTD_OUTPUT_BYTES_MAX + 1 },
+  const cases: readonly { name: string; bytes: Uint8Array; length: number; message?: RegExp }[] = [
+    {
+      name: 'one byte more than announced',
+      bytes: packed,
+      length: 99_999,
+      message: /larger than 99999 bytes/,
+    },
+    {
+      name: 'one byte less than announced',
+      bytes: packed,
+      length: 100_001,
+      message: /100000 found after decompression/,
+    },
+    // Its 64 MiB are not put together first.
+    { name: 'far more than announced', bytes: bomb, length: 65_536, message: /larger than 65536 bytes/ },
+    {
+      // Refused before anything of that length is allocated.
+      name: 'an announced length beyond the ceiling',
+      bytes: packed,
+      length: ZSTD_OUTPUT_BYTES_MAX + 1,
+      message: /a length of 1 to 16777216 bytes expected, 16777217 announced/,
+    },
     { name: 'an announced length of none', bytes: packed, length: 0 },
     { name: 'a length that is no number', bytes: packed, length: Number.NaN },
     { name: 'truncated', bytes: packed.subarray(0, packed.length - 1), length: 100_000 },
@@ -37,9 +52,22 @@ test('zstd refuses what is not exactly the announced length', async () => {
     { name: 'empty', bytes: Buffer.alloc(0), length: 1 },
     { name: 'no zstd', bytes: Buffer.from('not a frame'), length: 11 },
   ]
-  for (const { name, bytes, length } of cases) {
-    await assert.rejects(decompress(bytes, length), ProtocolError, name)
+  for (const { name, bytes, length, message } of cases) {
+    await assert.rejects(decompress(bytes, length), (error) => {
+      assert.ok(error instanceof ProtocolError, name)
+      if (message !== undefined) assert.match(error.message, message, name)
+      return true
+    })
   }
+})
+
+test('zstd gives no memory to a frame that asks for a large window, however short it is', async () => {
+  const bytes = textBytes(100_000, 3)
+  assert.ok((await decompress(await windowed(bytes, ZSTD_WINDOW_LOG_MAX), bytes.length)).equals(bytes))
+  await assert.rejects(
+    decompress(await windowed(bytes, ZSTD_WINDOW_LOG_MAX + 1), bytes.length),
+    /requires too much memory/,
+  )
 })
 
 test('sha256 of a view on shared memory, and its comparison', () => {

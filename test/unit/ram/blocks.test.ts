@@ -3,8 +3,9 @@ import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
 import { test } from 'node:test'
 import fc from 'fast-check'
-import { RAM_BLOCK_BYTES_MAX } from '../../../lib/core/limits.ts'
+import { RAM_BLOCK_BYTES_MAX, RAM_ZSTD_WINDOW_LOG_MAX } from '../../../lib/core/limits.ts'
 import { BLOCK_HEADER_BYTES, BlockDecoder, BlockEncoder } from '../../../lib/ram/blocks.ts'
+import { windowed } from '../chunk/samples.ts'
 
 function decode(decoder: BlockDecoder, bytes: Buffer): Buffer {
   return Buffer.concat([...decoder.push(bytes)])
@@ -85,5 +86,19 @@ test('hostile blocks are refused', () => {
   }
   const bomb = Buffer.concat(new BlockEncoder().encode(Buffer.alloc(100_000), true))
   bomb.writeUInt32BE(50_000, 1)
-  assert.throws(() => decode(new BlockDecoder(), bomb), /not zstd of 50000|came out/)
+  assert.throws(() => decode(new BlockDecoder(), bomb), /not zstd of 50000 bytes: .*larger than 50000 bytes/)
+  bomb.writeUInt32BE(100_001, 1)
+  assert.throws(() => decode(new BlockDecoder(), bomb), /100000 bytes came out, 100001 were announced/)
+})
+
+test('a block that asks for a large window gets no memory', async () => {
+  const raw = Buffer.alloc(RAM_BLOCK_BYTES_MAX, 'page ')
+  const block = async (windowLog: number): Promise<Buffer> => {
+    const packed = await windowed(raw, windowLog)
+    return Buffer.concat([header(1, raw.length, packed.length), packed])
+  }
+  const most = await block(RAM_ZSTD_WINDOW_LOG_MAX)
+  assert.ok(decode(new BlockDecoder(), most).equals(raw))
+  const more = await block(RAM_ZSTD_WINDOW_LOG_MAX + 1)
+  assert.throws(() => decode(new BlockDecoder(), more), /requires too much memory/)
 })
