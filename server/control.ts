@@ -46,6 +46,8 @@ export interface ControlServerOptions {
   readonly requestBytesMax: number
   /** For methods without parameters, whose answer is the same for all who ask at once: those that are being made. */
   readonly making?: Map<string, Promise<Buffer>>
+  /** Time a client has to send its request line. */
+  readonly requestMs?: number
   /** Time a client has to read its answer. */
   readonly readMs?: number
   /** Failures of single clients; they never stop the server. */
@@ -162,7 +164,7 @@ function answerOf(line: string, place: string): unknown {
 
 function serveOne(socket: Socket, options: ControlServerOptions): void {
   const gone = new AbortController()
-  const deadline = setTimeout(() => socket.destroy(), CONTROL_REQUEST_DEADLINE_MS)
+  const deadline = setTimeout(() => socket.destroy(), options.requestMs ?? CONTROL_REQUEST_DEADLINE_MS)
   socket.on('end', () => gone.abort())
   socket.on('close', () => {
     clearTimeout(deadline)

@@ -36,6 +36,8 @@ export const HOOK_SOCKET_NAME: string = 'hook.sock'
 export interface HookInput {
   readonly argv: readonly string[]
   readonly stdin: AsyncIterable<Buffer>
+  /** Of the events after the announcement. */
+  readonly laterDeadlineMs?: number
 }
 
 /** Gives the exit code: 0, or 10 when a strict host refuses. Never throws. */
@@ -52,7 +54,7 @@ export async function hookCommand(input: HookInput, options: GlobalOptions, outp
   const isAnnouncement = input.argv[1] === 'migrate'
   const deadlineMs = isAnnouncement
     ? config.hookDeadlineMs
-    : Math.min(config.hookDeadlineMs, HOOK_LATER_DEADLINE_MS)
+    : Math.min(config.hookDeadlineMs, input.laterDeadlineMs ?? HOOK_LATER_DEADLINE_MS)
   try {
     await within(deadlineMs, (untilMs) => handle(input, config, untilMs, say))
     return EXIT.done

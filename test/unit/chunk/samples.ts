@@ -2,11 +2,12 @@
  * Data for the chunking tests: reproducible from a name, of the kinds that disks hold. Not random-looking enough for
  * anything else.
  */
-import { buffer } from 'node:stream/consumers'
-import { constants, createZstdCompress } from 'node:zlib'
+
 import { createCipheriv } from 'node:crypto'
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { buffer } from 'node:stream/consumers'
+import { constants, createZstdCompress } from 'node:zlib'
 
 const ROOT: string = join(import.meta.dirname, '../../..')
 

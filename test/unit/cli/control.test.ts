@@ -180,14 +180,13 @@ test('the client: nobody there, an answer too large, an answer that is none, a s
   }
 })
 
-test('many who ask at once get one answer that is made once; who does not read it is let go', async () => {
+test('many who ask at once get one answer that is made once', async () => {
   let made = 0
   server = await serveControl({
     path,
     mode: 0o600,
     requestBytesMax: 4096,
     making: new Map(),
-    readMs: 2000,
     handlers: {
       history: async () => {
         made++
@@ -201,19 +200,47 @@ test('many who ask at once get one answer that is made once; who does not read i
   assert.equal(made, 1)
   await callControl(path, 'history', null)
   assert.equal(made, 2, 'an answer that was given is not given again')
-  const idle = connect({ path })
-  idle.pause()
-  idle.write('{"version":1,"method":"history"}\n')
+})
+
+/** Writes on until the server has let go, and reads nothing: for how long that took. */
+async function letGoAfter(first: string, more: string): Promise<number> {
+  const socket = connect({ path })
+  socket.pause()
   const started = performance.now()
-  await new Promise((resolve, reject) => {
-    idle.on('error', resolve)
-    idle.on('close', resolve)
-    setTimeout(() => idle.resume(), 3500)
-    setTimeout(() => reject(new Error('still connected')), 10_000).unref()
+  const failed = new Promise<void>((resolve) => socket.on('error', () => resolve()))
+  socket.write(first)
+  const writing = setInterval(() => socket.write(more), 20)
+  const held = new Promise<void>((resolve) => setTimeout(resolve, 5000).unref())
+  await Promise.race([failed, held])
+  clearInterval(writing)
+  socket.destroy()
+  return performance.now() - started
+}
+
+test('a client that sends no whole line is let go, also one that drips; one that asked is not', async () => {
+  server = await serveControl({
+    path,
+    mode: 0o600,
+    requestBytesMax: 4096,
+    requestMs: 200,
+    handlers: { slow: () => new Promise((resolve) => setTimeout(resolve, 600, 'fine')) },
   })
-  let read = 0
-  idle.on('data', (bytes) => {
-    read += bytes.length
+  const waiting = callControl(path, 'slow', null)
+  for (const first of ['', '{"version":1,']) {
+    const ms = await letGoAfter(first, ' ')
+    assert.ok(ms >= 190 && ms < 4000, `after ${ms} ms`)
+  }
+  assert.equal(await waiting, 'fine')
+})
+
+test('a client that does not read its answer is let go', async () => {
+  server = await serveControl({
+    path,
+    mode: 0o600,
+    requestBytesMax: 4096,
+    readMs: 300,
+    handlers: { history: async () => 'x'.repeat(4_000_000) },
   })
-  assert.ok(performance.now() - started < 10_000 && read < 4_000_000)
+  const ms = await letGoAfter('{"version":1,"method":"history"}\n', ' ')
+  assert.ok(ms >= 290 && ms < 4000, `after ${ms} ms`)
 })

@@ -11,6 +11,7 @@ import {
   mkdtemp,
   readdir,
   readFile,
+  readlink,
   rm,
   stat,
   symlink,
@@ -21,11 +22,16 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, test } from 'node:test'
 import type { HookReport, HookRequest } from '../../../hooks/decision.ts'
-import { IMAGE_BYTES_MAX } from '../../../lib/core/limits.ts'
+import {
+  DOMAIN_XML_BYTES_MAX,
+  HOOK_MESSAGE_CHARACTERS_MAX,
+  IMAGE_BYTES_MAX,
+} from '../../../lib/core/limits.ts'
+import { KIB, MIB } from '../../../lib/core/units.ts'
 import { parseDomain } from '../../../lib/host/domain-xml.ts'
 import { UNWRITTEN, unwrittenDisks } from '../../../lib/host/unwritten.ts'
 import { userIds } from '../../../lib/host/users.ts'
-import { hookCommand } from '../../../server/cli/hook.ts'
+import { type HookInput, hookCommand } from '../../../server/cli/hook.ts'
 import { type ControlServer, serveControl } from '../../../server/control.ts'
 
 const UUID = '33333333-3333-4333-8333-333333333333'
@@ -94,7 +100,8 @@ async function serve(): Promise<void> {
 
 async function run(
   argv: readonly string[],
-  input = xml,
+  input: string | AsyncIterable<Buffer> = xml,
+  more: Partial<HookInput> = {},
 ): Promise<{ code: number; out: string; err: string }> {
   let out = ''
   let err = ''
@@ -106,10 +113,11 @@ async function run(
       err += text
     },
   }
-  async function* stdin(): AsyncGenerator<Buffer> {
-    yield Buffer.from(input)
+  async function* text(of: string): AsyncGenerator<Buffer> {
+    yield Buffer.from(of)
   }
-  const code = await hookCommand({ argv, stdin: stdin() }, { config: join(directory, 'swam.toml') }, output)
+  const stdin = typeof input === 'string' ? text(input) : input
+  const code = await hookCommand({ argv, stdin, ...more }, { config: join(directory, 'swam.toml') }, output)
   return { code, out, err }
 }
 
@@ -395,7 +403,12 @@ for (const { name, prepare, input, message } of [
     message: /within \d+(\.\d+)? ms/,
   },
   { name: 'XML that is none', prepare: serve, input: 'hello', message: /XML/ },
-  { name: 'XML without end', prepare: serve, input: 'x'.repeat(2_000_000), message: /at most 1048576 bytes/ },
+  {
+    name: 'XML without end',
+    prepare: serve,
+    input: 'x'.repeat(2_000_000),
+    message: /stdin: expected at most 1048576 bytes/,
+  },
 ]) {
   test(`fails open, and closed when strict: ${name}`, async () => {
     await prepare()
@@ -411,6 +424,72 @@ for (const { name, prepare, input, message } of [
     }
   })
 }
+
+test('XML without end is not read to its end', async () => {
+  await serve()
+  let given = 0
+  async function* flood(): AsyncGenerator<Buffer> {
+    for (; given < 64 * MIB; given += 64 * KIB) yield Buffer.alloc(64 * KIB, 'x')
+  }
+  const { code, err } = await run(BEGIN, flood())
+  assert.equal(code, 0)
+  assert.match(err, /stdin: expected at most 1048576 bytes/)
+  assert.ok(given <= DOMAIN_XML_BYTES_MAX + 64 * KIB, `${given} bytes were taken`)
+})
+
+test('XML that never ends holds nobody up beyond the deadline', async () => {
+  await serve()
+  await writeConfig('hookDeadlineMs = 1000\n')
+  async function* stalled(): AsyncGenerator<Buffer> {
+    yield Buffer.from(xml.slice(0, 50))
+    await new Promise((resolve) => setTimeout(resolve, 10_000).unref())
+  }
+  const { code, err } = await run(BEGIN, stalled())
+  assert.equal(code, 0)
+  assert.match(err, /the hook was not done within 1000 ms/)
+})
+
+test('after the beginning libvirt holds the lock of the guest: the hook has less time', async () => {
+  await serve()
+  answer = () => new Promise(() => {})
+  await writeConfig('hookDeadlineMs = 20000\n')
+  const started = performance.now()
+  assert.deepEqual(await run(['vm', 'stopped', 'end'], xml, { laterDeadlineMs: 200 }), NOTHING)
+  const ms = performance.now() - started
+  assert.ok(ms >= 190 && ms < 10_000, `${ms} ms`)
+})
+
+test('a message to the user of virsh is a line or two, however long the daemon talks', async () => {
+  await serve()
+  answer = () => ({ action: 'none', message: 'x'.repeat(10_000) })
+  const { err } = await run(BEGIN)
+  assert.equal(err, `swam: ${'x'.repeat(HOOK_MESSAGE_CHARACTERS_MAX)}\n`)
+})
+
+test('qemu-img writes to the file that was made, though another one has its name by then', async () => {
+  await serve()
+  const victim = join(directory, 'elsewhere', 'victim')
+  const qcow2 = join(images, 'sub', 'b:c d.qcow2')
+  await writeFile(victim, 'precious')
+  // Whoever may write in that directory wins the race: a link stands in the place of the name before qemu-img begins.
+  const bin = join(directory, 'bin')
+  await mkdir(bin)
+  const swap = `mv '${qcow2}' '${qcow2}.moved' && ln -s '${victim}' '${qcow2}'`
+  const real = execFileSync('sh', ['-c', 'command -v qemu-img'], { encoding: 'utf8' }).trim()
+  await writeFile(join(bin, 'qemu-img'), `#!/bin/sh\n${swap} && exec ${real} "$@"\n`, { mode: 0o755 })
+  answer = () => ({ action: 'create', create: [{ path: qcow2, format: 'qcow2', size: MIB }] })
+  const path = process.env['PATH']
+  process.env['PATH'] = `${bin}:${path}`
+  try {
+    await run(BEGIN)
+  } finally {
+    process.env['PATH'] = path
+  }
+  assert.equal(await readlink(qcow2), victim, 'the race was won')
+  assert.equal(await readFile(victim, 'utf8'), 'precious')
+  const info = execFileSync('qemu-img', ['info', '--output=json', `${qcow2}.moved`], { encoding: 'utf8' })
+  assert.equal(JSON.parse(info).format, 'qcow2')
+})
 
 test('a broken config fails open and says where', async () => {
   await writeConfig('strict = 1\n')
