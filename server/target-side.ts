@@ -10,7 +10,14 @@ import type { HookAnswer } from '../hooks/decision.ts'
 import type { ImageStock } from '../lib/catalog/stock.ts'
 import { ByteBudget } from '../lib/core/byte-budget.ts'
 import { errorText, RefusedError } from '../lib/core/errors.ts'
-import { FAILED_MARK_MS, HOOK_REQUEST_BYTES_MAX, LOCATE_MS, MIGRATIONS_MAX } from '../lib/core/limits.ts'
+import {
+  FAILED_MARK_MS,
+  GUEST_DISKS_MAX,
+  GUEST_PORTS_MAX,
+  HOOK_REQUEST_BYTES_MAX,
+  LOCATE_MS,
+  MIGRATIONS_MAX,
+} from '../lib/core/limits.ts'
 import { MIB } from '../lib/core/units.ts'
 import { type Domain, parseDomain } from '../lib/host/domain-xml.ts'
 import { type RunningDomain, targetOfExport } from '../lib/host/libvirt.ts'
@@ -57,7 +64,7 @@ export class TargetSide {
           return await this.#started(
             guest,
             event.text('xml', HOOK_REQUEST_BYTES_MAX),
-            event.has('ports') ? event.list('ports', 256) : [],
+            event.has('ports') ? event.list('ports', GUEST_PORTS_MAX) : [],
           )
         case 'stopped end':
         case 'release end':
@@ -84,7 +91,7 @@ export class TargetSide {
   async hookReport(params: unknown): Promise<object> {
     const report = new Params('hookReport', params)
     this.#incoming.get(report.text('guest'))?.preparing()
-    for (const item of report.list('images', 256)) {
+    for (const item of report.list('images', GUEST_DISKS_MAX)) {
       const image = new Params('hookReport: images', item)
       const path = image.text('path', 4096)
       const guest = report.text('guest')
@@ -299,7 +306,7 @@ export class TargetSide {
 
 function locatedDomain(answer: Params, uuid: string): RunningDomain | undefined {
   if (answer.flag('found') === false) return undefined
-  const disks = answer.list('disks', 256).map((item) => {
+  const disks = answer.list('disks', GUEST_DISKS_MAX).map((item) => {
     const disk = new Params('locate: disks', item)
     return {
       target: disk.text('target'),

@@ -1,7 +1,8 @@
 /** Ceilings that no other test meets: at the ceiling it passes, beyond it is refused. */
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
-import { connect, type Socket } from 'node:net'
+import { connect, createServer, type Server, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
@@ -9,6 +10,7 @@ import { checkConfigText } from '../../../config/load.ts'
 import {
   CONTROL_CONNECTIONS_MAX,
   GUEST_DISKS_MAX,
+  GUEST_PORTS_MAX,
   IMAGE_BYTES_MAX,
   IMAGE_DIRECTORIES_MAX,
   MIGRATION_PORTS_MAX,
@@ -21,7 +23,7 @@ import {
   STREAMS_MAX,
 } from '../../../lib/core/limits.ts'
 import { parseDomain } from '../../../lib/host/domain-xml.ts'
-import { socketOwners } from '../../../lib/host/procnet.ts'
+import { listeningPorts, socketOwners } from '../../../lib/host/procnet.ts'
 import { Redirect } from '../../../lib/host/redirect.ts'
 import { bundlePair } from '../../../lib/peer/memory.ts'
 import { STREAM_OPEN, StreamMux } from '../../../lib/peer/stream.ts'
@@ -77,6 +79,25 @@ test('an image larger than any disk is not made', () => {
   imageToCreate(image)
   assert.throws(() => imageToCreate({ ...image, size: IMAGE_BYTES_MAX + 4096 }), /expected a size/)
   assert.throws(() => imageToCreate({ ...image, path: '/'.padEnd(PATH_BYTES_MAX + 1, 'a') }), /absolute path/)
+})
+
+test('a process that listens on more ports than a guest has is not looked at further', async () => {
+  const servers: Server[] = []
+  const listen = async (count: number): Promise<void> => {
+    while (servers.length < count) {
+      const server = createServer().listen(0, '127.0.0.1')
+      servers.push(server)
+      await once(server, 'listening')
+    }
+  }
+  try {
+    await listen(GUEST_PORTS_MAX)
+    assert.equal((await listeningPorts(process.pid)).length, GUEST_PORTS_MAX)
+    await listen(GUEST_PORTS_MAX + 1)
+    await assert.rejects(listeningPorts(process.pid), /expected at most 256 ports/)
+  } finally {
+    for (const server of servers) server.close()
+  }
 })
 
 test('a redirect of too many elements is refused before nft runs', async () => {

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import type { BlockDevice } from '../../../lib/block/device.ts'
 import { LostError, ProtocolError, RefusedError } from '../../../lib/core/errors.ts'
+import { NBD_EXPORTS_MAX } from '../../../lib/core/limits.ts'
 import { type NbdNegotiation, negotiateNbd } from '../../../lib/nbd/client.ts'
 import * as nbd from '../../../lib/nbd/protocol/constants.ts'
 import {
@@ -148,6 +149,18 @@ describe('client, handshake', () => {
     const second = negotiation.list()
     await answer(peer, nbd.NBD_OPT_LIST, [nbd.NBD_REP_ERR_POLICY])
     await assert.rejects(second, RefusedError)
+  })
+
+  test('a list of exports without end is a breach, and is not kept', async () => {
+    const names = (count: number): (readonly [number, Buffer])[] =>
+      Array.from({ length: count }, (_, at) => [nbd.NBD_REP_SERVER, encodeText(`disk ${at}`)] as const)
+    const { peer, negotiation } = await greeted(false)
+    const most = negotiation.list()
+    await answer(peer, nbd.NBD_OPT_LIST, ...names(NBD_EXPORTS_MAX), [ACK])
+    assert.equal((await most).length, NBD_EXPORTS_MAX)
+    const more = negotiation.list()
+    await answer(peer, nbd.NBD_OPT_LIST, ...names(NBD_EXPORTS_MAX + 1), [ACK])
+    await assert.rejects(more, /more than 10000 exports/)
   })
 
   test('a server without GO is asked with EXPORT_NAME', async () => {
