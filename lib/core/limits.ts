@@ -194,6 +194,8 @@ export const CONTROL_EXTRA_FRAMES: number = 1024
 export const CONTROL_QUEUE_BYTES_MAX: number = 16 * MIB
 /** What waits in one channel for a far end that does not read: no honest one lets it come to this. */
 export const CHANNEL_BACKLOG_BYTES_MAX: number = IN_FLIGHT_BYTES_MAX + 2 * CONTROL_EXTRA_BYTES
+/** The same in frames: a PONG of 18 bytes that waits takes 300. Eight times what may be in flight, for acknowledgements. */
+export const CHANNEL_BACKLOG_FRAMES_MAX: number = 131_072
 /** A channel that ends is destroyed when its far end has not ended it either by then. */
 export const CHANNEL_END_MS: number = 1_000
 /** A quiet bundle is asked whether it is there. Three questions fit into the silence that ends it. */

@@ -6,7 +6,7 @@
  */
 import type { Duplex } from 'node:stream'
 import { LostError, ProtocolError } from '../core/errors.ts'
-import { CHANNEL_BACKLOG_BYTES_MAX, CHANNEL_END_MS } from '../core/limits.ts'
+import { CHANNEL_BACKLOG_BYTES_MAX, CHANNEL_BACKLOG_FRAMES_MAX, CHANNEL_END_MS } from '../core/limits.ts'
 import { KIB } from '../core/units.ts'
 import { encodeFrameHeader, type Frame, type FrameClass, FrameDecoder } from '../wire/frame.ts'
 
@@ -29,6 +29,11 @@ export class FrameChannel {
   #gone: Error | undefined
   #closed = false
   #corked = false
+  /** Frames that the stream has not taken yet. */
+  #unsent = 0
+  readonly #taken = (): void => {
+    this.#unsent--
+  }
   bytesReceived = 0
   bytesSent = 0
 
@@ -91,18 +96,21 @@ export class FrameChannel {
     const bytes = header.length + payloadBytes
     if (this.gone || this.#duplex.destroyed || this.#duplex.writableEnded) return bytes
     this.bytesSent += bytes
-    if (this.#duplex.writableLength > CHANNEL_BACKLOG_BYTES_MAX) {
-      this.#duplex.destroy(
-        new LostError(`the far end does not read: ${this.#duplex.writableLength} bytes wait for it`),
-      )
+    const { writableLength } = this.#duplex
+    if (writableLength > CHANNEL_BACKLOG_BYTES_MAX || this.#unsent > CHANNEL_BACKLOG_FRAMES_MAX) {
+      const waits = `${this.#unsent} frames with ${writableLength} bytes wait for it`
+      this.#duplex.destroy(new LostError(`the far end does not read: ${waits}`))
       return bytes
     }
     this.#cork()
+    this.#unsent++
     if (bytes <= COPY_BYTES_MAX) {
-      this.#duplex.write(payload.length === 0 ? header : Buffer.concat([header, ...payload], bytes))
+      const frame = payload.length === 0 ? header : Buffer.concat([header, ...payload], bytes)
+      this.#duplex.write(frame, this.#taken)
       return bytes
     }
-    this.#duplex.write(header)
+    // Written in order, so the header's turn is close to that of its payload.
+    this.#duplex.write(header, this.#taken)
     for (const part of payload) if (part.length > 0) this.#duplex.write(part)
     return bytes
   }
