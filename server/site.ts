@@ -3,6 +3,7 @@
  * migration is asked of libvirt, since no hook tells it on every path.
  */
 import type { Config } from '../config/schema.ts'
+import { type Clock, systemClock } from '../lib/core/clock.ts'
 import {
   BEGUN_GUESTS_MAX,
   DIRECT_ASK_MS,
@@ -29,10 +30,17 @@ export class Site {
   readonly #begun = new Map<string, number>()
   readonly #running = new Set<MigrationRecord>()
 
-  constructor(config: Config, log: Log, history: History) {
+  readonly #clock: Clock
+
+  constructor(config: Config, log: Log, history: History, clock: Clock = systemClock) {
     this.config = config
     this.log = log
     this.history = history
+    this.#clock = clock
+  }
+
+  #rest(ms: number): Promise<void> {
+    return new Promise((resolve) => void this.#clock.after(ms, resolve))
   }
 
   /** A migration is over: say so, and remember it. */
@@ -87,7 +95,7 @@ export class Site {
       if (state === 'paused' && direction === 'in') {
         if (attempt >= OUTCOME_PAUSED_ASKS_MAX || !(await this.migrating(uuid))) return 'here'
       }
-      await new Promise((resolve) => setTimeout(resolve, OUTCOME_ASK_MS))
+      await this.#rest(OUTCOME_ASK_MS)
     }
     return 'unknown'
   }
@@ -113,11 +121,11 @@ export class Site {
     // At the destination the guest is there only once libvirt has started its QEMU.
     const awaited = async (): Promise<boolean> =>
       direction === 'in' && (await this.libvirt.state(uuid).catch(() => 'unknown')) === undefined
-    while (Date.now() - since < DIRECT_START_MS && (await awaited())) {
-      await new Promise((resolve) => setTimeout(resolve, DIRECT_ASK_MS).unref())
+    while (this.#clock.wallMs() - since < DIRECT_START_MS && (await awaited())) {
+      await this.#rest(DIRECT_ASK_MS)
     }
-    while (Date.now() - since < DIRECT_WATCH_MS && (await this.migrating(guest))) {
-      await new Promise((resolve) => setTimeout(resolve, DIRECT_ASK_MS).unref())
+    while (this.#clock.wallMs() - since < DIRECT_WATCH_MS && (await this.migrating(guest))) {
+      await this.#rest(DIRECT_ASK_MS)
     }
     return await this.outcome(uuid, direction, since)
   }

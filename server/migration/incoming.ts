@@ -11,6 +11,7 @@ import { connect, type Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
 import type { ImageStock } from '../../lib/catalog/stock.ts'
 import type { ByteBudget } from '../../lib/core/byte-budget.ts'
+import { type Clock, systemClock } from '../../lib/core/clock.ts'
 import { errorText, LostError, ProtocolError, RefusedError, TimeoutError } from '../../lib/core/errors.ts'
 import {
   MIGRATION_DISKS_MAX,
@@ -73,6 +74,8 @@ export interface IncomingOptions {
   readonly emptyDisks: () => Promise<readonly EmptyDisk[]>
   readonly downtimeMs: () => Promise<number | null>
   readonly onEnd: (migration: IncomingMigration) => void
+  /** Measures how long is waited for what may never come. */
+  readonly clock?: Clock
 }
 
 const GREETING = Buffer.from('NBDMAGIC')
@@ -82,6 +85,7 @@ export class IncomingMigration {
   readonly record: MigrationRecord
   readonly #options: IncomingOptions
   readonly #log: Log
+  readonly #clock: Clock
   readonly #ports = new Map<number, GuestPort>()
   readonly #nbdPorts = new Map<number, Promise<boolean>>()
   readonly #sockets = new Set<Socket>()
@@ -97,13 +101,15 @@ export class IncomingMigration {
   #finishing: Promise<void> | undefined
   #watching = false
   #direct = false
-  #announcedAt = performance.now()
+  #announcedAt: number
   #armed = false
   #problem: string | undefined
 
   constructor(options: IncomingOptions) {
     this.#options = options
     this.#log = options.log
+    this.#clock = options.clock ?? systemClock
+    this.#announcedAt = this.#clock.nowMs()
     this.record = new MigrationRecord({
       id: options.id,
       guest: options.guest,
@@ -165,7 +171,7 @@ export class IncomingMigration {
 
   /** The hook is still at work: libvirt starts nothing before it is done. */
   preparing(): void {
-    this.#announcedAt = performance.now()
+    this.#announcedAt = this.#clock.nowMs()
   }
 
   /**
@@ -176,13 +182,13 @@ export class IncomingMigration {
     let seen = false
     let absent = 0
     for (;;) {
-      await new Promise((resolve) => setTimeout(resolve, START_ASK_MS))
+      await new Promise<void>((resolve) => void this.#clock.after(START_ASK_MS, resolve))
       if (this.#ended || this.#armed) return
       const state = await this.#options.state().catch(() => 'unknown')
       if (this.#ended || this.#armed) return
       absent = state === undefined ? absent + 1 : 0
       if (state !== undefined && state !== 'unknown') seen = true
-      const waited = performance.now() - this.#announcedAt
+      const waited = this.#clock.nowMs() - this.#announcedAt
       if (seen ? absent >= START_ABSENT_ASKS_MAX : absent > 0 && waited > START_MS) {
         await this.stopped('libvirt did not start the guest here')
         return
@@ -272,7 +278,7 @@ export class IncomingMigration {
   async #carry(port: number, stream: Duplex): Promise<void> {
     // In the order in which streams come: connect() is called before anything is awaited.
     const socket = this.#connect(port)
-    await connected(socket, port)
+    await connected(socket, port, this.#clock)
     const speaker = await whoSpeaksFirst(socket, stream)
     if (speaker === 'server' && this.#greets(socket)) {
       const seen = this.#nbdPorts.get(port) ?? this.#nbd(port, socket)
@@ -285,7 +291,7 @@ export class IncomingMigration {
       // An NBD server that does not speak to us (TLS): a fresh connection, passed through as it is.
       socket.destroy()
       const again = this.#connect(port)
-      await connected(again, port)
+      await connected(again, port, this.#clock)
       this.#pass(again, stream)
       return
     }
@@ -372,7 +378,7 @@ export class IncomingMigration {
 
   async #open(disk: number, epoch: number, port: number, exportName: string): Promise<void> {
     const socket = this.#connect(port)
-    await connected(socket, port)
+    await connected(socket, port, this.#clock)
     const negotiation = await negotiateNbd(socket)
     const device = await negotiation.go(exportName)
     const account = new DiskAccount(this.#options.targetOf(exportName), device.size)
@@ -399,7 +405,7 @@ export class IncomingMigration {
     // A large fragmented image takes longer: what is not known by then is read and compared.
     await Promise.race([
       receiver.scanTarget(),
-      new Promise((resolve) => setTimeout(resolve, TARGET_SCAN_WAIT_MS)),
+      new Promise<void>((resolve) => void this.#clock.after(TARGET_SCAN_WAIT_MS, resolve)),
     ])
   }
 
@@ -451,20 +457,20 @@ function resolved(path: string): string {
   }
 }
 
-function connected(socket: Socket, port: number): Promise<void> {
+function connected(socket: Socket, port: number, clock: Clock): Promise<void> {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => {
+    const cancel = clock.after(QEMU_CONNECT_MS, () => {
       socket.destroy()
       reject(
         new TimeoutError(`connect to port ${port} of the new QEMU: not connected in ${QEMU_CONNECT_MS} ms`),
       )
-    }, QEMU_CONNECT_MS)
+    })
     socket.once('connect', () => {
-      clearTimeout(timer)
+      cancel()
       resolve()
     })
     socket.once('close', () => {
-      clearTimeout(timer)
+      cancel()
       reject(new LostError(`connect to port ${port} of the new QEMU: refused or closed`))
     })
   })

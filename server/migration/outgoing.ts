@@ -14,6 +14,7 @@ import { createServer, type Server, type Socket } from 'node:net'
 import type { BlockDevice, BlockSizes } from '../../lib/block/device.ts'
 import type { DescribedRun } from '../../lib/chunk/describer.ts'
 import type { SlabPool } from '../../lib/chunk/slab.ts'
+import { type Clock, systemClock } from '../../lib/core/clock.ts'
 import { errorText, LostError, RefusedError } from '../../lib/core/errors.ts'
 import {
   FAR_ASK_MS,
@@ -77,6 +78,8 @@ export interface OutgoingOptions {
   /** Catches nothing more for this migration: its listeners are closed. */
   readonly disarm: () => void
   readonly onEnd: (migration: OutgoingMigration) => void
+  /** Measures how long is waited for what may never come. */
+  readonly clock?: Clock
 }
 
 interface Port {
@@ -102,6 +105,7 @@ export class OutgoingMigration {
   readonly #options: OutgoingOptions
   readonly #log: Log
   readonly #door: Door
+  readonly #clock: Clock
   readonly #ports = new Map<number, Port>()
   readonly #sockets = new Set<Socket>()
   readonly #senders = new Map<string, { sender: Promise<DiskSender>; users: number }>()
@@ -110,7 +114,8 @@ export class OutgoingMigration {
   #nextDisk = 0
   #accepting: Promise<void> = Promise.resolve()
   #arming: Promise<void> = Promise.resolve()
-  #timer: NodeJS.Timeout | undefined
+  /** Cancels what is waited for. */
+  #cancel: () => void = () => undefined
   #ended = false
   #finishing: Promise<void> | undefined
   #watching = false
@@ -123,6 +128,7 @@ export class OutgoingMigration {
     this.#options = options
     this.#log = options.log
     this.#door = new Door(options)
+    this.#clock = options.clock ?? systemClock
     this.record = new MigrationRecord({
       id: options.id,
       guest: options.guest,
@@ -213,10 +219,10 @@ export class OutgoingMigration {
 
   /** Disks that go past us take hours before the memory comes: given up is only what libvirt does not work on. */
   #waitForFirst(): void {
-    clearTimeout(this.#timer)
+    this.#cancel()
     // It may have ended while it was being armed.
     if (this.#ended) return
-    this.#timer = setTimeout(async () => {
+    this.#cancel = this.#clock.after(MIGRATION_IDLE_MS, async () => {
       const migrating = await this.#options.migrating()
       if (this.#ended || this.#sockets.size > 0 || this.record.accelerated) return
       // Who is at the door may be the one that is waited for.
@@ -226,7 +232,7 @@ export class OutgoingMigration {
       }
       this.record.error ??= 'no connection came within a minute of the redirect'
       void this.#finish()
-    }, MIGRATION_IDLE_MS)
+    })
   }
 
   /** Nothing is caught: the migration goes on without us, and only its end is watched. */
@@ -235,7 +241,7 @@ export class OutgoingMigration {
     this.#ended = true
     this.#watching = true
     this.record.reason ??= reason
-    clearTimeout(this.#timer)
+    this.#cancel()
     for (const port of this.#ports.values()) for (const server of port.servers) server.close()
     await Promise.allSettled([this.#disk?.bundle.close(), this.#ram?.bundle.close()])
     void this.#options
@@ -357,7 +363,7 @@ export class OutgoingMigration {
       this.#sockets.delete(socket)
       this.#connectionGone()
     })
-    clearTimeout(this.#timer)
+    this.#cancel()
     if (port.kind === 'nbd') void this.#serve(port, socket)
     else this.#stream(port, socket)
   }
@@ -485,8 +491,8 @@ export class OutgoingMigration {
   // ---- the end -----------------------------------------------------------------------------------------------
 
   #wait(ms: number, reason: string): void {
-    clearTimeout(this.#timer)
-    this.#timer = setTimeout(() => {
+    this.#cancel()
+    this.#cancel = this.#clock.after(ms, () => {
       // Who is at the door may be the one that is waited for.
       if (this.#door.waiting > 0) {
         this.#wait(MIGRATION_LINGER_MS, reason)
@@ -494,16 +500,16 @@ export class OutgoingMigration {
       }
       this.record.error ??= reason
       void this.#finish()
-    }, ms)
+    })
   }
 
   #connectionGone(): void {
     if (this.#ended || this.#sockets.size > 0) return
-    clearTimeout(this.#timer)
-    this.#timer = setTimeout(() => {
+    this.#cancel()
+    this.#cancel = this.#clock.after(MIGRATION_LINGER_MS, () => {
       if (this.#door.waiting > 0) this.#connectionGone()
       else void this.#finish()
-    }, MIGRATION_LINGER_MS)
+    })
   }
 
   /** Once; who asks again waits for the same end. */
@@ -515,7 +521,7 @@ export class OutgoingMigration {
   }
 
   async #end(): Promise<void> {
-    clearTimeout(this.#timer)
+    this.#cancel()
     for (const port of this.#ports.values()) for (const server of port.servers) server.close()
     this.#options.disarm()
     const lost = this.record.error !== null
@@ -544,9 +550,9 @@ export class OutgoingMigration {
   }
 
   async #heard(ms: number): Promise<void> {
-    const timer = setTimeout(this.#verdict.tell, ms)
+    const cancel = this.#clock.after(ms, this.#verdict.tell)
     await this.#verdict.told
-    clearTimeout(timer)
+    cancel()
   }
 
   /** Everything is dropped now. One whose end is being looked into stays what it was: the guest may be coming back already. */

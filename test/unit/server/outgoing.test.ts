@@ -4,100 +4,11 @@
  */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
-import { type AddressInfo, connect, createServer, type Socket } from 'node:net'
-import { type TestContext, test } from 'node:test'
+import { connect } from 'node:net'
+import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { SlabPool } from '../../../lib/chunk/slab.ts'
 import { DOOR_WAITING_MAX, MIGRATION_CAUGHT_PORTS_MAX, STREAMS_MAX } from '../../../lib/core/limits.ts'
-import { createLog } from '../../../lib/core/log.ts'
-import { MIB } from '../../../lib/core/units.ts'
-import { bundlePair } from '../../../lib/peer/memory.ts'
-import { StreamMux } from '../../../lib/peer/stream.ts'
-import { OutgoingMigration } from '../../../server/migration/outgoing.ts'
-
-/** A connection straight to the listener stands in the kernel's table as one to this address: so it is the peer's. */
-const LISTENER = '127.77.0.1'
-const ME = process.getuid!()
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, LISTENER)
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
-}
-
-async function start(context: TestContext, uids: readonly number[]) {
-  const port = await freePort()
-  const lines: string[] = []
-  const picked: number[] = []
-  const disk = await bundlePair({ kind: 'disk' })
-  const ram = await bundlePair({ kind: 'ram' })
-  let ended = false
-  const migration = new OutgoingMigration({
-    id: '3f0c0c9e-6d52-4f0c-9a70-0a3c9f1f9d11',
-    uuid: '33333333-3333-4333-8333-333333333333',
-    guest: 'vm',
-    peer: 'far',
-    peerAddresses: [LISTENER],
-    log: createLog({ level: 'info', stream: { write: (line) => void lines.push(line) } }),
-    uids,
-    slabs: new SlabPool({ bytesMax: MIB }),
-    describe: async () => [],
-    limits: { windowBytes: MIB, drainMs: 1000, flushDeadlineMs: 2000 },
-    pickListenPort: () => {
-      // The first one is the port that is armed, so that the table of the kernel says what the redirect would make it say.
-      const next = picked.length === 0 ? port : port + 1000 + picked.length
-      picked.push(next)
-      return next
-    },
-    compress: false,
-    outcome: async () => 'here',
-    directOutcome: async () => 'here',
-    migrating: async () => true,
-    paused: async () => false,
-    disarm: () => undefined,
-    targetOf: (name) => name,
-    farLives: async () => 'unknown',
-    onEnd: () => {
-      ended = true
-    },
-  })
-  context.after(async () => {
-    await migration.abort('the test is over')
-    disk.cut()
-    ram.cut()
-  })
-  migration.attach(disk.far)
-  migration.attach(ram.far)
-  const streams: number[] = []
-  new StreamMux(ram.near, (meta, stream) => {
-    streams.push(meta.port)
-    stream.on('error', () => undefined)
-    stream.pipe(stream)
-  })
-  const client = async (send = 'hello'): Promise<{ socket: Socket; got: () => string }> => {
-    const socket = connect({ host: LISTENER, port, localAddress: '127.0.0.1' })
-    let got = ''
-    socket.on('data', (bytes) => {
-      got += bytes.toString('latin1')
-    })
-    socket.on('error', () => undefined)
-    socket.write(send)
-    context.after(() => socket.destroy())
-    return { socket, got: () => got }
-  }
-  return { migration, port, picked, lines, streams, client, ended: () => ended }
-}
-
-async function until(what: string, check: () => boolean): Promise<void> {
-  for (let attempt = 0; attempt < 1000; attempt++) {
-    if (check()) return
-    await sleep(10)
-  }
-  throw new Error(`waited in vain for ${what}`)
-}
+import { LISTENER, ME, start, until } from './outgoing-rig.ts'
 
 test('who has the right user comes in, and nobody else', async (context) => {
   const mine = await start(context, [ME])
