@@ -1,0 +1,107 @@
+/** How long libvirt is asked what became of a guest, with a libvirt that does not decide. */
+import assert from 'node:assert/strict'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { type TestContext, test } from 'node:test'
+import type { Config } from '../../../config/schema.ts'
+import { ManualClock } from '../../../lib/core/clock.ts'
+import {
+  DIRECT_START_MS,
+  DIRECT_WATCH_MS,
+  OUTCOME_ASK_MS,
+  OUTCOME_ASKS_MAX,
+  OUTCOME_PAUSED_ASKS_MAX,
+} from '../../../lib/core/limits.ts'
+import { createLog } from '../../../lib/core/log.ts'
+import { CommandError } from '../../../lib/host/command.ts'
+import { Libvirt } from '../../../lib/host/libvirt.ts'
+import { History } from '../../../server/history.ts'
+import { Site } from '../../../server/site.ts'
+
+const UUID = '33333333-3333-4333-8333-333333333333'
+const absent = (argv: readonly string[]): never => {
+  throw new CommandError(argv, 1, `error: failed to get domain '${UUID}'`)
+}
+
+/** What virsh says: of the guest's state, and of its job. */
+interface Said {
+  state: (argv: readonly string[]) => string
+  job: (argv: readonly string[]) => string
+}
+
+async function start(context: TestContext, said: Said) {
+  const directory = await mkdtemp(join(tmpdir(), 'swam-site-'))
+  const log = createLog({ level: 'info', stream: { write: () => undefined } })
+  const clock = new ManualClock(1_000_000)
+  const site = new Site({} as Config, log, new History(directory), clock)
+  let asked = 0
+  Object.assign(site, {
+    libvirt: new Libvirt({
+      run: async (argv) => {
+        if (!argv.includes('domstate')) return said.job(argv)
+        asked++
+        return said.state(argv)
+      },
+    }),
+  })
+  context.after(() => rm(directory, { recursive: true, force: true }))
+  /** Moves the clock in steps until the answer is there, and says after how long. */
+  const answered = async <T>(answer: Promise<T>, stepMs: number): Promise<{ value: T; ms: number }> => {
+    let over = false
+    void answer.finally(() => (over = true))
+    const from = clock.nowMs()
+    for (let step = 0; step < 2000; step++) {
+      for (let turn = 0; turn < 5; turn++) await new Promise((resolve) => setImmediate(resolve))
+      if (over) return { value: await answer, ms: clock.nowMs() - from }
+      clock.advance(stepMs)
+    }
+    throw new Error('it is asked for ever')
+  }
+  return { site, clock, answered, asked: () => asked }
+}
+
+for (const { name, state } of [
+  { name: 'a guest that stays paused at the source', state: () => 'paused\n' },
+  {
+    name: 'a libvirt that gives no answer',
+    state: (argv: readonly string[]): never => {
+      throw new CommandError(argv, 1, 'error: failed to connect to the hypervisor')
+    },
+  },
+]) {
+  test(`libvirt is asked so many times: ${name}`, async (context) => {
+    const { site, answered, asked } = await start(context, { state, job: absent })
+    const { value, ms } = await answered(site.outcome(UUID, 'out', 0), OUTCOME_ASK_MS)
+    assert.equal(value, 'unknown')
+    assert.equal(asked(), OUTCOME_ASKS_MAX)
+    assert.equal(ms, OUTCOME_ASKS_MAX * OUTCOME_ASK_MS)
+  })
+}
+
+test('a guest that stays paused at the destination has arrived, though libvirt says that its job goes on', async (context) => {
+  const { site, answered, asked } = await start(context, {
+    state: () => 'paused\n',
+    job: () => 'Job type: Unbounded\n',
+  })
+  const { value } = await answered(site.outcome(UUID, 'in', 0), OUTCOME_ASK_MS)
+  assert.equal(value, 'here')
+  assert.equal(asked(), OUTCOME_PAUSED_ASKS_MAX + 1)
+})
+
+test('one that goes past SWAM is not waited for for ever: it never appears', async (context) => {
+  const { site, clock, answered } = await start(context, { state: absent, job: absent })
+  const { value, ms } = await answered(site.directOutcome('vm', UUID, 'in', clock.wallMs()), 1000)
+  assert.equal(value, 'gone')
+  assert.equal(ms, DIRECT_START_MS)
+})
+
+test('one that goes past SWAM is not watched for ever: its job never ends', async (context) => {
+  const { site, clock, answered } = await start(context, {
+    state: () => 'running\n',
+    job: () => 'Job type: Unbounded\n',
+  })
+  const { value, ms } = await answered(site.directOutcome('vm', UUID, 'out', clock.wallMs()), 3_600_000)
+  assert.equal(value, 'here')
+  assert.equal(ms, DIRECT_WATCH_MS)
+})
