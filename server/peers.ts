@@ -6,6 +6,7 @@
 import { readFile } from 'node:fs/promises'
 import { hostname } from 'node:os'
 import type { PeerConfig } from '../config/schema.ts'
+import { type Clock, systemClock } from '../lib/core/clock.ts'
 import { AbsentError, errorText, LostError, TimeoutError } from '../lib/core/errors.ts'
 import { PEER_BACKOFF_MS_MAX, PEER_BACKOFF_MS_MIN, PEER_CALL_MS } from '../lib/core/limits.ts'
 import type { Log } from '../lib/core/log.ts'
@@ -53,11 +54,13 @@ export class Peer {
   #rpc: Rpc | undefined
   #dialing: Promise<Rpc> | undefined
   #backoffMs = PEER_BACKOFF_MS_MIN
-  #timer: NodeJS.Timeout | undefined
+  readonly #clock: Clock
+  #cancel: () => void = () => undefined
   #error: string | null = null
   #closed = false
 
-  constructor(config: PeerConfig, log: Log, own: OwnEnd) {
+  constructor(config: PeerConfig, log: Log, own: OwnEnd, clock: Clock = systemClock) {
+    this.#clock = clock
     this.config = config
     this.#log = log
     this.#own = own
@@ -125,7 +128,7 @@ export class Peer {
   }
 
   async #dialControl(): Promise<Rpc> {
-    clearTimeout(this.#timer)
+    this.#cancel()
     try {
       const bundle = await this.dial('control', '')
       const rpc = new Rpc(bundle)
@@ -154,9 +157,8 @@ export class Peer {
 
   #again(): void {
     if (this.#closed) return
-    clearTimeout(this.#timer)
-    this.#timer = setTimeout(() => this.start(), this.#backoffMs)
-    this.#timer.unref()
+    this.#cancel()
+    this.#cancel = this.#clock.after(this.#backoffMs, () => this.start())
     this.#backoffMs = Math.min(PEER_BACKOFF_MS_MAX, this.#backoffMs * 2)
   }
 
@@ -174,7 +176,7 @@ export class Peer {
 
   async close(): Promise<void> {
     this.#closed = true
-    clearTimeout(this.#timer)
+    this.#cancel()
     await this.#bundle?.close(new LostError('the daemon is ending'))
   }
 }

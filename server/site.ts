@@ -30,17 +30,17 @@ export class Site {
   readonly #begun = new Map<string, number>()
   readonly #running = new Set<MigrationRecord>()
 
-  readonly #clock: Clock
+  readonly clock: Clock
 
   constructor(config: Config, log: Log, history: History, clock: Clock = systemClock) {
     this.config = config
     this.log = log
     this.history = history
-    this.#clock = clock
+    this.clock = clock
   }
 
   #rest(ms: number): Promise<void> {
-    return new Promise((resolve) => void this.#clock.after(ms, resolve))
+    return new Promise((resolve) => void this.clock.after(ms, resolve))
   }
 
   /** A migration is over: say so, and remember it. */
@@ -121,10 +121,10 @@ export class Site {
     // At the destination the guest is there only once libvirt has started its QEMU.
     const awaited = async (): Promise<boolean> =>
       direction === 'in' && (await this.libvirt.state(uuid).catch(() => 'unknown')) === undefined
-    while (this.#clock.wallMs() - since < DIRECT_START_MS && (await awaited())) {
+    while (this.clock.wallMs() - since < DIRECT_START_MS && (await awaited())) {
       await this.#rest(DIRECT_ASK_MS)
     }
-    while (this.#clock.wallMs() - since < DIRECT_WATCH_MS && (await this.migrating(guest))) {
+    while (this.clock.wallMs() - since < DIRECT_WATCH_MS && (await this.migrating(guest))) {
       await this.#rest(DIRECT_ASK_MS)
     }
     return await this.outcome(uuid, direction, since)

@@ -152,7 +152,7 @@ export class SourceSide {
     const domain = await this.#site.libvirt.runningDomain(uuid)
     if (domain === undefined) return { found: false }
     if (this.#located.size >= BEGUN_GUESTS_MAX) this.#located.clear()
-    this.#located.set(uuid, { domain, at: Date.now() })
+    this.#located.set(uuid, { domain, at: this.#site.clock.wallMs() })
     return {
       found: true,
       name: domain.name,
@@ -169,7 +169,7 @@ export class SourceSide {
   /** Asked again only what can have changed since a peer located it: with eight guests at once that is 24 virsh less. */
   async #running(uuid: string): Promise<RunningDomain | undefined> {
     const located = this.#located.get(uuid)
-    if (located === undefined || Date.now() - located.at > LOCATED_MS) {
+    if (located === undefined || this.#site.clock.wallMs() - located.at > LOCATED_MS) {
       return await this.#site.libvirt.runningDomain(uuid)
     }
     return (await this.#site.libvirt.state(uuid)) === undefined ? undefined : located.domain

@@ -171,9 +171,9 @@ export class TargetSide {
 
   /** Later: unless the guest is coming again by then. */
   #unmark(guest: string, afterMs: number): void {
-    setTimeout(() => {
+    this.#site.clock.after(afterMs, () => {
       if (!this.#incoming.has(guest)) void rm(this.#marker(guest), { force: true })
-    }, afterMs).unref()
+    })
   }
 
   #marker(guest: string): string {

@@ -12,13 +12,13 @@ import { connect, type Socket } from 'node:net'
 import ssh2, { type Client, type ClientChannel } from 'ssh2'
 import { AbsentError, errorText, LostError, RefusedError, TimeoutError } from '../core/errors.ts'
 import {
+  CHANNEL_END_MS,
   CHANNELS_MAX,
   DIAL_MS_MAX,
   IN_FLIGHT_BYTES_MAX,
   PEER_STDERR_BYTES_MAX,
   PING_INTERVAL_MS,
   RESUME_CONNECT_MS_MAX,
-  RESUME_TRY_MS_MAX,
   SILENCE_MS_MAX,
 } from '../core/limits.ts'
 import { type BundleKind, commonFeatures, type Hello, PROTOCOL_VERSION } from '../wire/hello.ts'
@@ -97,7 +97,8 @@ export async function dialBundle(options: DialOptions): Promise<Bundle> {
     peerWindowBytes: answer.windowBytes,
     peerInstance: answer.instance,
     reconnect: async ({ attempt, deliveredBytes, signal }) => {
-      const limits = { signal, timeoutMs: RESUME_TRY_MS_MAX, connectMs: RESUME_CONNECT_MS_MAX }
+      // The signal is also the deadline of the try.
+      const limits = { signal, timeoutMs: undefined, connectMs: RESUME_CONNECT_MS_MAX }
       const again = await dialLink(options, { ...own, resume: { attempt, deliveredBytes } }, limits)
       return { ...again.link, peerDeliveredBytes: again.answer.resume!.deliveredBytes }
     },
@@ -106,7 +107,7 @@ export async function dialBundle(options: DialOptions): Promise<Bundle> {
 
 interface DialLimits {
   readonly signal: AbortSignal | undefined
-  readonly timeoutMs: number
+  readonly timeoutMs: number | undefined
   /** For each address. */
   readonly connectMs: number
 }
@@ -118,8 +119,8 @@ async function dialLink(
   limits: DialLimits,
 ): Promise<{ link: BundleLink; answer: Hello }> {
   const { timeoutMs } = limits
-  const deadline = AbortSignal.timeout(timeoutMs)
-  const signal = limits.signal === undefined ? deadline : AbortSignal.any([limits.signal, deadline])
+  const deadline = timeoutMs === undefined ? undefined : AbortSignal.timeout(timeoutMs)
+  const signal = AbortSignal.any([limits.signal, deadline].filter((one) => one !== undefined))
   const where = `ssh to ${options.user}@${options.addresses.join(',')} port ${options.port}`
   let socket: Socket | undefined
   const onAbort = (): void => {
@@ -135,7 +136,7 @@ async function dialLink(
     if (limits.signal?.aborted === true) {
       throw new LostError(`${where}: given up: ${errorText(limits.signal.reason)}`, { cause: error })
     }
-    if (deadline.aborted)
+    if (deadline?.aborted === true)
       throw new TimeoutError(`${where}: not connected in ${timeoutMs} ms`, { cause: error })
     if (error instanceof AbsentError) throw new AbsentError(`${where}: ${error.message}`, { cause: error })
     if (error instanceof RefusedError) throw new RefusedError(`${where}: ${error.message}`, { cause: error })
@@ -214,7 +215,7 @@ async function openLink(
 /** Says goodbye, and does not wait for ever until the far end has heard it. */
 function endClient(client: Client, socket: Socket): void {
   client.end()
-  const timer = setTimeout(() => socket.destroy(), 1000)
+  const timer = setTimeout(() => socket.destroy(), CHANNEL_END_MS)
   timer.unref()
   socket.once('close', () => clearTimeout(timer))
 }

@@ -270,6 +270,21 @@ test('silence is a loss', async () => {
   assert.match(error.message, /nothing was heard for \d+ ms/)
 })
 
+test('a close waits for the last frames, and not for ever', async () => {
+  const { near, far, cut } = await bundlePair({ closeMs: 150 })
+  far.pause()
+  await near.send(16, [Buffer.alloc(10)], FRAME_BULK)
+  const held = setTimeout(() => undefined, 10_000)
+  const started = performance.now()
+  await near.close()
+  clearTimeout(held)
+  const error = await near.closed
+  assert.ok(error instanceof LostError)
+  assert.match(error.message, /the last frames were not acknowledged in 150 ms/)
+  assert.ok(performance.now() - started >= 140)
+  cut()
+})
+
 test('a far end that only answers pings is alive, and gives a round trip', async () => {
   const { near, far } = await bundlePair({ delayMs: 5, pingIntervalMs: 20, silenceMs: 200 })
   await new Promise((resolve) => setTimeout(resolve, 500))

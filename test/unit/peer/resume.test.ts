@@ -10,6 +10,7 @@ import { KIB, MIB } from '../../../lib/core/units.ts'
 import { Bundle } from '../../../lib/peer/bundle.ts'
 import { FrameChannel } from '../../../lib/peer/channel.ts'
 import { bundlePair, type MemoryOptions } from '../../../lib/peer/memory.ts'
+import type { BundleTuning } from '../../../lib/peer/options.ts'
 import { StreamMux } from '../../../lib/peer/stream.ts'
 import { encodeFrame, encodeU48, FRAME_ACK, FRAME_BULK, FRAME_CONTROL } from '../../../lib/wire/frame.ts'
 import { FEATURE_RESUME } from '../../../lib/wire/hello.ts'
@@ -157,25 +158,11 @@ test('onBroken is told once for each break, also when it is set later', async ()
   await near.close()
 })
 
-test('a link that gives no answer is given up, and another one is made', async () => {
-  const { near, far } = await resumable({ delayMs: 1, pingIntervalMs: 20, silenceMs: 80 })
-  // The far end's answers stand still, as behind a link that swallows packets.
-  const frozen = far as unknown as { suspend(): number }
-  frozen.suspend()
-  assert.equal(far.broken, true)
-  while (near.resumes < 1) {
-    assert.equal(near.ended, false)
-    await sleep(5)
-  }
-  assert.equal(far.broken, false)
-  await near.close()
-  assert.equal(await far.closed, undefined)
-})
-
 /** A bundle that dialed, whose new link is the test itself, byte by byte. */
-function resumedBy(peerDeliveredBytes: number) {
+function resumedBy(peerDeliveredBytes: number, tuning: BundleTuning = {}) {
   let [left, right] = duplexPair()
   const bundle = new Bundle({
+    ...tuning,
     id: '00'.repeat(16),
     kind: 'disk',
     peer: 'test',
@@ -192,6 +179,18 @@ function resumedBy(peerDeliveredBytes: number) {
   })
   return { bundle, end: right.resume() }
 }
+
+test('a link that gives no answer is given up, and another one is made', async () => {
+  const { bundle } = resumedBy(0, { pingIntervalMs: 20, silenceMs: 80 })
+  const reasons: string[] = []
+  bundle.onBroken = (reason) => reasons.push(reason.message)
+  for (let turn = 0; turn < 1000 && bundle.resumes < 2; turn++) await sleep(5)
+  assert.equal(bundle.resumes, 2)
+  assert.equal(bundle.ended, false)
+  for (const reason of reasons)
+    assert.match(reason, /nothing was heard for \d+ ms, at most 80 ms are allowed/)
+  await bundle.close(new Error('done'))
+})
 
 for (const { name, acked, delivered, message } of [
   {
