@@ -9,8 +9,10 @@ import { test } from 'node:test'
 import { checkConfigText } from '../../../config/load.ts'
 import {
   CONTROL_CONNECTIONS_MAX,
+  FLUSH_DEADLINE_MS_MAX,
   GUEST_DISKS_MAX,
   GUEST_PORTS_MAX,
+  HOOK_DEADLINE_MS_MAX,
   IMAGE_BYTES_MAX,
   IMAGE_DIRECTORIES_MAX,
   MIGRATION_PORTS_MAX,
@@ -18,6 +20,7 @@ import {
   PEER_ADDRESSES_MAX,
   PEERS_MAX,
   REDIRECT_ELEMENTS_MAX,
+  RESUME_CONFIG_MS_MAX,
   SOCKET_PATH_BYTES_MAX,
   STREAM_META_BYTES_MAX,
   STREAMS_MAX,
@@ -54,6 +57,17 @@ for (const { name, most, over } of [
     most: `migrationPorts = [50000, ${50_000 + MIGRATION_PORTS_MAX - 1}]\n`,
     over: `migrationPorts = [50000, ${50_000 + MIGRATION_PORTS_MAX}]\n`,
   },
+  ...(
+    [
+      ['hookDeadlineMs', HOOK_DEADLINE_MS_MAX],
+      ['flushDeadlineMs', FLUSH_DEADLINE_MS_MAX],
+      ['linkDeadlineMs', RESUME_CONFIG_MS_MAX],
+    ] as const
+  ).map(([key, max]) => ({
+    name: `milliseconds of ${key}`,
+    most: `${key} = ${max}\n`,
+    over: `${key} = ${max + 1}\n`,
+  })),
 ]) {
   test(`a config with too many: ${name}`, () => {
     assert.deepEqual(checkConfigText(`site = "a"\n${most}`, 'x'), [])

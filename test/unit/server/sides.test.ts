@@ -3,6 +3,7 @@
  * is taken from neither. Bundles in memory; libvirt answers what the test says.
  */
 import assert from 'node:assert/strict'
+import { existsSync } from 'node:fs'
 import { mkdir, mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -10,7 +11,13 @@ import { type TestContext, test } from 'node:test'
 import type { Config } from '../../../config/schema.ts'
 import { ImageStock } from '../../../lib/catalog/stock.ts'
 import { SlabPool } from '../../../lib/chunk/slab.ts'
-import { PEER_CONTROL_BUNDLES_MAX, PEER_MIGRATIONS_MAX } from '../../../lib/core/limits.ts'
+import { type Clock, ManualClock } from '../../../lib/core/clock.ts'
+import {
+  FAILED_MARK_MS,
+  LOCATED_MS,
+  PEER_CONTROL_BUNDLES_MAX,
+  PEER_MIGRATIONS_MAX,
+} from '../../../lib/core/limits.ts'
 import { createLog } from '../../../lib/core/log.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { Libvirt } from '../../../lib/host/libvirt.ts'
@@ -27,7 +34,7 @@ const UUID = '33333333-3333-4333-8333-333333333333'
 const uuid = (number: number): string => `33333333-3333-4333-8333-${String(number).padStart(12, '0')}`
 const xml = (id: string): string => `<domain><name>vm</name><uuid>${id}</uuid><devices/></domain>`
 
-async function start(context: TestContext) {
+async function start(context: TestContext, clock?: Clock) {
   const directory = await mkdtemp(join(tmpdir(), 'swam-sides-'))
   await mkdir(join(directory, 'incoming'))
   const config = {
@@ -42,10 +49,15 @@ async function start(context: TestContext) {
   } as unknown as Config
   const lines: string[] = []
   const log = createLog({ level: 'info', stream: { write: (line) => void lines.push(line) } })
-  const site = new Site(config, log, new History(directory))
+  const site = new Site(config, log, new History(directory), clock)
+  let described = 0
   Object.assign(site, {
     libvirt: new Libvirt({
-      run: async (argv) => (argv.includes('domstate') ? 'running\n' : xml(argv.at(-1) ?? '')),
+      run: async (argv) => {
+        if (argv.includes('domstate')) return 'running\n'
+        described++
+        return xml(argv.at(-1) ?? '')
+      },
     }),
   })
   const ends: (() => unknown)[] = []
@@ -54,11 +66,11 @@ async function start(context: TestContext) {
     await site.history.settled()
     await rm(directory, { recursive: true, force: true })
   })
-  return { site, config, directory, lines, ends }
+  return { site, config, directory, lines, ends, described: () => described }
 }
 
-async function source(context: TestContext) {
-  const place = await start(context)
+async function source(context: TestContext, clock?: Clock) {
+  const place = await start(context, clock)
   const side = new SourceSide(place.site, {
     redirect: undefined,
     uids: [0],
@@ -130,6 +142,45 @@ test('a peer that announces without end leaves room for others', async (context)
   await assert.rejects(announce(fra, 100), /32 migrations of fra1 are under way/)
   await announce(ams, 200)
   assert.equal(side.migrations.length, PEER_MIGRATIONS_MAX + 1)
+})
+
+test('what a guest was when a peer asked for it is believed for a while only', async (context) => {
+  const clock = new ManualClock()
+  const { peer, described } = await source(context, clock)
+  const ams = await peer('ams1')
+  await ams.call('locate', { uuid: UUID })
+  assert.equal(described(), 1)
+  clock.advance(LOCATED_MS)
+  await ams.call('announce', { migrationId: uuid(1), uuid: UUID, guest: 'vm' })
+  assert.equal(described(), 1, 'it is not asked again')
+  clock.advance(1)
+  await ams.call('announce', { migrationId: uuid(2), uuid: UUID, guest: 'vm' })
+  assert.equal(described(), 2)
+})
+
+test('a guest whose migration failed stays marked for a while: hooks of libvirt still come', async (context) => {
+  const clock = new ManualClock()
+  const { site, directory, ends } = await start(context, clock)
+  const peer = {
+    config: { name: 'ams1' },
+    dial: () => new Promise(() => undefined),
+    call: async (method: string) => (method === 'locate' ? { found: true, name: 'vm', disks: [] } : {}),
+  } as unknown as Peer
+  const stock = new ImageStock({ indexBytesMax: MIB, imagesMax: 1 })
+  ends.push(() => stock.close())
+  const side = new TargetSide(site, [peer], stock)
+  const mark = join(directory, 'incoming', 'vm')
+  await side.hook({ guest: 'vm', op: 'migrate', sub: 'begin', xml: xml(UUID) })
+  assert.ok(existsSync(mark))
+  await Promise.all(side.migrations.map((migration) => migration.abort('over')))
+  assert.equal(side.migrations.length, 0)
+  clock.advance(FAILED_MARK_MS - 1)
+  await new Promise((resolve) => setTimeout(resolve, 50))
+  assert.ok(existsSync(mark))
+  clock.advance(1)
+  for (let turn = 0; turn < 500 && existsSync(mark); turn++)
+    await new Promise((resolve) => setTimeout(resolve, 10))
+  assert.ok(!existsSync(mark))
 })
 
 test('a peer has two control bundles at most: the oldest makes room', async (context) => {
