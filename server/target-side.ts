@@ -149,6 +149,9 @@ export class TargetSide {
           this.#unmark(ended.guest, ended.record.phase === 'failed' ? FAILED_MARK_MS : 0)
         }
         this.#site.ended(ended.record)
+        void this.#stock
+          .rest(() => this.#incoming.size === 0)
+          .catch((error: unknown) => this.#site.log.warn({ error }, 'an image could not be closed'))
       },
     })
     this.#incoming.set(domain.name, migration)

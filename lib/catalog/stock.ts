@@ -2,14 +2,15 @@
  * ImageStock: the images that lie on this host, as a source of chunks. It keeps one chunk index over the configured
  * directories and the open files behind it. `refresh` (when a migration is announced) scans what is new or changed;
  * nobody waits for it, lookups use what is there so far. An image is known by its identity: a file that changed gets
- * a new number, and entries of the old one only cost a failed verification.
+ * a new number, and entries of the old one only cost a failed verification. Files are open only while somebody may read
+ * them (`rest`): an image that is deleted meanwhile must not keep its blocks on the disk because we hold it.
  *
  * Deliberately not here: qcow2, files on disk (the catalog of a later issue), and any trust in what is found.
  */
 import { errorText } from '../core/errors.ts'
 import { IMAGE_NUMBER_MAX } from '../core/limits.ts'
 import { ChunkIndex } from './chunk-index.ts'
-import { type ImageFile, ImageSource, listImages, sameIdentity } from './image-files.ts'
+import { type ImageFile, type ImageIdentity, ImageSource, listImages, sameIdentity } from './image-files.ts'
 import { ImageIndexer } from './image-index.ts'
 
 export interface StockImage {
@@ -17,6 +18,13 @@ export interface StockImage {
   readonly path: string
   readonly size: number
   readonly source: ImageSource
+}
+
+/** An image that is indexed, and not open. */
+interface RestingImage {
+  readonly number: number
+  readonly path: string
+  readonly identity: ImageIdentity
 }
 
 export interface StockOptions {
@@ -33,6 +41,7 @@ export class ImageStock {
   #index: ChunkIndex
   #indexer: ImageIndexer
   readonly #images = new Map<number, StockImage>()
+  readonly #resting = new Map<number, RestingImage>()
   #nextNumber = 0
   readonly #scanning = new Map<number, AbortController>()
   #refreshing: Promise<void> = Promise.resolve()
@@ -92,23 +101,72 @@ export class ImageStock {
       const known = this.images.find((image) => image.path === file.path)
       if (known !== undefined && sameIdentity(known.source.identity, file.identity)) kept.add(known.number)
       else {
-        const number = await this.#add(file)
+        const number = (await this.#reopen(file)) ?? (await this.#add(file))
         if (number !== undefined) kept.add(number)
       }
+    }
+    for (const { number, path } of [...this.#resting.values()]) {
+      // What is received now may be the same again when it rests.
+      if (except.has(path)) continue
+      this.#resting.delete(number)
+      this.#forget(number)
     }
     for (const image of this.images) {
       if (kept.has(image.number)) continue
       this.#images.delete(image.number)
-      this.#scanning.get(image.number)?.abort(new Error('the image is gone or changed'))
-      this.#index.forget(image.number)
+      this.#forget(image.number)
       await image.source.close()
     }
+  }
+
+  #forget(number: number): void {
+    this.#scanning.get(number)?.abort(new Error('the image is gone or changed'))
+    this.#index.forget(number)
+  }
+
+  /** An image that rested and is what it was: its entries in the index are good. */
+  async #reopen(file: ImageFile): Promise<number | undefined> {
+    const resting = [...this.#resting.values()].find(({ path }) => path === file.path)
+    if (resting === undefined || !sameIdentity(resting.identity, file.identity)) return undefined
+    const { number, path } = resting
+    try {
+      const source = await ImageSource.open(path)
+      if (!sameIdentity(source.identity, resting.identity)) {
+        await source.close()
+        return undefined
+      }
+      this.#resting.delete(number)
+      this.#images.set(number, { number, path, size: source.identity.size, source })
+      return number
+    } catch (error) {
+      this.#options.onProblem?.(`open image ${path}: ${errorText(error)}`)
+      return undefined
+    }
+  }
+
+  /**
+   * Closes every image, and keeps what is known of it, if nobody needs one when its turn comes. A scan that is under way
+   * goes on.
+   */
+  async rest(unused: () => boolean): Promise<void> {
+    const turn = this.#refreshing.then(async () => {
+      if (this.#closed || !unused()) return
+      const images = this.images
+      this.#images.clear()
+      for (const { number, path, source } of images) {
+        this.#resting.set(number, { number, path, identity: source.identity })
+        await source.close()
+      }
+    })
+    this.#refreshing = turn.catch(() => undefined)
+    await turn
   }
 
   /** Each change of an image takes a number for good: after years of them the index is made anew, and filled again. */
   async #beginAnew(): Promise<void> {
     const images = this.images
     this.#images.clear()
+    this.#resting.clear()
     for (const scan of this.#scanning.values()) scan.abort(new Error('the index is made anew'))
     this.#scanning.clear()
     await this.#indexer.close()

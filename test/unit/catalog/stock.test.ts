@@ -1,5 +1,6 @@
 /** ImageStock when several migrations begin at once: each image is known once, its file is open once. */
 import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
 import { mkdtemp, readdir, readlink, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -56,6 +57,48 @@ test('when the numbers of images are used up the index is made anew, and finds t
       assert.ok(stock.chunkCount > 0, `round ${round}`)
       assert.deepEqual(await openedAtRest(directory, paths.length), paths, `round ${round}`)
     }
+  } finally {
+    await stock.close()
+    await rm(directory, { recursive: true })
+  }
+})
+
+test('at rest no image is open, and a refresh finds them again without a scan', async () => {
+  const directory = await mkdtemp(join(tmpdir(), 'swam-stock-'))
+  const stock = new ImageStock({ indexBytesMax: MIB, imagesMax: 16 })
+  try {
+    const paths = ['a.raw', 'b.raw', 'c.raw'].map((name) => join(directory, name))
+    for (const path of paths) await writeFile(path, randomBytes(2 * MIB))
+    await stock.refresh([directory], new Set())
+    const end = Date.now() + 10_000
+    while (stock.scanning > 0 && Date.now() < end) await new Promise((resolve) => setTimeout(resolve, 10))
+    const numbers = new Map(stock.images.map(({ path, number }) => [path, number]))
+    const count = stock.chunkCount
+
+    await stock.rest(() => false)
+    assert.deepEqual(await openedAtRest(directory, paths.length), paths, 'somebody needs them')
+    await stock.rest(() => true)
+    assert.deepEqual(await opened(directory), [])
+    assert.equal(stock.images.length, 0)
+
+    // One is gone, one has changed, one is received now.
+    await rm(paths[0]!)
+    await writeFile(paths[1]!, randomBytes(3 * MIB))
+    await stock.refresh([directory], new Set([paths[2]!]))
+    assert.deepEqual(
+      stock.images.map(({ path }) => path),
+      [paths[1]],
+    )
+    assert.notEqual(stock.images[0]?.number, numbers.get(paths[1]!), 'what has changed is another image')
+    while (stock.scanning > 0 && Date.now() < end) await new Promise((resolve) => setTimeout(resolve, 10))
+    await stock.rest(() => true)
+
+    await stock.refresh([directory], new Set())
+    assert.equal(stock.scanning, 0, 'nothing is scanned again')
+    const third = stock.images.find(({ path }) => path === paths[2])
+    assert.equal(third?.number, numbers.get(paths[2]!))
+    assert.ok(stock.chunkCount > count / 4)
+    assert.equal((await third!.source.read(0, 4096)).length, 4096)
   } finally {
     await stock.close()
     await rm(directory, { recursive: true })
