@@ -17,9 +17,10 @@ import { assertDone, entry, logs, status } from './swam-lab.ts'
 /** What must be as it was when everything is over; by name, so that a difference reads well. */
 export type Held = Readonly<Record<string, number | string>>
 
+/* Not /dev/null: libuv keeps one open in each event loop once it had a stream, so a thread that first runs a program later has one more. */
 const SCRIPT = `
 p=$(cat /run/swam-lab/swamd.pid)
-for fd in /proc/$p/fd/*; do readlink "$fd" || true; done | sed -e 's/:\\[.*//' -e 's,^/var/lib/libvirt/images/.*,image,' -e 's/^/descriptor /'
+for fd in /proc/$p/fd/*; do readlink "$fd" || true; done | sed -e 's/:\\[.*//' -e 's,^/var/lib/libvirt/images/.*,image,' -e '/^\\/dev\\/null$/d' -e 's/^/descriptor /'
 echo "threads $(ls /proc/$p/task | wc -l)"
 echo "swam-peer $(pgrep -fc server/peer-entry || true)"
 echo "commands $(ps --no-headers --ppid $p | wc -l)"
