@@ -4,6 +4,7 @@
  * It knows nothing of order, acknowledgement or of how a new link is made.
  */
 import { LostError } from '../core/errors.ts'
+import { CHANNEL_END_MS } from '../core/limits.ts'
 import type { Frame, FrameClass } from '../wire/frame.ts'
 import type { FrameChannel } from './channel.ts'
 import type { BundleConnection, BundleLink } from './options.ts'
@@ -86,10 +87,16 @@ export class Carrier {
     if (link.dispose !== undefined) setImmediate(link.dispose)
   }
 
-  /** What was written leaves first. */
+  /**
+   * What was written leaves first, and arrives: an sshd that reads our goodbye drops what its processes have not taken yet,
+   * such as the last acknowledgements, so that waits until the far end has closed the channels too.
+   */
   close(): void {
-    for (const channel of this.#channels) channel.close()
-    if (this.#link.dispose !== undefined) setImmediate(this.#link.dispose)
+    const { channels, dispose } = this.#link
+    for (const channel of channels) channel.close()
+    if (dispose === undefined) return
+    const late = new Promise((resolve) => setTimeout(resolve, CHANNEL_END_MS).unref())
+    void Promise.race([Promise.all(channels.map(({ closed }) => closed)), late]).then(() => dispose())
   }
 
   /** Gives the frame's bytes, and the channel whose they are until `acknowledged`. */

@@ -36,6 +36,8 @@ export class FrameChannel {
   }
   bytesReceived = 0
   bytesSent = 0
+  /** The stream is closed, for SSH: by the far end too. */
+  readonly closed: Promise<void>
 
   constructor(duplex: Duplex, first?: Buffer) {
     this.#duplex = duplex
@@ -50,6 +52,7 @@ export class FrameChannel {
       ),
     )
     duplex.on('close', () => this.#lose(new LostError('channel: closed')))
+    this.closed = new Promise((resolve) => duplex.once('close', resolve))
     if (first !== undefined && first.length > 0) this.#take(first)
     duplex.on('data', (bytes: Buffer) => this.#take(bytes))
     duplex.pause()

@@ -16,6 +16,7 @@ import { Rpc } from '../../lib/peer/rpc.ts'
 import { type DialOptions, dialBundle, sshCrypto } from '../../lib/peer/ssh.ts'
 import { StreamMux } from '../../lib/peer/stream.ts'
 import { FRAME_BULK } from '../../lib/wire/frame.ts'
+import { FEATURE_RESUME } from '../../lib/wire/hello.ts'
 import { startSshd, type TestSshd } from './ssh-server.ts'
 
 const UUID = '3f0c0c9e-6d52-4f0c-9a70-0a3c9f1f9d11'
@@ -125,6 +126,38 @@ for (const channels of [1, 8]) {
     assert.equal(await near.closed, undefined)
   })
 }
+
+test('an end that both ends want is no break, whoever is first', { timeout: 120_000 }, async (context) => {
+  const resume = [FEATURE_RESUME]
+  const { accepted, dial } = await start(context, undefined, { features: resume })
+  for (let turn = 0; turn < 24; turn++) {
+    const near = await dial({ channels: 4, features: resume })
+    const far = accepted.at(-1)!
+    const breaks: string[] = []
+    for (const end of [near, far]) {
+      end.onFrame = () => undefined
+      end.onBroken = (reason) => breaks.push(reason.message)
+    }
+    await Promise.all([near, far].map((end) => end.send(16, [randomBytes(1000)], FRAME_BULK)))
+    // The near end first, both, the far end first; a moment apart, or none.
+    const nearFirst = async (): Promise<void> => {
+      void near.close()
+      await sleep(turn % 4)
+      await far.close()
+    }
+    const farFirst = async (): Promise<void> => {
+      void far.close()
+      await sleep(turn % 4)
+      await near.close()
+    }
+    await (turn % 2 === 0 ? nearFirst() : farFirst())
+    assert.deepEqual(
+      [await near.closed, await far.closed, breaks],
+      [undefined, undefined, []],
+      `turn ${turn}`,
+    )
+  }
+})
 
 test('rpc and streams over bundles of their own connections', async (context) => {
   const { accepted, dial } = await start(context)
