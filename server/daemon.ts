@@ -53,6 +53,7 @@ export class Daemon {
   readonly #log: Log
   readonly #site: Site
   readonly #startedAt = Date.now()
+  readonly #notifySocket: string | undefined
   readonly #describer = new Describer({ workers: 1 })
   readonly #vitals: Vitals
   readonly #stock: ImageStock
@@ -74,9 +75,11 @@ export class Daemon {
   #refreshing = false
   #closed = false
 
-  constructor(config: Config, log: Log) {
+  /** `notifySocket` is systemd's, for the watchdog of a unit. */
+  constructor(config: Config, log: Log, options: { readonly notifySocket?: string | undefined } = {}) {
     this.#config = config
     this.#log = log
+    this.#notifySocket = options.notifySocket
     this.#vitals = new Vitals(log)
     this.#site = new Site(config, log, new History(config.stateDir))
     this.#stock = new ImageStock({
@@ -105,6 +108,7 @@ export class Daemon {
     await this.#claimDirectories()
     this.#watchdog = new Watchdog({
       directory: this.#config.runDir,
+      notifySocket: this.#notifySocket,
       onProblem: (text) => this.#log.warn({ text }, 'the watchdog of swamd: started again'),
     })
     await this.#recover()

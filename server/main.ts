@@ -1,10 +1,12 @@
 /**
  * The program `swamd --config FILE`: reads the configuration, starts the daemon, ends it on SIGTERM or SIGINT. A failure
  * that nobody expected ends the process: a redirect without a daemon expires by itself, a confused daemon would not.
+ * systemd, where it started us (NOTIFY_SOCKET), hears when the daemon listens and when it stops.
  */
 import { DEFAULT_CONFIG_PATH, loadConfig } from '../config/load.ts'
 import { ConfigError, errorText } from '../lib/core/errors.ts'
 import { createLog } from '../lib/core/log.ts'
+import { notifySystemd } from '../lib/host/notify.ts'
 import { checkDirectories, Daemon } from './daemon.ts'
 
 const EXIT_FAILED = 1
@@ -23,7 +25,12 @@ async function main(): Promise<void> {
   const config = await loadConfig(configPath(process.argv.slice(2)))
   await checkDirectories(config)
   const log = createLog({ level: config.logLevel })
-  const daemon = new Daemon(config, log)
+  const notifySocket = process.env['NOTIFY_SOCKET']
+  const daemon = new Daemon(config, log, { notifySocket })
+  const tell = (state: 'READY=1' | 'STOPPING=1'): Promise<void> =>
+    notifySystemd(notifySocket, state).catch((error: unknown) =>
+      log.warn({ error, state }, 'systemd cannot be told'),
+    )
   const fatal = (error: unknown): void => {
     log.error({ error }, 'swamd ends: an error that nobody handled')
     process.exit(EXIT_FAILED)
@@ -32,6 +39,7 @@ async function main(): Promise<void> {
   process.on('unhandledRejection', fatal)
   for (const signal of ['SIGTERM', 'SIGINT'] as const) {
     process.once(signal, () => {
+      void tell('STOPPING=1')
       void daemon.close().then(
         () => process.exit(0),
         (error: unknown) => fatal(error),
@@ -39,6 +47,7 @@ async function main(): Promise<void> {
     })
   }
   await daemon.start()
+  await tell('READY=1')
 }
 
 main().catch((error: unknown) => {

@@ -91,6 +91,10 @@ export const WATCHDOG_BEAT_MS: number = 500
 export const WATCHDOG_TURN_MS: number = 1_000
 /** Rest before a watchdog that ended is started again: it may end at once for as long as something lasts. */
 export const WATCHDOG_RESTART_MS: number = 1_000
+/** How often the watchdog of swamd tells that of systemd that swamd works; the unit's WatchdogSec is several times that. */
+export const WATCHDOG_NOTIFY_MS: number = 5_000
+/** Time that systemd-notify has to say that swamd is ready, or stops. */
+export const NOTIFY_DEADLINE_MS: number = 5_000
 
 // ---- Hook and control sockets ----------------------------------------------------------------------------------
 

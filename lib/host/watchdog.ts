@@ -8,17 +8,26 @@
  * The companion is a few lines of /bin/sh. It counts its own turns and no clock, so that a machine that slept, or a
  * whole container that was frozen, kills nobody; and before each turn it looks whether its parent is still the process
  * that started it, so that it can never hit another one that got the pid, and ends by itself when there is none.
+ * Under systemd it also feeds the unit's watchdog, and only while the heartbeat moves.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { closeSync, openSync, unlinkSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { SwamError } from '../core/errors.ts'
-import { WATCHDOG_BEAT_MS, WATCHDOG_RESTART_MS, WATCHDOG_STALL_MS, WATCHDOG_TURN_MS } from '../core/limits.ts'
+import {
+  WATCHDOG_BEAT_MS,
+  WATCHDOG_NOTIFY_MS,
+  WATCHDOG_RESTART_MS,
+  WATCHDOG_STALL_MS,
+  WATCHDOG_TURN_MS,
+} from '../core/limits.ts'
 
 export interface WatchdogOptions {
   /** Where the heartbeat's file is made and, after a kill, the mark is left. */
   readonly directory: string
   readonly stallMs?: number
+  /** systemd's NOTIFY_SOCKET, when the daemon is a unit with a WatchdogSec. */
+  readonly notifySocket?: string | undefined
   /** The companion could not be started or ended; it is started again. */
   readonly onProblem: (text: string) => void
 }
@@ -29,19 +38,29 @@ export const WATCHDOG_MARK: string = 'killed-by-watchdog'
 const BEAT_DIGITS = 16
 
 /**
- * Arguments: the pid to watch, how many turns it may miss, the mark. Descriptor 3 is the heartbeat. The field after the
+ * Arguments: the pid to watch, how many turns it may miss, the mark, and every how many turns systemd is told
+ * (NOTIFY_SOCKET), which must hold up no turn. Descriptor 3 is the heartbeat. The field after the
  * state in /proc/PID/stat is the parent. A `sleep` that fails ends the loop: it must never count faster than time goes.
  * The kill comes first: the log may be what the daemon is stuck in.
  */
 const COMPANION = `
 trap '' HUP INT TERM PIPE
-pid=$1 max=$2 mark=$3 misses=0 last=
+pid=$1 max=$2 mark=$3 every=$4 misses=0 told=0 last=
 while sleep 1; do
   read -r stat <"/proc/$$/stat" || exit 1
   set -- \${stat##*) }
   [ "$2" = "$pid" ] || exit 0
   read -r beat </proc/self/fd/3 || exit 1
-  if [ "$beat" = "$last" ]; then misses=$((misses + 1)); else misses=0 last=$beat; fi
+  told=$((told + 1))
+  if [ "$beat" = "$last" ]; then
+    misses=$((misses + 1))
+  else
+    misses=0 last=$beat
+    if [ -n "$NOTIFY_SOCKET" ] && [ "$told" -ge "$every" ]; then
+      told=0
+      systemd-notify WATCHDOG=1 &
+    fi
+  fi
   [ "$misses" -ge "$max" ] || continue
   kill -KILL "$pid"
   : >"$mark"
@@ -82,14 +101,15 @@ export class Watchdog {
   }
 
   #start(): void {
-    const { directory, stallMs = WATCHDOG_STALL_MS } = this.#options
-    const words = [process.pid, stallMs / WATCHDOG_TURN_MS, join(directory, WATCHDOG_MARK)].map(String)
+    const { directory, stallMs = WATCHDOG_STALL_MS, notifySocket = '' } = this.#options
+    const turns = [stallMs, WATCHDOG_NOTIFY_MS].map((ms) => String(ms / WATCHDOG_TURN_MS)) as [string, string]
+    const words = [String(process.pid), turns[0], join(directory, WATCHDOG_MARK), turns[1]]
     // A group of its own: what is sent to the daemon's group (Ctrl-C, a stop) does not reach it.
     const child = spawn('/bin/sh', ['-c', COMPANION, 'swamd-watchdog', ...words], {
       detached: true,
       cwd: '/',
       stdio: ['ignore', 'inherit', 'inherit', this.#file],
-      env: { PATH: '/usr/bin:/bin', LC_ALL: 'C' },
+      env: { PATH: '/usr/bin:/bin', LC_ALL: 'C', NOTIFY_SOCKET: notifySocket },
     })
     this.#child = child
     child.unref()

@@ -1,10 +1,11 @@
-/** A process with a watchdog, for watchdog.test.ts: `DIRECTORY STALL_MS`; says its companion's pid, obeys words on stdin. */
+/** A process with a watchdog, for watchdog.test.ts: `DIRECTORY STALL_MS [NOTIFY_SOCKET]`; says its companion's pid, obeys words on stdin. */
 import { Watchdog } from '../../../lib/host/watchdog.ts'
 
-const [directory = '', stallMs] = process.argv.slice(2)
+const [directory = '', stallMs, notifySocket] = process.argv.slice(2)
 const watchdog = new Watchdog({
   directory,
   stallMs: Number(stallMs),
+  notifySocket,
   onProblem: (text) => process.stdout.write(`problem ${text}\n`),
 })
 process.stdout.write(`companion ${watchdog.companion}\n`)

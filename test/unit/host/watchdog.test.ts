@@ -9,7 +9,9 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, test } from 'node:test'
+import { WATCHDOG_NOTIFY_MS } from '../../../lib/core/limits.ts'
 import { WATCHDOG_MARK, Watchdog } from '../../../lib/host/watchdog.ts'
+import { notifySocket } from './notify-socket.ts'
 
 const STALL_MS = 3000
 /** The companion's own rhythm, and a busy machine. */
@@ -27,12 +29,16 @@ interface Watched extends AsyncDisposable {
   readonly gone: Promise<NodeJS.Signals | number | null>
 }
 
-async function watched(): Promise<Watched> {
+async function watched(...more: readonly string[]): Promise<Watched> {
   const directory = mkdtempSync(join(tmpdir(), 'swam-watchdog-'))
   const program = `${import.meta.dirname}/watchdog-program.ts`
-  const child = spawn(process.execPath, [program, directory, String(STALL_MS)], {
-    stdio: ['pipe', 'pipe', 'inherit'],
-  })
+  const child = spawn(
+    process.execPath,
+    [program, directory, ...(more.length > 0 ? more : [String(STALL_MS)])],
+    {
+      stdio: ['pipe', 'pipe', 'inherit'],
+    },
+  )
   let output = ''
   child.stdout.on('data', (bytes: Buffer) => {
     output += bytes.toString('utf8')
@@ -161,6 +167,30 @@ describe('watchdog', { concurrency: true }, () => {
     await rest(1500)
     assert.ok(!one.output().includes('problem'), one.output())
     assert.equal(one.child.exitCode ?? one.child.signalCode, null)
+  })
+
+  test('systemd hears that it works, and nothing more when it hangs', async () => {
+    const directory = mkdtempSync(join(tmpdir(), 'swam-watchdog-notify-'))
+    try {
+      await using socket = await notifySocket(join(directory, 'notify.sock'))
+      await using one = await watched('60000', socket.path)
+      const fed = (count: number): Promise<unknown> =>
+        until(`${count} of WATCHDOG=1`, count * WATCHDOG_NOTIFY_MS + SLACK_MS, () =>
+          socket.messages().length >= count ? true : undefined,
+        )
+      await fed(2)
+      assert.deepEqual(new Set(socket.messages()), new Set(['WATCHDOG=1']))
+      process.kill(one.pid, 'SIGSTOP')
+      // One may be on its way, by a beat before the stop.
+      await rest(2500)
+      const before = socket.messages().length
+      await rest(2 * WATCHDOG_NOTIFY_MS)
+      assert.equal(socket.messages().length, before)
+      process.kill(one.pid, 'SIGCONT')
+      await fed(before + 1)
+    } finally {
+      rmSync(directory, { recursive: true, force: true })
+    }
   })
 
   test('a companion that was killed is started again, and works', async () => {
