@@ -35,13 +35,12 @@ import { type ControlServer, JsonText, removeStale, serveControl } from './contr
 import { History } from './history.ts'
 import type { MigrationRecord } from './migration/record.ts'
 import { bundleTuning, type OwnEnd, Peer } from './peers.ts'
+import { release } from './release.ts'
 import type { RedirectReport, StatusReport } from './report.ts'
 import { Site } from './site.ts'
 import { SourceSide } from './source-side.ts'
 import { TargetSide } from './target-side.ts'
 import { Vitals } from './vitals.ts'
-
-export const RELEASE: string = '0.1.0'
 
 const SOCKETS = ['peer.sock', 'hook.sock', 'control.sock']
 const MBIT_BYTES = 125_000
@@ -53,6 +52,7 @@ export class Daemon {
   readonly #log: Log
   readonly #site: Site
   readonly #startedAt = Date.now()
+  readonly #release = release()
   readonly #notifySocket: string | undefined
   readonly #describer = new Describer({ workers: 1 })
   readonly #vitals: Vitals
@@ -136,7 +136,7 @@ export class Daemon {
         .catch((error: unknown) => this.#log.error({ error }, 'the history cannot be written'))
     }, REDIRECT_REFRESH_MS)
     for (const peer of this.#peers) peer.start()
-    this.#log.info({ release: RELEASE, pid: process.pid, peers: this.#peers.length }, 'swamd is ready')
+    this.#log.info({ release: this.#release, pid: process.pid, peers: this.#peers.length }, 'swamd is ready')
   }
 
   /** One daemon a runDir: a second one must leave before it takes the first one's table and marks away. */
@@ -224,7 +224,7 @@ export class Daemon {
     await Promise.all(records.map((record) => record.measure()))
     return {
       version: 1,
-      daemon: { pid: process.pid, release: RELEASE, startedAt: this.#startedAt },
+      daemon: { pid: process.pid, release: this.#release, startedAt: this.#startedAt },
       process: await this.#vitals.report(),
       redirect: this.#redirectReport(),
       peers: this.#peers.map((peer) => peer.report()),

@@ -2,10 +2,10 @@
  * The commands of `swam` and how they are called (commander). Gives an exit code instead of ending the process, so that
  * tests can run it; server/cli/main.ts is the only place that knows argv and ends the process.
  */
-import { readFileSync } from 'node:fs'
 import { Command, CommanderError } from 'commander'
 import { ConfigFindingsError, findingText } from '../../config/load.ts'
 import { errorText } from '../../lib/core/errors.ts'
+import { release } from '../release.ts'
 import { configCheckCommand } from './config-check.ts'
 import type { GlobalOptions, Output } from './context.ts'
 import { EXIT, exitCodeOf } from './exit-codes.ts'
@@ -20,6 +20,24 @@ export async function runSwam(
   stdin: AsyncIterable<Buffer>,
   output: Output,
 ): Promise<number> {
+  const { program, exitCode } = swamProgram(stdin, output)
+  try {
+    await program.parseAsync(argv, { from: 'user' })
+    return exitCode()
+  } catch (error) {
+    // commander has said its own already.
+    if (error instanceof ConfigFindingsError) {
+      for (const finding of error.findings) output.err(`swam: ${plainText(findingText(finding))}\n`)
+    } else if (!(error instanceof CommanderError)) output.err(`swam: ${plainText(errorText(error))}\n`)
+    return exitCodeOf(error)
+  }
+}
+
+/** All commands, also for those who only describe them (completion.ts). `exitCode` is for after a parse without error. */
+export function swamProgram(
+  stdin: AsyncIterable<Buffer>,
+  output: Output,
+): { readonly program: Command; readonly exitCode: () => number } {
   let exitCode: number = EXIT.done
   const program = new Command('swam')
     .description('Looks at swamd, the daemon that accelerates live migrations of libvirt guests.')
@@ -62,20 +80,5 @@ export async function runSwam(
       },
     )
 
-  try {
-    await program.parseAsync(argv, { from: 'user' })
-    return exitCode
-  } catch (error) {
-    // commander has said its own already.
-    if (error instanceof ConfigFindingsError) {
-      for (const finding of error.findings) output.err(`swam: ${plainText(findingText(finding))}\n`)
-    } else if (!(error instanceof CommanderError)) output.err(`swam: ${plainText(errorText(error))}\n`)
-    return exitCodeOf(error)
-  }
-}
-
-function release(): string {
-  const text = readFileSync(new URL('../../package.json', import.meta.url), 'utf8')
-  const { version } = JSON.parse(text) as { version: string }
-  return version
+  return { program, exitCode: () => exitCode }
 }
