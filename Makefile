@@ -2,6 +2,7 @@
 #   make demo       the Debian guest migrates plain, through SWAM, and back; writes out/demo.json and a table
 #   make test       types, lint, unit, contract, fuzz (3 minutes), interop and end-to-end tests (under 30 minutes)
 #   make test-long  the end-to-end tests that take long, an hour of soak, an hour of fuzzing beside them
+#   make deb        out/swam_VERSION_amd64.deb, for Debian 12 and 13
 #   make check      types, lint, unit and contract tests
 #   make lint, make format
 # The lab makes namespaces, mounts and libvirts of its own: demo, test, test-long and bootstrap run as root, through
@@ -11,13 +12,15 @@ export PATH := $(PATH):/usr/sbin:/sbin
 NODE := bin/node
 BIN := node_modules/.bin
 
-# What Node's packages are built with; the lab's hosts and guests; the peers that the interop tests talk to.
+# What Node's packages are built with; the lab's hosts and guests; the peers that the interop tests talk to; what builds and
+# tests the Debian package.
 PACKAGES := ca-certificates git g++ gcc make python3 \
   libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-utils \
   nftables iproute2 procps openssh-server openssh-client debootstrap e2fsprogs xfsprogs cpio busybox-static xz-utils zstd \
-  nbdkit libnbd-bin python3-libnbd nbd-server
+  nbdkit libnbd-bin python3-libnbd nbd-server \
+  dpkg-dev debhelper lintian lowdown man-db systemd-container
 
-.PHONY: demo test test-long check types lint format bootstrap
+.PHONY: demo test test-long deb check types lint format bootstrap
 
 ifeq ($(shell id -u),0)
 
@@ -33,6 +36,9 @@ test: types lint
 test-long: types lint
 	$(NODE) test/long/main.ts $(ARGS)
 
+deb: node_modules/.bootstrapped
+	debian/build
+
 bootstrap: node_modules/.bootstrapped
 
 node_modules/.bootstrapped: package-lock.json bin/bootstrap Makefile
@@ -41,7 +47,7 @@ node_modules/.bootstrapped: package-lock.json bin/bootstrap Makefile
 
 else
 
-demo test test-long bootstrap node_modules/.bootstrapped:
+demo test test-long deb bootstrap node_modules/.bootstrapped:
 	@command -v sudo >/dev/null || { echo "make $@: needs root (apt-get, namespaces, libvirt); this is uid $$(id -u) and there is no sudo" >&2; exit 1; }
 	sudo $(MAKE) --no-print-directory $@ ARGS='$(ARGS)'
 
