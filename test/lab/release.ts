@@ -50,10 +50,25 @@ export async function releaseRoot(release: string | undefined): Promise<string> 
     throw new SwamError('LAB_RELEASE', `release ${JSON.stringify(release)}: expected a code name`)
   const own = /^VERSION_CODENAME=(\w+)/m.exec(readFileSync('/etc/os-release', 'utf8'))?.[1]
   if (release === own) return '/'
-  const root = `${CACHE_DIR}/${release}`
+  return await debianRoot({ name: release, release, packages: PACKAGES, servicesStart: false })
+}
+
+export interface DebianRootOptions {
+  /** Of the directory in the cache. */
+  readonly name: string
+  readonly release: string
+  readonly packages: readonly string[]
+  /** Whether services of packages that are installed later start, as on a real host. */
+  readonly servicesStart: boolean
+}
+
+/** The directory of a root that is made once and cached. */
+export async function debianRoot(options: DebianRootOptions): Promise<string> {
+  const { name, release } = options
+  const root = `${CACHE_DIR}/${name}`
   if (existsSync(`${root}/.complete`)) return root
   mkdirSync(CACHE_DIR, { recursive: true })
-  const fresh = `${CACHE_DIR}/${release}.${process.pid}`
+  const fresh = `${CACHE_DIR}/${name}.${process.pid}`
   const script = [
     'mount -t proc proc "$1/proc"',
     'mount --bind /dev "$1/dev"',
@@ -87,8 +102,14 @@ export async function releaseRoot(release: string | undefined): Promise<string> 
     )
     writeFileSync(`${fresh}/usr/sbin/policy-rc.d`, '#!/bin/sh\nexit 101\n', { mode: 0o755 })
     await inside('apt-get', 'update', '-q')
-    await inside('apt-get', 'install', '-y', '-q', '--no-install-recommends', ...PACKAGES)
+    await inside('apt-get', 'install', '-y', '-q', '--no-install-recommends', ...options.packages)
     await inside('apt-get', 'clean')
+    if (options.servicesStart) {
+      rmSync(`${fresh}/usr/sbin/policy-rc.d`)
+      // The machine's own, which debootstrap took along: each that boots from it gets others.
+      rmSync(`${fresh}/etc/hostname`, { force: true })
+      writeFileSync(`${fresh}/etc/machine-id`, '')
+    }
     writeFileSync(`${fresh}/.complete`, `${new Date().toISOString()}\n`)
     settle(fresh, root)
     return root
