@@ -4,15 +4,14 @@
  * each other and no registry: what the package depends on is on them as on any libvirt host.
  */
 import assert from 'node:assert/strict'
-import { copyFileSync, rmSync, writeFileSync } from 'node:fs'
+import { rmSync, writeFileSync } from 'node:fs'
 import { after, before, test } from 'node:test'
 import { WATCHDOG_STALL_MS } from '../../lib/core/limits.ts'
 import { release as version } from '../../server/release.ts'
-import type { StatusReport } from '../../server/report.ts'
 import { MACHINE_RELEASES, Machine } from '../lab/machine.ts'
-import { run, until } from '../lab/run.ts'
+import { until } from '../lab/run.ts'
+import { apt, buildBoth, isUp, NEWER, share, unit } from './package-machines.ts'
 
-const NEWER = '99.1.2'
 /** Nothing boots from its disk, which is enough for events. */
 const GUEST = `<domain type='qemu'><name>g1</name><uuid>a3b1c2d4-0000-4000-8000-000000000001</uuid><memory unit='MiB'>64</memory>
 <os><type arch='x86_64'>hvm</type></os><devices><controller type='usb' model='none'/><memballoon model='none'/></devices></domain>`
@@ -28,43 +27,8 @@ const SANDBOXED = [
   'test ! -w /etc/swam && test ! -w /var/lib/libvirt/images && test -w /var/lib/swam && test -w /run/swam',
 ]
 
-before(async () => {
-  for (const word of ['', NEWER]) {
-    await run('nice', ['debian/build', ...(word === '' ? [] : [word])], { timeoutMs: 600_000 })
-  }
-})
+before(buildBoth)
 after(() => rmSync(`out/swam_${NEWER}_amd64.deb`, { force: true }))
-
-function share(machine: Machine): void {
-  for (const one of [version(), NEWER]) {
-    copyFileSync(`out/swam_${one}_amd64.deb`, `${machine.shared}/swam_${one}.deb`)
-  }
-}
-
-const APT = 'DEBIAN_FRONTEND=noninteractive apt-get -q -y -o APT::Get::Show-User-Simulation-Note=no'
-
-async function apt(machine: Machine, words: string): Promise<string> {
-  return await machine.shell(`${APT} ${words} 2>&1`, { timeoutMs: 300_000 })
-}
-
-async function unit(machine: Machine, name = 'swamd'): Promise<Record<string, string>> {
-  const text = await machine.shell(`systemctl show ${name}`)
-  return Object.fromEntries(text.split('\n').map((line) => line.split(/=(.*)/s).slice(0, 2)))
-}
-
-/** The daemon answers, and systemd has heard its READY. */
-async function isUp(machine: Machine, release: string): Promise<number> {
-  const shown = await unit(machine)
-  assert.deepEqual(
-    [shown['ActiveState'], shown['SubState'], shown['Type'], shown['UnitFileState'], shown['Result']],
-    ['active', 'running', 'notify', 'enabled', 'success'],
-  )
-  const status = JSON.parse(await machine.shell('swam status --json')) as StatusReport
-  assert.equal(status.daemon.release, release)
-  assert.equal(String(status.daemon.pid), shown['MainPID'])
-  assert.deepEqual([status.redirect.mode, status.redirect.ok], ['nft', true])
-  return status.daemon.pid
-}
 
 /** Every path, but what every installation of any package changes, and what is no file. */
 async function files(machine: Machine): Promise<string[]> {
