@@ -8,11 +8,11 @@
 import { randomBytes } from 'node:crypto'
 import { access, mkdir, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
-import type { Config } from '../config/schema.ts'
+import type { Config, PeerConfig } from '../config/schema.ts'
 import { ImageStock } from '../lib/catalog/stock.ts'
 import { Describer } from '../lib/chunk/describer.ts'
 import { SlabPool } from '../lib/chunk/slab.ts'
-import { ConfigError, errorText } from '../lib/core/errors.ts'
+import { ConfigError, errorText, SwamError } from '../lib/core/errors.ts'
 import {
   BUNDLES_IN_FLIGHT_BYTES_MAX,
   CONTROL_REQUEST_BYTES_MAX,
@@ -34,6 +34,8 @@ import { FEATURE_RESUME } from '../lib/wire/hello.ts'
 import { type ControlServer, JsonText, removeStale, serveControl } from './control.ts'
 import { History } from './history.ts'
 import type { MigrationRecord } from './migration/record.ts'
+import { Params } from './params.ts'
+import { type PeerChanges, PeerList } from './peer-list.ts'
 import { bundleTuning, type OwnEnd, Peer } from './peers.ts'
 import { release } from './release.ts'
 import type { RedirectReport, StatusReport } from './report.ts'
@@ -59,7 +61,8 @@ export class Daemon {
   readonly #stock: ImageStock
   readonly #anchor: NatAnchor
   readonly #own: OwnEnd
-  readonly #peers: readonly Peer[]
+  readonly #peers: PeerList
+  readonly #readPeers: () => Promise<readonly PeerConfig[]>
   readonly #target: TargetSide
   readonly #repairs: { count: number; last: string | null; error: string | null } = {
     count: 0,
@@ -75,9 +78,17 @@ export class Daemon {
   #refreshing = false
   #closed = false
 
-  /** `notifySocket` is systemd's, for the watchdog of a unit. */
-  constructor(config: Config, log: Log, options: { readonly notifySocket?: string | undefined } = {}) {
+  /** `readPeers`: what the config file says of them now. `notifySocket` is systemd's, for the watchdog of a unit. */
+  constructor(
+    config: Config,
+    log: Log,
+    options: {
+      readonly readPeers: () => Promise<readonly PeerConfig[]>
+      readonly notifySocket?: string | undefined
+    },
+  ) {
     this.#config = config
+    this.#readPeers = options.readPeers
     this.#log = log
     this.#notifySocket = options.notifySocket
     this.#vitals = new Vitals(log)
@@ -97,9 +108,14 @@ export class Daemon {
       resumeMs: config.linkDeadlineMs,
       rateLimit: rateLimitOf(config.limits.wanMbit),
       windows: new WindowPool({ bytesMax: BUNDLES_IN_FLIGHT_BYTES_MAX }),
+      linkTests: this.#site.linkTests,
     }
-    this.#peers = config.peers.map((peer) => new Peer(peer, log, this.#own))
-    this.#target = new TargetSide(this.#site, this.#peers, this.#stock)
+    this.#peers = new PeerList(config.peers, {
+      make: (peer) => new Peer(peer, log, this.#own),
+      busy: (name) => this.#records().some((record) => record.report().peer === name),
+      dropped: (name) => this.#source?.dropPeer(name),
+    })
+    this.#target = new TargetSide(this.#site, this.#peers.peers, this.#stock)
   }
 
   async start(): Promise<void> {
@@ -123,20 +139,44 @@ export class Daemon {
       uids,
       slabs: new SlabPool({ bytesMax: this.#config.limits.windowMiB * MIB }),
       describe: (bytes) => this.#describer.describe(bytes),
-      farLives: async (name, instance) =>
-        (await this.#peers.find((peer) => peer.config.name === name)?.lives(instance)) ?? 'unknown',
+      farLives: async (name, instance) => (await this.#peerNamed(name)?.lives(instance)) ?? 'unknown',
     })
     this.#source = source
     await this.#listen(source)
     this.#timer = setInterval(() => {
       void this.#refresh()
       for (const record of this.#records()) void record.measure()
+      this.#changed(this.#peers.settle())
       void this.#site
         .saveRunning()
         .catch((error: unknown) => this.#log.error({ error }, 'the history cannot be written'))
     }, REDIRECT_REFRESH_MS)
-    for (const peer of this.#peers) peer.start()
-    this.#log.info({ release: this.#release, pid: process.pid, peers: this.#peers.length }, 'swamd is ready')
+    for (const peer of this.#peers.peers) peer.start()
+    const peers = this.#peers.peers.length
+    this.#log.info({ release: this.#release, pid: process.pid, peers }, 'swamd is ready')
+  }
+
+  /** Reads the peers of the config anew, and nothing else of it. What the file then says wrong changes nothing. */
+  async reload(): Promise<PeerChanges & { version: 1 }> {
+    const changes = this.#peers.change(await this.#readPeers())
+    this.#changed(changes)
+    return { version: 1, ...changes }
+  }
+
+  #changed(changes: PeerChanges | undefined): void {
+    if (changes === undefined) return
+    this.#site.peers = this.#peers.configs
+    this.#log.info({ ...changes }, 'the peers of the config were read anew')
+  }
+
+  #peerNamed(name: string): Peer | undefined {
+    return this.#peers.peers.find((peer) => peer.config.name === name)
+  }
+
+  async #peerTest(params: unknown): Promise<object> {
+    const peer = this.#peerNamed(new Params('peerTest', params).text('peer', 64))
+    if (peer === undefined) throw new SwamError('SWAM_NOT_FOUND', 'swamd has no such peer')
+    return await peer.test(this.#release)
   }
 
   /** One daemon a runDir: a second one must leave before it takes the first one's table and marks away. */
@@ -196,6 +236,9 @@ export class Daemon {
         handlers: {
           hook: (params) => target.hook(params),
           hookReport: (params) => target.hookReport(params),
+          // Not for people, but for root.
+          reload: () => this.reload(),
+          peerTest: (params) => this.#peerTest(params),
         },
         requestBytesMax: HOOK_REQUEST_BYTES_MAX,
         onError: (error) => this.#log.debug({ error }, 'hook socket'),
@@ -227,7 +270,7 @@ export class Daemon {
       daemon: { pid: process.pid, release: this.#release, startedAt: this.#startedAt },
       process: await this.#vitals.report(),
       redirect: this.#redirectReport(),
-      peers: this.#peers.map((peer) => peer.report()),
+      peers: this.#peers.peers.map((peer) => peer.report()),
       migrations: records.map((record) => record.report()),
     }
   }
@@ -287,7 +330,7 @@ export class Daemon {
     await this.#redirect?.close().catch(problem)
     await this.#anchor.close()
     await this.#listener?.close()
-    await Promise.allSettled(this.#peers.map((peer) => peer.close()))
+    await Promise.allSettled(this.#peers.peers.map((peer) => peer.close()))
     await this.#site.history.settled()
     await this.#site.commands.close()
     await this.#describer.close()

@@ -1,6 +1,7 @@
 /**
- * The program `swamd --config FILE`: reads the configuration, starts the daemon, ends it on SIGTERM or SIGINT. A failure
- * that nobody expected ends the process: a redirect without a daemon expires by itself, a confused daemon would not.
+ * The program `swamd --config FILE`: reads the configuration, starts the daemon, ends it on SIGTERM or SIGINT, reads its
+ * peers anew on SIGHUP. A failure that nobody expected ends the process: a redirect without a daemon expires by itself, a
+ * confused daemon would not.
  * systemd, where it started us (NOTIFY_SOCKET), hears when the daemon listens and when it stops.
  */
 import { DEFAULT_CONFIG_PATH, loadConfig } from '../config/load.ts'
@@ -22,11 +23,15 @@ function configPath(argv: readonly string[]): string {
 }
 
 async function main(): Promise<void> {
-  const config = await loadConfig(configPath(process.argv.slice(2)))
+  const path = configPath(process.argv.slice(2))
+  const config = await loadConfig(path)
   await checkDirectories(config)
   const log = createLog({ level: config.logLevel })
   const notifySocket = process.env['NOTIFY_SOCKET']
-  const daemon = new Daemon(config, log, { notifySocket })
+  const daemon = new Daemon(config, log, {
+    notifySocket,
+    readPeers: async () => (await loadConfig(path)).peers,
+  })
   const tell = (state: 'READY=1' | 'STOPPING=1'): Promise<void> =>
     notifySystemd(notifySocket, state).catch((error: unknown) =>
       log.warn({ error, state }, 'systemd cannot be told'),
@@ -46,6 +51,9 @@ async function main(): Promise<void> {
       )
     })
   }
+  process.on('SIGHUP', () => {
+    daemon.reload().catch((error: unknown) => log.error({ error }, 'the config is wrong: the peers stay'))
+  })
   await daemon.start()
   await tell('READY=1')
 }

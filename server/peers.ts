@@ -17,6 +17,7 @@ import { Rpc, type RpcHandler } from '../lib/peer/rpc.ts'
 import { dialBundle } from '../lib/peer/ssh.ts'
 import type { WindowPool } from '../lib/peer/windows.ts'
 import { FEATURE_RESUME } from '../lib/wire/hello.ts'
+import type { LinkTestReport, LinkTests } from './link-test.ts'
 import type { PeerReport } from './report.ts'
 
 /**
@@ -35,6 +36,7 @@ export interface OwnEnd {
   readonly rateLimit: RateLimit | undefined
   /** What the bundles share of memory. */
   readonly windows: WindowPool
+  readonly linkTests: LinkTests
 }
 
 /** A control bundle is simply dialed anew; what a migration has under way is resumed. */
@@ -85,6 +87,14 @@ export class Peer {
     return await rpc.call(method, params, { timeoutMs })
   }
 
+  /** Measures the link over the control bundle. */
+  async test(release: string): Promise<LinkTestReport> {
+    const rpc = await this.#connect()
+    const bundle = this.#bundle
+    if (bundle === undefined) throw new LostError(`${this.config.name}: the connection is lost`)
+    return await this.#own.linkTests.run(bundle, rpc, release)
+  }
+
   async dial(kind: 'control' | 'disk' | 'ram', migrationId: string): Promise<Bundle> {
     const { ssh, addresses, name } = this.config
     return await dialBundle({
@@ -131,7 +141,9 @@ export class Peer {
     this.#cancel()
     try {
       const bundle = await this.dial('control', '')
-      const rpc = new Rpc(bundle)
+      const rpc = new Rpc(bundle, {
+        other: (type, payload) => this.#own.linkTests.frame(bundle, type, payload),
+      })
       this.#bundle = bundle
       this.#rpc = rpc
       this.#error = null
@@ -185,8 +197,10 @@ export class Peer {
 export function answerPeer(
   bundle: Bundle,
   handlers: Readonly<Record<string, (params: unknown, peer: string) => Promise<unknown>>>,
+  linkTests: LinkTests,
 ): void {
-  const rpc = new Rpc(bundle)
+  const rpc = new Rpc(bundle, { other: (type, payload) => linkTests.frame(bundle, type, payload) })
+  for (const [method, handler] of Object.entries(linkTests.handlers(bundle))) rpc.handle(method, handler)
   for (const [method, handler] of Object.entries(handlers)) {
     const answer: RpcHandler = async (params) => await handler(params, bundle.peer)
     rpc.handle(method, answer)

@@ -2,7 +2,7 @@
  * What both sides of a host share: the config, the log, libvirt, and the end of a migration. Where the guest is after a
  * migration is asked of libvirt, since no hook tells it on every path.
  */
-import type { Config } from '../config/schema.ts'
+import type { Config, PeerConfig } from '../config/schema.ts'
 import { type Clock, systemClock } from '../lib/core/clock.ts'
 import {
   BEGUN_GUESTS_MAX,
@@ -18,11 +18,15 @@ import { CommandThread } from '../lib/host/command-thread.ts'
 import { Libvirt } from '../lib/host/libvirt.ts'
 import { tcpCounts } from '../lib/host/tcp-info.ts'
 import type { History } from './history.ts'
+import { LinkTests } from './link-test.ts'
 import type { MigrationRecord } from './migration/record.ts'
 
 export class Site {
   readonly config: Config
+  /** Those of the config, until it was read anew. */
+  peers: readonly PeerConfig[]
   readonly log: Log
+  readonly linkTests: LinkTests = new LinkTests()
   /** Programs of the host that run again and again: not on the thread that carries data. */
   readonly commands: CommandThread = new CommandThread()
   readonly libvirt: Libvirt = new Libvirt({ run: this.commands.run })
@@ -34,6 +38,7 @@ export class Site {
 
   constructor(config: Config, log: Log, history: History, clock: Clock = systemClock) {
     this.config = config
+    this.peers = config.peers
     this.log = log
     this.history = history
     this.clock = clock

@@ -66,7 +66,7 @@ export class SourceSide {
 
   /** A bundle that a peer dialed. */
   takeBundle(bundle: Bundle): void {
-    const known = this.#site.config.peers.some((peer) => peer.name === bundle.peer)
+    const known = this.#site.peers.some((peer) => peer.name === bundle.peer)
     const refuse = (reason: string): void => {
       this.#site.log.warn({ peer: bundle.peer, kind: bundle.kind }, `refused a bundle: ${reason}`)
       void bundle.close(new RefusedError(reason))
@@ -77,38 +77,42 @@ export class SourceSide {
     }
     if (bundle.kind === 'control') {
       this.#oneControl(bundle)
-      answerPeer(bundle, {
-        locate: (params) => this.#answerLocate(params),
-        announce: (params, peer) => this.#answerAnnounce(params, peer),
-        arm: (params, peer) => this.#answerArm(params, peer),
-        classify: async (params, peer) => {
-          const given = new Params('classify', params)
-          this.#outgoingOf(given, peer).classify(given.port('port'), given.exports('exports'))
-          return {}
+      answerPeer(
+        bundle,
+        {
+          locate: (params) => this.#answerLocate(params),
+          announce: (params, peer) => this.#answerAnnounce(params, peer),
+          arm: (params, peer) => this.#answerArm(params, peer),
+          classify: async (params, peer) => {
+            const given = new Params('classify', params)
+            this.#outgoingOf(given, peer).classify(given.port('port'), given.exports('exports'))
+            return {}
+          },
+          opaque: async (params, peer) => {
+            const given = new Params('opaque', params)
+            this.#outgoingOf(given, peer).opaque(given.port('port'), given.text('reason', 1000))
+            return {}
+          },
+          direct: async (params, peer) => {
+            const given = new Params('direct', params)
+            const migration = this.#outgoingOf(given, peer)
+            const direct = migration.goDirect(given.text('reason', 1000))
+            this.#disarm(migration.id)
+            await direct
+            return {}
+          },
+          stop: async (params, peer) => {
+            const given = new Params('stop', params)
+            this.#known(given, peer)?.stop(given.text('reason', 1000))
+            return { peer }
+          },
+          arrived: async (params, peer) => {
+            this.#known(new Params('arrived', params), peer)?.arrived()
+            return {}
+          },
         },
-        opaque: async (params, peer) => {
-          const given = new Params('opaque', params)
-          this.#outgoingOf(given, peer).opaque(given.port('port'), given.text('reason', 1000))
-          return {}
-        },
-        direct: async (params, peer) => {
-          const given = new Params('direct', params)
-          const migration = this.#outgoingOf(given, peer)
-          const direct = migration.goDirect(given.text('reason', 1000))
-          this.#disarm(migration.id)
-          await direct
-          return {}
-        },
-        stop: async (params, peer) => {
-          const given = new Params('stop', params)
-          this.#known(given, peer)?.stop(given.text('reason', 1000))
-          return { peer }
-        },
-        arrived: async (params, peer) => {
-          this.#known(new Params('arrived', params), peer)?.arrived()
-          return {}
-        },
-      })
+        this.#site.linkTests,
+      )
       return
     }
     const migration = this.#outgoing.get(bundle.migrationId)
@@ -130,6 +134,13 @@ export class SourceSide {
     const own = [...this.#controls].filter((known) => known.peer === bundle.peer)
     for (const old of own.slice(0, -PEER_CONTROL_BUNDLES_MAX)) {
       void old.close(new RefusedError(`${bundle.peer} has newer control bundles`))
+    }
+  }
+
+  /** It is no peer any more, or another host under its name. */
+  dropPeer(name: string): void {
+    for (const bundle of this.#controls) {
+      if (bundle.peer === name) void bundle.close(new RefusedError(`${name} was removed or changed`))
     }
   }
 
@@ -189,7 +200,7 @@ export class SourceSide {
     if (this.#outgoing.size >= MIGRATIONS_MAX) throw new RefusedError('too many migrations are under way')
     const own = [...this.#outgoing.values()].filter((other) => other.peer === peer).length
     if (own >= PEER_MIGRATIONS_MAX) throw new RefusedError(`${own} migrations of ${peer} are under way`)
-    const config = this.#site.config.peers.find((one) => one.name === peer)!
+    const config = this.#site.peers.find((one) => one.name === peer)!
     const since = Date.now()
     const migration = new OutgoingMigration({
       id,

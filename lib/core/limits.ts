@@ -287,6 +287,46 @@ export const STREAMS_MAX: number = 256
 /** What is said of a stream when it opens: its port. */
 export const STREAM_META_BYTES_MAX: number = KIB
 
+// ---- Joining of peers ------------------------------------------------------------------------------------------
+
+/** One line of `swam peer add` and `peer accept` to each other: what a host says of itself has some 2 KiB. */
+export const JOIN_LINE_BYTES_MAX: number = 64 * KIB
+/** What the far login may print before the first answer: a greeting in a shell's start-up file. */
+export const JOIN_NOISE_BYTES_MAX: number = 64 * KIB
+/** The first answer of the far side: somebody may have to type a password or look up a fingerprint first. */
+export const JOIN_LOGIN_MS: number = 300_000
+/** Each further answer: keys are made, names looked up, files written. */
+export const JOIN_ANSWER_MS: number = 60_000
+/** The far side waits so long for the next word, and then undoes what it did. Longer than JOIN_ANSWER_MS. */
+export const JOIN_NEXT_MS: number = 90_000
+/** Names that a host is looked up by: host name, full name, migration_host. */
+export const JOIN_NAMES_MAX: number = 8
+/** Addresses of a host's interfaces that are looked at. */
+export const JOIN_ADDRESSES_MAX: number = 256
+/** Lines that one side says of what it did or would do. */
+export const JOIN_LINES_MAX: number = 32
+/** One such line: a path, a few addresses, a reason. */
+export const JOIN_LINE_CHARACTERS_MAX: number = 600
+/** The file authorized_keys of the login: a thousand peers have 300 KiB. */
+export const AUTHORIZED_KEYS_BYTES_MAX: number = 1 * MIB
+/** One run of ssh-keygen, sshd -T, hostname or a script that writes one small file. */
+export const JOIN_COMMAND_MS: number = 15_000
+/** One look-up of a name: a resolver asks several servers for some seconds each. */
+export const NAME_LOOKUP_MS: number = 8_000
+
+/** What `swam peer test` sends, each way: a second of a good link. A peer cannot ask for more. */
+export const LINK_TEST_BYTES_MAX: number = 64 * MIB
+/** Steps of tests that one peer may ask for in a minute, two each: what it can make this host send has a bound. */
+export const LINK_TEST_STEPS_MAX: number = 12
+/** The minute in which these steps are counted. */
+export const LINK_TEST_STEPS_MS: number = 60_000
+/** One frame of that test: small enough that calls do not wait behind it. */
+export const LINK_TEST_FRAME_BYTES: number = 256 * KIB
+/** It sends so long at most, each way: a slow link is measured with less. */
+export const LINK_TEST_SEND_MS: number = 3_000
+/** One step of it, on a link that is far slower than it was; so long a test that was left bars the next one, twice. */
+export const LINK_TEST_MS: number = 15_000
+
 // ---- Frames and disk messages ----------------------------------------------------------------------------------
 
 /** A frame's payload: 1 MiB of data and the fields around it. Checked before anything is allocated. */
@@ -480,4 +520,5 @@ assert(
 )
 assert(BUNDLES_MAX >= 2 * MIGRATIONS_MAX + PEER_BUNDLES_MAX, 'one peer cannot take the room of others')
 assert(MIGRATION_TASKS_MAX >= 2 * RECEIVER_TASKS_MAX, 'one disk at its ceiling leaves room for others')
+assert(JOIN_NEXT_MS > JOIN_ANSWER_MS, 'the far side undoes only what nobody waits for any more')
 assert(LITERAL_BYTES_MAX >= CHUNK_BYTES_MAX, 'the largest chunk fits into one LITERAL')

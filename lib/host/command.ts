@@ -29,12 +29,28 @@ export class CommandError extends RefusedError {
 }
 
 /** Gives standard output. Throws CommandError, TimeoutError, or LostError when the program cannot be started. */
-export const runCommand: RunCommand = (argv, options) =>
-  new Promise((resolve, reject) => {
+export const runCommand: RunCommand = (argv, options) => runAs({}, argv, options)
+
+/** Root's way to touch what belongs to a user: with that user's rights, and without root's groups. */
+export async function runCommandAs(
+  user: { readonly uid: number; readonly gid: number },
+  argv: readonly string[],
+  options: CommandOptions,
+): Promise<string> {
+  return await runAs({ uid: user.uid, gid: user.gid, cwd: '/' }, argv, options)
+}
+
+function runAs(
+  identity: { uid?: number; gid?: number; cwd?: string },
+  argv: readonly string[],
+  options: CommandOptions,
+): Promise<string> {
+  return new Promise((resolve, reject) => {
     const [program, ...rest] = argv
     const child = spawn(program!, rest, {
       stdio: ['pipe', 'pipe', 'pipe'],
       env: { PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin', LC_ALL: 'C', HOME: '/' },
+      ...identity,
     })
     const output: Buffer[] = []
     let outputBytes = 0
@@ -81,3 +97,4 @@ export const runCommand: RunCommand = (argv, options) =>
       else resolve(Buffer.concat(output).toString('utf8'))
     })
   })
+}

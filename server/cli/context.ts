@@ -3,12 +3,14 @@
  * say in one line what to do.
  */
 import { stat } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
 import { DEFAULT_CONFIG_PATH, loadConfig } from '../../config/load.ts'
 import { LostError, ProtocolError, SwamError, TimeoutError } from '../../lib/core/errors.ts'
-import { callControl } from '../control.ts'
+import { AnswerError, callControl } from '../control.ts'
 import { isNotAllowed } from './exit-codes.ts'
 
 export const DEFAULT_RUN_DIRECTORY: string = '/run/swam'
+export const HOOK_SOCKET_NAME: string = 'hook.sock'
 
 export interface GlobalOptions {
   readonly config?: string
@@ -32,6 +34,43 @@ export async function socketPath(options: GlobalOptions): Promise<string> {
   return `${(await loadConfig(path)).runDir}/control.sock`
 }
 
+/**
+ * Asks the daemon at the socket of root's hook what is not for every member of its group; the answer must be an object with
+ * `version: 1`.
+ */
+export async function askRoot(
+  options: GlobalOptions,
+  method: string,
+  params: object | null,
+  timeoutMs: number,
+): Promise<Record<string, unknown>> {
+  const path = join(dirname(await socketPath(options)), HOOK_SOCKET_NAME)
+  let answer: unknown
+  try {
+    answer = await callControl(path, method, params, { timeoutMs })
+  } catch (error) {
+    throw isNotAllowed(error) ? notRoot(method, error) : advised(error, path)
+  }
+  return versioned(answer, `${path}: ${method}`)
+}
+
+/** What changes this host is for root. */
+export function requireRoot(what: string): void {
+  if (process.getuid?.() !== 0) throw notRoot(what, undefined)
+}
+
+function notRoot(what: string, error: unknown): LostError {
+  const cause =
+    (error as { cause?: unknown } | undefined)?.cause ??
+    Object.assign(new Error('not root'), { code: 'EPERM' })
+  return new LostError(`not allowed: ${what} is for root: become root (sudo swam …)`, { cause })
+}
+
+/** Exit code 5. */
+export function noSuchPeer(name: string): AnswerError {
+  return new AnswerError('SWAM_NOT_FOUND', `no peer is called ${name}: see swam peer list`)
+}
+
 /** Asks the daemon; the answer must be an object with `version: 1`. */
 export async function ask(options: GlobalOptions, method: string): Promise<Record<string, unknown>> {
   const path = await socketPath(options)
@@ -41,10 +80,12 @@ export async function ask(options: GlobalOptions, method: string): Promise<Recor
   } catch (error) {
     throw advised(error, path)
   }
+  return versioned(answer, `${path}: ${method}`)
+}
+
+function versioned(answer: unknown, place: string): Record<string, unknown> {
   if (typeof answer !== 'object' || answer === null || (answer as { version?: unknown }).version !== 1) {
-    throw new ProtocolError(
-      `${path}: ${method}: expected an answer of version 1: are swam and swamd of one release?`,
-    )
+    throw new ProtocolError(`${place}: expected an answer of version 1: are swam and swamd of one release?`)
   }
   return answer as Record<string, unknown>
 }

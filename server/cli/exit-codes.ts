@@ -2,7 +2,7 @@
  * The exit codes of `swam`, which scripts rely on, and the one table from an error to its code.
  */
 import { CommanderError } from 'commander'
-import { ConfigError, LostError, TimeoutError } from '../../lib/core/errors.ts'
+import { ConfigError, LostError, SwamError, TimeoutError } from '../../lib/core/errors.ts'
 import { AnswerError } from '../control.ts'
 
 export const EXIT = {
@@ -17,9 +17,17 @@ export const EXIT = {
   hookRefused: 10,
 } as const
 
+/** What was typed cannot be meant. */
+export class UsageError extends SwamError {
+  constructor(message: string) {
+    super('SWAM_USAGE', message)
+  }
+}
+
 export function exitCodeOf(error: unknown): number {
   // --help and --version end with an error of commander's whose code is 0.
   if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.done : EXIT.usage
+  if (error instanceof UsageError) return EXIT.usage
   if (isNotAllowed(error)) return EXIT.notAllowed
   if (error instanceof ConfigError) return EXIT.badConfig
   if (error instanceof AnswerError) {

@@ -26,12 +26,10 @@ import { listeningPorts } from '../../lib/host/procnet.ts'
 import { qemuPid } from '../../lib/host/qemu-pid.ts'
 import { userIds } from '../../lib/host/users.ts'
 import { callControl } from '../control.ts'
-import type { GlobalOptions, Output } from './context.ts'
+import { type GlobalOptions, HOOK_SOCKET_NAME, type Output } from './context.ts'
 import { createImage, imageToCreate, removeUnwrittenImage } from './create-image.ts'
 import { EXIT } from './exit-codes.ts'
 import { plainText } from './format.ts'
-
-export const HOOK_SOCKET_NAME: string = 'hook.sock'
 
 export interface HookInput {
   readonly argv: readonly string[]

@@ -11,6 +11,6 @@ const output = {
 // A reader that went away (`swam history | head`) is no failure of ours.
 process.stdout.on('error', () => process.exit(0))
 
-const exitCode = await runSwam(process.argv.slice(2), process.stdin as AsyncIterable<Buffer>, output)
+const exitCode = await runSwam(process.argv.slice(2), process.stdin, output)
 // Ended by hand, after all is written: a hook that met its deadline still has work that nobody waits for.
 process.stdout.write('', () => process.stderr.write('', () => process.exit(exitCode)))

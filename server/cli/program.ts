@@ -2,6 +2,7 @@
  * The commands of `swam` and how they are called (commander). Gives an exit code instead of ending the process, so that
  * tests can run it; server/cli/main.ts is the only place that knows argv and ends the process.
  */
+import type { Readable } from 'node:stream'
 import { Command, CommanderError } from 'commander'
 import { ConfigFindingsError, findingText } from '../../config/load.ts'
 import { errorText } from '../../lib/core/errors.ts'
@@ -12,14 +13,11 @@ import { EXIT, exitCodeOf } from './exit-codes.ts'
 import { plainText } from './format.ts'
 import { historyCommand } from './history.ts'
 import { hookCommand } from './hook.ts'
+import { addPeerCommands } from './peer-commands.ts'
 import { statusCommand } from './status.ts'
 
 /** `argv` without node and script. */
-export async function runSwam(
-  argv: readonly string[],
-  stdin: AsyncIterable<Buffer>,
-  output: Output,
-): Promise<number> {
+export async function runSwam(argv: readonly string[], stdin: Readable, output: Output): Promise<number> {
   const { program, exitCode } = swamProgram(stdin, output)
   try {
     await program.parseAsync(argv, { from: 'user' })
@@ -35,7 +33,7 @@ export async function runSwam(
 
 /** All commands, also for those who only describe them (completion.ts). `exitCode` is for after a parse without error. */
 export function swamProgram(
-  stdin: AsyncIterable<Buffer>,
+  stdin: Readable,
   output: Output,
 ): { readonly program: Command; readonly exitCode: () => number } {
   let exitCode: number = EXIT.done
@@ -66,6 +64,9 @@ export function swamProgram(
     .action(async (file: string | undefined, _options, command: Command) => {
       exitCode = await configCheckCommand(file, settings(command), output)
     })
+  addPeerCommands(program, stdin, output, (code) => {
+    exitCode = code
+  })
   program
     .command('hook', { hidden: true })
     .description("for libvirt's hook script only")

@@ -90,13 +90,17 @@ if [ -d /etc/swam ]; then
   usermod --shell /bin/sh --home /var/lib/swam --password '*' swam
   mkdir -p /run/swam
   chown -R root:root /etc/swam
-  chown swam:swam /etc/swam/id_ed25519
-  chmod 600 /etc/swam/id_ed25519
   chmod 644 /etc/swam/swam.toml
+  mkdir -p /var/lib/swam
   chown -R swam:swam /var/lib/swam /run/swam
   chmod 755 /run/swam
-  chmod 700 /var/lib/swam /var/lib/swam/.ssh
-  chmod 600 /var/lib/swam/.ssh/authorized_keys
+  chmod 700 /var/lib/swam
+  if [ -e /etc/swam/id_ed25519 ]; then
+    chown swam:swam /etc/swam/id_ed25519
+    chmod 600 /etc/swam/id_ed25519
+    chmod 700 /var/lib/swam/.ssh
+    chmod 600 /var/lib/swam/.ssh/authorized_keys
+  fi
   ln -s /usr/lib/swam/bin/swam /usr/bin/swam
   ln -s /usr/lib/swam/bin/swamd /usr/sbin/swamd
   if [ -f /usr/lib/swam/hooks/50-swam ]; then

@@ -14,6 +14,8 @@ export type IpFamily = 4 | 6 | 'both'
 export interface SeedOptions {
   readonly ipFamily: IpFamily
   readonly swam: boolean
+  /** False: swam is there, but no key and no peer. */
+  readonly joined?: boolean
   readonly swamConfig?: SwamConfig
 }
 
@@ -86,21 +88,23 @@ function hostsFile(family: IpFamily): string {
   return `${lines.join('\n')}\n`
 }
 
-function swamToml(name: HostName, hostKeys: Record<HostName, string>, over: SwamKeys): string {
+function swamToml(name: HostName, hostKeys: Record<HostName, string> | undefined, over: SwamKeys): string {
   const other = otherHost(name)
   const config: Record<string, unknown> = {
     site: SITES[name],
     stateDir: '/var/lib/swam',
     runDir: '/run/swam',
     images: ['/var/lib/libvirt/images'],
-    peers: [
+  }
+  if (hostKeys !== undefined) {
+    config['peers'] = [
       {
         name: other,
         addresses: [ADDRESSES[other].v4, ADDRESSES[other].v6],
         site: SITES[other],
         ssh: { user: 'swam', port: 22, key: '/etc/swam/id_ed25519', hostKey: hostKeys[other] },
       },
-    ],
+    ]
   }
   return `${stringify(mergeConfig(config, over))}\n`
 }
@@ -134,7 +138,8 @@ export async function writeSeeds(dir: string, options: SeedOptions): Promise<voi
   for (const name of HOST_NAMES) {
     const line = await newKey(`${keys}/host-${name}`, name)
     hostKeys[name] = line.split(' ').slice(0, 2).join(' ')
-    if (options.swam) swamKeys[name] = await newKey(`${keys}/swam-${name}`, `swam-${name}`)
+    if (options.swam && options.joined !== false)
+      swamKeys[name] = await newKey(`${keys}/swam-${name}`, `swam-${name}`)
   }
   const known = HOST_NAMES.map(
     (name) => `${name},${name}4,${name}6,${ADDRESSES[name].v4},${ADDRESSES[name].v6} ${hostKeys[name]}\n`,
@@ -157,6 +162,10 @@ export async function writeSeeds(dir: string, options: SeedOptions): Promise<voi
     put('/root/.ssh/id_ed25519', readFileSync(`${keys}/root`, 'utf8'), 0o600)
     put('/root/.ssh/authorized_keys', `${root}\n`, 0o600)
     if (!options.swam) continue
+    if (options.joined === false) {
+      put('/etc/swam/swam.toml', swamToml(name, undefined, keysOf(options.swamConfig, name)))
+      continue
+    }
     const entry = `/usr/lib/swam/bin/swam-peer --peer ${other} --socket /run/swam/peer.sock`
     put('/etc/swam/swam.toml', swamToml(name, hostKeys, keysOf(options.swamConfig, name)))
     put('/etc/swam/id_ed25519', readFileSync(`${keys}/swam-${name}`, 'utf8'), 0o600)

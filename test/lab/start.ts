@@ -38,6 +38,8 @@ export interface LabOptions extends WanSettings {
   readonly release?: string | Readonly<Partial<Record<HostName, string>>>
   /** Lay out user swam, its keys and config, the hook and the programs (default false). swamd itself is started by tests. */
   readonly swam?: boolean
+  /** False: no keys and no peers are laid out, only what the package would install (default true). */
+  readonly joined?: boolean
   /** Laid over the generated swam.toml of both hosts, or of each; a test can change it later with `host.configureSwam`. */
   readonly swamConfig?: SwamConfig
   /** Which addresses the names hosta and hostb have (default 4); hosta4, hosta6 and so on always exist. */
@@ -126,6 +128,7 @@ export class Starter {
       writeSeeds(this.#dir, {
         ipFamily: this.#options.ipFamily ?? 4,
         swam: this.#options.swam ?? false,
+        joined: this.#options.joined ?? true,
         ...(this.#options.swamConfig === undefined ? {} : { swamConfig: this.#options.swamConfig }),
       }),
     ])

@@ -9,6 +9,7 @@ import { chmod, mkdtemp, rename, rm, writeFile } from 'node:fs/promises'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { Readable } from 'node:stream'
 import { afterEach, beforeEach, test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { SwamError } from '../../../lib/core/errors.ts'
@@ -135,8 +136,7 @@ async function serve(handlers?: Parameters<typeof serveControl>[0]['handlers'], 
 async function swam(...argv: string[]): Promise<{ code: number; out: string; err: string }> {
   let out = ''
   let err = ''
-  async function* nothing(): AsyncGenerator<Buffer> {}
-  const code = await runSwam(argv, nothing(), {
+  const code = await runSwam(argv, Readable.from([]), {
     out: (text) => {
       out += text
     },

@@ -15,6 +15,7 @@ import { PEER_BACKOFF_MS_MAX, PEER_BACKOFF_MS_MIN } from '../../../lib/core/limi
 import { createLog } from '../../../lib/core/log.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { WindowPool } from '../../../lib/peer/windows.ts'
+import { LinkTests } from '../../../server/link-test.ts'
 import { Peer } from '../../../server/peers.ts'
 
 async function start(context: TestContext, onConnection: (socket: Socket) => void) {
@@ -40,7 +41,13 @@ async function start(context: TestContext, onConnection: (socket: Socket) => voi
   const peer = new Peer(
     config,
     createLog({ level: 'info', stream: { write: () => undefined } }),
-    { instance: '', resumeMs: 0, rateLimit: undefined, windows: new WindowPool({ bytesMax: MIB }) },
+    {
+      instance: '',
+      resumeMs: 0,
+      rateLimit: undefined,
+      linkTests: new LinkTests(),
+      windows: new WindowPool({ bytesMax: MIB }),
+    },
     clock,
   )
   context.after(async () => {

@@ -1,0 +1,169 @@
+/**
+ * `swam peer add NAME user@host`: both hosts become peers of each other over one SSH connection of the administrator's.
+ * Both sides first say what they would do; then the far side does its part, then this one, and only then the far side
+ * keeps it. What fails on the way is taken back, and what could not be is said.
+ */
+import { DEFAULT_CONFIG_PATH, loadConfig } from '../../config/load.ts'
+import { errorText, RefusedError } from '../../lib/core/errors.ts'
+import { shortHostName } from '../../lib/host/names.ts'
+import { findAddresses } from '../join/addresses.ts'
+import { factsOf, type HostFacts, linesOf, peerName } from '../join/facts.ts'
+import { FarSide, farTarget, isTarget } from '../join/far-side.ts'
+import { Joining } from '../join/joining.ts'
+import { reloadText } from '../join/reload.ts'
+import { keyPathFor, login, makeKey, ownFacts, publicKeyAt, removeKey } from '../join/this-host.ts'
+import { type GlobalOptions, type Output, requireRoot } from './context.ts'
+import { UsageError } from './exit-codes.ts'
+import { plainText } from './format.ts'
+
+export interface PeerAddOptions extends GlobalOptions {
+  readonly dryRun?: boolean
+  readonly replace?: boolean
+  readonly port?: string
+  readonly nameHere?: string
+}
+
+interface Report {
+  readonly version: 1
+  readonly peer: string
+  readonly dryRun: boolean
+  readonly changed: boolean
+  readonly here: readonly string[]
+  readonly there: readonly string[]
+  readonly notes: readonly string[]
+}
+
+export async function peerAddCommand(
+  given: string,
+  targetText: string,
+  options: PeerAddOptions,
+  output: Output,
+): Promise<void> {
+  requireRoot('swam peer add')
+  const name = nameOf('NAME', given)
+  const nameHere = nameOf('--name-here', options.nameHere ?? shortHostName())
+  const port = options.port === undefined ? undefined : portOf(options.port)
+  const configPath = options.config ?? DEFAULT_CONFIG_PATH
+  const config = await loadConfig(configPath)
+  const ours = await ownFacts(config, configPath)
+  if (!isTarget(targetText)) {
+    throw new UsageError(`expected user@host, found ${JSON.stringify(targetText.slice(0, 80))}`)
+  }
+  const target = await farTarget(targetText, port)
+  await using far = new FarSide(target, port, ['peer', 'accept'])
+  const request = { name: nameHere, replace: options.replace === true }
+
+  const seen = await far.ask({ ...request, step: 'look', facts: ours })
+  const theirs = factsOf(seen['facts'], target.text)
+  if (theirs.hostKey === ours.hostKey)
+    throw new RefusedError(`${target.text} is this host: a host is no peer of itself`)
+  const found = await findAddresses({
+    what: name,
+    where: shortHostName(),
+    names: [target.host, ...(target.hostName === '' ? [] : [target.hostName]), ...theirs.names],
+    theirs: theirs.addresses,
+  })
+  const notes = [...found.notes, ...linesOf(seen['notes'], `${target.text}: notes`)]
+  const plan = await Joining.plan({ configPath, name, theirs, addresses: found.addresses })
+  const differsThere = linesOf(seen['differs'], `${target.text}: differs`)
+  if (options.replace !== true) refuseDifferent(name, plan.differs, target.text, differsThere)
+  const wouldThere = linesOf(seen['would'], `${target.text}: would`)
+  if (options.dryRun === true || plan.would.length + wouldThere.length === 0) {
+    const dryRun = options.dryRun === true
+    const report: Report = {
+      version: 1,
+      peer: name,
+      dryRun,
+      changed: false,
+      here: plan.would,
+      there: wouldThere,
+      notes,
+    }
+    print(report, target.text, options, output)
+    return
+  }
+  const { here, there } = await join(
+    far,
+    { configPath, name, theirs, addresses: found.addresses },
+    ours,
+    request,
+  )
+  here.push(await reloadText(await loadConfig(configPath)))
+  print(
+    { version: 1, peer: name, dryRun: false, changed: true, here, there, notes },
+    target.text,
+    options,
+    output,
+  )
+}
+
+/** Our key first, because the far side needs it; then there, then here, then both stay. */
+async function join(
+  far: FarSide,
+  options: { configPath: string; name: string; theirs: HostFacts; addresses: readonly string[] },
+  ours: HostFacts,
+  request: object,
+): Promise<{ here: string[]; there: string[] }> {
+  const keyPath = keyPathFor(options.configPath)
+  const made = ours.publicKey === null
+  const here: string[] = []
+  let joining: Joining | undefined
+  try {
+    const publicKey = made ? await makeKey(keyPath, await login()) : await publicKeyAt(keyPath)
+    if (made) here.push(`made the key ${keyPath}`)
+    const facts = { ...ours, publicKey }
+    const answer = await far.ask({ ...request, step: 'do', facts })
+    const there = linesOf(answer['done'], 'the far side: done')
+    const theirs = factsOf(answer['facts'], 'the far side')
+    if (theirs.hostKey !== options.theirs.hostKey) throw new RefusedError('the far side told two host keys')
+    joining = await Joining.plan({ ...options, theirs })
+    here.push(...(await joining.apply()))
+    const kept = await far.ask({ step: 'keep' })
+    return { here, there: [...there, ...linesOf(kept['done'], 'the far side: done')] }
+  } catch (error) {
+    const left = (await joining?.undo()) ?? []
+    if (made) await removeKey(keyPath)
+    // It takes back its part by itself when this connection ends without keep.
+    const stays = left.filter((line) => line.startsWith('not undone'))
+    const text =
+      stays.length === 0 ? 'nothing was changed here, and the far side took back its part' : stays.join('; ')
+    throw new RefusedError(`${errorText(error)} (${text})`, { cause: error })
+  }
+}
+
+function refuseDifferent(name: string, here: readonly string[], far: string, there: readonly string[]): void {
+  if (here.length + there.length === 0) return
+  const lines = [...here.map((line) => `here ${line}`), ...there.map((line) => `at ${far} ${line}`)]
+  throw new RefusedError(`${name} is a peer with other values (--replace replaces them): ${lines.join('; ')}`)
+}
+
+function nameOf(what: string, text: string): string {
+  try {
+    return peerName(text, what)
+  } catch (error) {
+    throw new UsageError(errorText(error))
+  }
+}
+
+function portOf(text: string): number {
+  const port = Number(text)
+  if (/^\d{1,5}$/.test(text) && port > 0 && port < 65_536) return port
+  throw new UsageError(`--port: expected a port, found ${JSON.stringify(text.slice(0, 20))}`)
+}
+
+function print(report: Report, far: string, options: PeerAddOptions, output: Output): void {
+  if (options.json === true) {
+    output.out(`${JSON.stringify(report)}\n`)
+    return
+  }
+  const would = report.dryRun ? 'would ' : ''
+  const lines = [
+    ...report.notes.map((line) => `note: ${line}`),
+    ...report.here.map((line) => `here: ${would}${line}`),
+    ...report.there.map((line) => `at ${far}: ${would}${line}`),
+  ]
+  if (report.here.length + report.there.length === 0) {
+    lines.push(`${report.peer} is a peer already, here and there: nothing to change`)
+  } else if (!report.dryRun) lines.push(`next: swam peer test ${report.peer}`)
+  output.out(`${lines.map(plainText).join('\n')}\n`)
+}
