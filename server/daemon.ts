@@ -31,6 +31,7 @@ import { RateLimit } from '../lib/peer/rate-limit.ts'
 import { sshCrypto } from '../lib/peer/ssh.ts'
 import { WindowPool } from '../lib/peer/windows.ts'
 import { FEATURE_RESUME } from '../lib/wire/hello.ts'
+import { Abouts } from './about.ts'
 import { type ControlServer, JsonText, removeStale, serveControl } from './control.ts'
 import { History } from './history.ts'
 import type { MigrationRecord } from './migration/record.ts'
@@ -76,6 +77,8 @@ export class Daemon {
   #sockets: ControlServer[] = []
   #timer: NodeJS.Timeout | undefined
   #refreshing = false
+  /** When libvirt's hook was here last. */
+  #hookAt: number | null = null
   #closed = false
 
   /** `readPeers`: what the config file says of them now. `notifySocket` is systemd's, for the watchdog of a unit. */
@@ -173,6 +176,13 @@ export class Daemon {
     return this.#peers.peers.find((peer) => peer.config.name === name)
   }
 
+  /** For the doctor: what each peer says of itself and of this host. */
+  async #peersAbout(): Promise<object> {
+    const name = await new Abouts(this.#site).ownName()
+    const peers = await Promise.all(this.#peers.peers.map((peer) => peer.about(name)))
+    return { version: 1, name, wallMs: Date.now(), hookAt: this.#hookAt, peers }
+  }
+
   async #peerTest(params: unknown): Promise<object> {
     const peer = this.#peerNamed(new Params('peerTest', params).text('peer', 64))
     if (peer === undefined) throw new SwamError('SWAM_NOT_FOUND', 'swamd has no such peer')
@@ -234,11 +244,15 @@ export class Daemon {
         path: join(runDir, 'hook.sock'),
         mode: 0o600,
         handlers: {
-          hook: (params) => target.hook(params),
+          hook: (params) => {
+            this.#hookAt = Date.now()
+            return target.hook(params)
+          },
           hookReport: (params) => target.hookReport(params),
           // Not for people, but for root.
           reload: () => this.reload(),
           peerTest: (params) => this.#peerTest(params),
+          peersAbout: () => this.#peersAbout(),
         },
         requestBytesMax: HOOK_REQUEST_BYTES_MAX,
         onError: (error) => this.#log.debug({ error }, 'hook socket'),

@@ -17,7 +17,8 @@ import { Rpc, type RpcHandler } from '../lib/peer/rpc.ts'
 import { dialBundle } from '../lib/peer/ssh.ts'
 import type { WindowPool } from '../lib/peer/windows.ts'
 import { FEATURE_RESUME } from '../lib/wire/hello.ts'
-import type { LinkTestReport, LinkTests } from './link-test.ts'
+import { aboutOf, failedAbout, type PeerAbout } from './about.ts'
+import { type LinkTestReport, type LinkTests, roundTrip } from './link-test.ts'
 import type { PeerReport } from './report.ts'
 
 /**
@@ -85,6 +86,18 @@ export class Peer {
       }),
     ])
     return await rpc.call(method, params, { timeoutMs })
+  }
+
+  /** What it says of itself and of us, and how its clock differs from ours. */
+  async about(ownName: string): Promise<PeerAbout> {
+    const { name } = this.config
+    try {
+      const rpc = await this.#connect()
+      const { clockMs } = await roundTrip(rpc)
+      return { name, about: aboutOf(await rpc.call('about', { name: ownName })), clockMs, error: null }
+    } catch (error) {
+      return failedAbout(name, error)
+    }
   }
 
   /** Measures the link over the control bundle. */

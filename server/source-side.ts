@@ -20,6 +20,7 @@ import { SendWindow } from '../lib/engine/send-window.ts'
 import { type RunningDomain, targetOfExport } from '../lib/host/libvirt.ts'
 import type { Redirect, RedirectEntry } from '../lib/host/redirect.ts'
 import type { Bundle } from '../lib/peer/bundle.ts'
+import { Abouts } from './about.ts'
 import { OutgoingMigration } from './migration/outgoing.ts'
 import { Params } from './params.ts'
 import { answerPeer } from './peers.ts'
@@ -47,12 +48,14 @@ export class SourceSide {
   readonly #located = new Map<string, { domain: RunningDomain; at: number }>()
   /** What the guests of all migrations were told is written, and is not yet at the far side. */
   readonly #window: SendWindow
+  readonly #abouts: Abouts
   #listenPort = 0
 
   constructor(site: Site, options: SourceOptions) {
     this.#site = site
     this.#window = new SendWindow({ bytesMax: site.config.limits.windowMiB * MIB })
     this.#options = options
+    this.#abouts = new Abouts(site)
   }
 
   get migrations(): OutgoingMigration[] {
@@ -81,6 +84,7 @@ export class SourceSide {
         bundle,
         {
           locate: (params) => this.#answerLocate(params),
+          about: (params, peer) => this.#answerAbout(params, peer),
           announce: (params, peer) => this.#answerAnnounce(params, peer),
           arm: (params, peer) => this.#answerArm(params, peer),
           classify: async (params, peer) => {
@@ -175,6 +179,12 @@ export class SourceSide {
         backed,
       })),
     }
+  }
+
+  async #answerAbout(params: unknown, peer: string): Promise<object> {
+    const config = this.#site.peers.find((one) => one.name === peer)
+    if (config === undefined) throw new RefusedError(`${peer} is not a peer of this host`)
+    return await this.#abouts.answer(params, config)
   }
 
   /** Asked again only what can have changed since a peer located it: with eight guests at once that is 24 virsh less. */

@@ -327,6 +327,29 @@ export const LINK_TEST_SEND_MS: number = 3_000
 /** One step of it, on a link that is far slower than it was; so long a test that was left bars the next one, twice. */
 export const LINK_TEST_MS: number = 15_000
 
+/** One program that the doctor runs. */
+export const DOCTOR_COMMAND_MS: number = 10_000
+/** One question of the doctor to the daemon, which asks all its peers and they their resolvers. */
+export const DOCTOR_CALL_MS: number = 20_000
+/** What `swam doctor --json` of a far host may print. */
+export const DOCTOR_REPORT_BYTES_MAX: number = 1 * MIB
+/** Findings in such a report; a host with everything wrong has a few for each peer. */
+export const DOCTOR_FINDINGS_MAX: number = 1000
+/** The answer of this host's own sshd: its first line. */
+export const DOCTOR_SSHD_MS: number = 5_000
+/** Running guests whose cap on migrations is looked at. Each is a virsh of 30 ms. */
+export const DOCTOR_GUESTS_MAX: number = 100
+/** After a join, until each daemon has its new peer; then the doctor looks. */
+export const JOIN_SETTLE_MS: number = 6_000
+/** How often the daemon is asked for that. */
+export const JOIN_ASK_MS: number = 250
+/** Findings of each doctor after a join; more are in `swam doctor`. */
+export const JOIN_FINDINGS_MAX: number = 40
+/** How far two clocks may be apart before that is worth a line. */
+export const DOCTOR_CLOCK_MS: number = 5_000
+/** Free bytes below which a place for images or state is worth a line. */
+export const DOCTOR_FREE_BYTES_MIN: number = GIB
+
 // ---- Frames and disk messages ----------------------------------------------------------------------------------
 
 /** A frame's payload: 1 MiB of data and the fields around it. Checked before anything is allocated. */

@@ -116,6 +116,11 @@ export class Libvirt {
     await this.#call(['uri'])
   }
 
+  /** What libvirt calls this host, and tells the source of a migration unless qemu.conf says otherwise. */
+  async hostName(): Promise<string> {
+    return (await this.#call(['hostname'])).trim()
+  }
+
   async #capacity(uuid: string, target: string, signal: AbortSignal | undefined): Promise<number> {
     const text = await this.#call(['domblkinfo', uuid, target], signal)
     const capacity = Number(/^Capacity:\s+(\d{1,16})$/m.exec(text)?.[1] ?? Number.NaN)

@@ -6,13 +6,17 @@
 import { DEFAULT_CONFIG_PATH, loadConfig } from '../../config/load.ts'
 import { errorText, RefusedError } from '../../lib/core/errors.ts'
 import { shortHostName } from '../../lib/host/names.ts'
+import type { Finding } from '../doctor/finding.ts'
+import { findingsOf } from '../doctor/report.ts'
 import { findAddresses } from '../join/addresses.ts'
+import { examineJoined } from '../join/examine-joined.ts'
 import { factsOf, type HostFacts, linesOf, peerName } from '../join/facts.ts'
 import { FarSide, farTarget, isTarget } from '../join/far-side.ts'
 import { Joining } from '../join/joining.ts'
 import { reloadText } from '../join/reload.ts'
 import { keyPathFor, login, makeKey, ownFacts, publicKeyAt, removeKey } from '../join/this-host.ts'
 import { type GlobalOptions, type Output, requireRoot } from './context.ts'
+import { findingsText } from './doctor.ts'
 import { UsageError } from './exit-codes.ts'
 import { plainText } from './format.ts'
 
@@ -31,6 +35,8 @@ interface Report {
   readonly here: readonly string[]
   readonly there: readonly string[]
   readonly notes: readonly string[]
+  /** What the doctors say afterwards. */
+  readonly doctor?: { readonly here: readonly Finding[]; readonly there: readonly Finding[] }
 }
 
 export async function peerAddCommand(
@@ -89,8 +95,13 @@ export async function peerAddCommand(
     request,
   )
   here.push(await reloadText(await loadConfig(configPath)))
+  const [mine, theirFindings] = await Promise.all([
+    examineJoined(configPath, name),
+    examinedThere(far, nameHere, target.text),
+  ])
+  const doctor = { here: mine, there: theirFindings }
   print(
-    { version: 1, peer: name, dryRun: false, changed: true, here, there, notes },
+    { version: 1, peer: name, dryRun: false, changed: true, here, there, notes, doctor },
     target.text,
     options,
     output,
@@ -131,6 +142,24 @@ async function join(
   }
 }
 
+/** The hosts are joined, whatever the doctor there says or does not say. */
+async function examinedThere(far: FarSide, nameHere: string, where: string): Promise<readonly Finding[]> {
+  try {
+    return findingsOf((await far.ask({ step: 'doctor', name: nameHere }))['findings'], where)
+  } catch (error) {
+    const what = `the doctor there gave no report: ${errorText(error)}`
+    return [
+      {
+        id: 'doctor-unknown',
+        level: 'warning',
+        what,
+        why: 'what it would find is not known',
+        mend: 'swam doctor',
+      },
+    ]
+  }
+}
+
 function refuseDifferent(name: string, here: readonly string[], far: string, there: readonly string[]): void {
   if (here.length + there.length === 0) return
   const lines = [...here.map((line) => `here ${line}`), ...there.map((line) => `at ${far} ${line}`)]
@@ -166,4 +195,7 @@ function print(report: Report, far: string, options: PeerAddOptions, output: Out
     lines.push(`${report.peer} is a peer already, here and there: nothing to change`)
   } else if (!report.dryRun) lines.push(`next: swam peer test ${report.peer}`)
   output.out(`${lines.map(plainText).join('\n')}\n`)
+  if (report.doctor === undefined) return
+  output.out(findingsText('here: ', report.doctor.here))
+  output.out(findingsText(`at ${far}: `, report.doctor.there))
 }

@@ -1,7 +1,8 @@
-/** How the commands below `swam peer` are called. */
+/** How the commands below `swam peer`, and `swam doctor`, are called. */
 import type { Readable } from 'node:stream'
 import type { Command } from 'commander'
 import type { GlobalOptions, Output } from './context.ts'
+import type { DoctorOptions } from './doctor.ts'
 import type { PeerAddOptions } from './peer-add.ts'
 
 // Loaded when they are called: the hook is the same program, and virsh waits for it.
@@ -54,4 +55,12 @@ export function addPeerCommands(
     .action(async (_options, command: Command) =>
       (await commands()).peerAcceptCommand(stdin, settings(command), output),
     )
+  program
+    .command('doctor')
+    .description('what is not as it should be on this host, and the commands that mend it')
+    .option('--peer <name>', 'also at that peer (or user@host), over your own SSH')
+    .action(async (_options, command: Command) => {
+      const { doctorCommand } = await import('./doctor.ts')
+      exit(await doctorCommand(settings<DoctorOptions>(command), output))
+    })
 }

@@ -1,5 +1,5 @@
 /**
- * The far side of `swam peer add`: answers look, do, keep and undo, one line each. What `do` laid down is taken back when
+ * The far side of `swam peer add`: answers look, do, keep, undo and doctor, one line each. What `do` laid down is taken back when
  * the other side says undo, says nothing for too long, or is gone before it said keep.
  */
 import type { Readable } from 'node:stream'
@@ -8,6 +8,7 @@ import { errorText, ProtocolError, RefusedError } from '../../lib/core/errors.ts
 import { JOIN_LINE_CHARACTERS_MAX, JOIN_NEXT_MS } from '../../lib/core/limits.ts'
 import { shortHostName } from '../../lib/host/names.ts'
 import { findAddresses } from './addresses.ts'
+import { examineJoined } from './examine-joined.ts'
 import { factsOf, type HostFacts, peerName } from './facts.ts'
 import { Joining } from './joining.ts'
 import { JsonLines, lineText } from './lines.ts'
@@ -50,7 +51,10 @@ export async function accept(options: AcceptOptions): Promise<void> {
           const done = (await open?.undo()) ?? []
           open = undefined
           write(lineText({ ok: true, done: shortened(done) }))
-        } else throw new ProtocolError('swam peer add: expected step look, do, keep or undo')
+        } else if (step === 'doctor') {
+          const findings = await examineJoined(configPath, peerName(request['name'], 'swam peer add'))
+          write(lineText({ ok: true, findings }))
+        } else throw new ProtocolError('swam peer add: expected step look, do, keep, undo or doctor')
       } catch (error) {
         write(lineText({ ok: false, message: errorText(error).split('\n')[0] }))
         if (error instanceof ProtocolError) return

@@ -60,6 +60,8 @@ test('two hosts become peers', { timeout: 300_000 }, async (t) => {
     assert.equal(code, 0, stderr)
     assert.match(stdout, /here: swamd does not run: start it/)
     assert.match(stdout, /at root@hostb: swamd read its peers anew \(added: hosta\)/)
+    assert.match(stdout, /here: error: no swamd answers .*\[daemon-down\][\s\S]*mend: systemctl start swamd/)
+    assert.match(stdout, /at root@hostb: error: peer hosta is down: .*\[peer-down\]/)
     for (const [host, other] of [
       [hosta, 'hostb'],
       [hostb, 'hosta'],
@@ -76,6 +78,10 @@ test('two hosts become peers', { timeout: 300_000 }, async (t) => {
     // Whoever dials checks the host key that was exchanged: both must get through.
     await startBoth(lab)
     for (const { name } of lab.hosts()) assert.equal((await status(lab, name))?.peers.length, 1)
+    for (const host of lab.hosts()) {
+      const doctor = await host.swam('doctor')
+      assert.equal(doctor.code, 0, doctor.stdout + doctor.stderr)
+    }
   })
 
   await t.test('twice changes nothing, and other values are refused', async () => {

@@ -1,0 +1,91 @@
+/**
+ * `swam doctor`: what is not as it should be on this host, why it matters, and the command that mends it; with `--peer` also
+ * what the doctor of that host says, over the administrator's own SSH. Changes nothing.
+ */
+import { spawn } from 'node:child_process'
+import { DEFAULT_CONFIG_PATH, loadConfig } from '../../config/load.ts'
+import { ProtocolError, RefusedError, TimeoutError } from '../../lib/core/errors.ts'
+import { DOCTOR_REPORT_BYTES_MAX, JOIN_LOGIN_MS, PEER_STDERR_BYTES_MAX } from '../../lib/core/limits.ts'
+import { examine, SUBJECTS } from '../doctor/examine.ts'
+import type { Finding } from '../doctor/finding.ts'
+import { reportOf } from '../doctor/report.ts'
+import { farCommand, farTarget, isTarget, sshWords } from '../join/far-side.ts'
+import { type GlobalOptions, noSuchPeer, type Output, requireRoot } from './context.ts'
+import { EXIT } from './exit-codes.ts'
+import { plainText } from './format.ts'
+
+export interface DoctorOptions extends GlobalOptions {
+  readonly peer?: string
+}
+
+/** Gives the exit code: 1 when there is a finding, here or there. */
+export async function doctorCommand(options: DoctorOptions, output: Output): Promise<number> {
+  requireRoot('swam doctor')
+  const findings = await examine(options.config ?? DEFAULT_CONFIG_PATH, options.socket)
+  const far = options.peer === undefined ? undefined : await farFindings(options.peer, options)
+  const all = [...findings, ...(far?.findings ?? [])]
+  if (options.json === true) {
+    const there = far === undefined ? {} : { peer: far }
+    output.out(`${JSON.stringify({ version: 1, ok: all.length === 0, findings, ...there })}\n`)
+  } else {
+    output.out(findingsText('', findings))
+    if (far !== undefined) output.out(findingsText(`${far.host}: `, far.findings))
+  }
+  return all.length === 0 ? EXIT.done : EXIT.failed
+}
+
+export function findingsText(where: string, findings: readonly Finding[]): string {
+  if (findings.length === 0) return plainText(`${where}all is well: ${SUBJECTS.join(', ')}`).concat('\n')
+  return findings
+    .map(({ level, id, what, why, mend }) =>
+      [`${where}${level}: ${what} [${id}]`, `  why:  ${why}`, `  mend: ${mend}`]
+        .map(plainText)
+        .join('\n')
+        .concat('\n'),
+    )
+    .join('')
+}
+
+/** A peer's name stands for root at its first address; anything else is what ssh gets. */
+async function farFindings(
+  given: string,
+  options: DoctorOptions,
+): Promise<{ host: string; findings: readonly Finding[] }> {
+  const { peers } = await loadConfig(options.config ?? DEFAULT_CONFIG_PATH)
+  const peer = peers.find(({ name }) => name === given)
+  const text = peer === undefined ? given : `root@${peer.addresses[0]}`
+  if ((peer === undefined && !given.includes('@')) || !isTarget(text)) throw noSuchPeer(given)
+  const target = await farTarget(text, undefined)
+  const printed = await printedBy(sshWords(target, undefined, farCommand(target, ['doctor', '--json'])), text)
+  return { host: given, findings: reportOf(printed, text) }
+}
+
+/** ssh with the terminal for its questions; the far doctor's exit status 1 is no failure. */
+async function printedBy(words: readonly string[], where: string): Promise<string> {
+  const child = spawn('ssh', words, { stdio: ['ignore', 'pipe', 'pipe'] })
+  let said = ''
+  let bytes = 0
+  const pieces: Buffer[] = []
+  const timer = setTimeout(() => child.kill('SIGTERM'), JOIN_LOGIN_MS)
+  child.stdout.on('data', (piece: Buffer) => {
+    bytes += piece.length
+    if (bytes > DOCTOR_REPORT_BYTES_MAX) child.kill('SIGTERM')
+    else pieces.push(piece)
+  })
+  child.stderr.on('data', (piece: Buffer) => {
+    if (said.length < PEER_STDERR_BYTES_MAX) said += piece.toString('utf8')
+  })
+  const code = await new Promise<number | null>((resolve, reject) => {
+    child.on('error', (error) => reject(new RefusedError(`ssh: ${error.message}`)))
+    child.on('close', resolve)
+  }).finally(() => clearTimeout(timer))
+  if (code === 0 || code === 1) return Buffer.concat(pieces).toString('utf8')
+  if (bytes > DOCTOR_REPORT_BYTES_MAX) throw new ProtocolError(`${where}: swam doctor prints without end`)
+  if (code === null) throw new TimeoutError(`${where}: no answer of swam doctor`)
+  throw new RefusedError(
+    `${where}: swam doctor cannot be run there: ${said
+      .trim()
+      .replaceAll(/\p{C}+/gu, ' ')
+      .slice(-500)}`,
+  )
+}
