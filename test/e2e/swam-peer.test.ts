@@ -156,7 +156,24 @@ test('two hosts become peers', { timeout: 300_000 }, async (t) => {
     await guest.create('hosta')
     await guest.waitBoot()
     await guest.waitProgress(2)
-    await moveThrough(lab, guest, 'hosta', 'hostb')
+    // Its peer changes in the middle of it: that has to wait.
+    const changed = async (): Promise<void> => {
+      await until('the migration to run', 60_000, async () =>
+        (await status(lab, 'hosta'))?.migrations.some(({ phase }) => phase === 'copying') === true
+          ? true
+          : undefined,
+      )
+      await hosta.shell(`sed -i 's/^site = "fra"/site = "par"/' /etc/swam/swam.toml`)
+      await hosta.killSwamd('SIGHUP')
+      await until('the change to wait', 10_000, () =>
+        hosta.swamdLog().includes('"busy":["hostb"]') ? true : undefined,
+      )
+    }
+    await Promise.all([moveThrough(lab, guest, 'hosta', 'hostb'), changed()])
+    await until('the change to be taken up', 20_000, async () => {
+      const [peer] = (await status(lab, 'hosta'))?.peers ?? []
+      return peer?.site === 'par' && peer.up ? true : undefined
+    })
   })
 
   await t.test('remove: the far side is shut out, and told in words what to run', async () => {
