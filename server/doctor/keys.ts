@@ -13,7 +13,8 @@ const WHY_LOGIN = 'peers cannot log in, so migrations to and from them go direct
 export async function checkKeys(place: Place): Promise<Finding[]> {
   const { config, login } = place
   if (login === undefined) {
-    const make = `useradd --system --user-group --home-dir /var/lib/swam --shell /bin/sh ${LOGIN}`
+    const group = `{ getent group ${LOGIN} >/dev/null || groupadd --system ${LOGIN}; }`
+    const make = `${group} && useradd --system --gid ${LOGIN} --home-dir /var/lib/swam --shell /bin/sh ${LOGIN}`
     return [
       {
         id: 'login-missing',
