@@ -8,6 +8,7 @@ import type { SlabPool } from '../lib/chunk/slab.ts'
 import { errorText, RefusedError } from '../lib/core/errors.ts'
 import {
   BEGUN_GUESTS_MAX,
+  FAR_ASK_MS,
   LOCATED_MS,
   MIGRATION_CAUGHT_PORTS_MAX,
   MIGRATION_DRAIN_MS,
@@ -134,10 +135,32 @@ export class SourceSide {
   /** A peer that was gone for a while comes back before its old bundle is known to be dead: the oldest makes room. */
   #oneControl(bundle: Bundle): void {
     this.#controls.add(bundle)
-    void bundle.closed.then(() => this.#controls.delete(bundle))
+    void bundle.closed.then(async () => {
+      this.#controls.delete(bundle)
+      await this.#orphaned(bundle)
+    })
     const own = [...this.#controls].filter((known) => known.peer === bundle.peer)
     for (const old of own.slice(0, -PEER_CONTROL_BUNDLES_MAX)) {
       void old.close(new RefusedError(`${bundle.peer} has newer control bundles`))
+    }
+  }
+
+  /**
+   * A far daemon that died after it announced a migration opens no channels for it, whose loss would tell. The migration goes
+   * direct, and so does what the source knows of it.
+   */
+  async #orphaned({ peer, peerInstance }: Bundle): Promise<void> {
+    const waiting = (): OutgoingMigration[] =>
+      this.migrations.filter((migration) => migration.peer === peer && migration.waitsForChannels)
+    const isBack = (): boolean =>
+      [...this.#controls].some((other) => other.peer === peer && other.peerInstance === peerInstance)
+    while (waiting().length > 0 && !isBack()) {
+      // A "yes" may only mean that our own connection to it has not been found dead yet.
+      if ((await this.#options.farLives(peer, peerInstance)) === 'no') {
+        for (const migration of waiting()) void migration.goDirect(`the swamd of ${peer} is gone`)
+        return
+      }
+      await new Promise((resolve) => setTimeout(resolve, FAR_ASK_MS))
     }
   }
 

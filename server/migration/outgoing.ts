@@ -155,6 +155,11 @@ export class OutgoingMigration {
     )
   }
 
+  /** Announced, and the far side has not opened all its channels yet. */
+  get waitsForChannels(): boolean {
+    return !this.#ended && (this.#disk === undefined || this.#ram === undefined)
+  }
+
   /** A bundle that the far side dialed for this migration. */
   attach(bundle: Bundle): void {
     if (this.#ended) throw new RefusedError(`migration ${this.id} has ended`)
@@ -167,7 +172,13 @@ export class OutgoingMigration {
     bundle.onBroken = (reason) => void this.#askFar(bundle, reason)
     void bundle.closed.then((error) => {
       if (this.#ended) return
-      this.record.error ??= `the ${bundle.kind} channel to ${this.peer} was lost: ${errorText(error ?? 'closed by it')}`
+      const loss = `the ${bundle.kind} channel to ${this.peer} was lost: ${errorText(error ?? 'closed by it')}`
+      // Nothing is caught before it is armed: libvirt goes on without us.
+      if (this.#ports.size === 0) {
+        void this.goDirect(loss)
+        return
+      }
+      this.record.error ??= loss
       void this.#finish()
     })
   }

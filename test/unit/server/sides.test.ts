@@ -12,8 +12,10 @@ import type { Config } from '../../../config/schema.ts'
 import { ImageStock } from '../../../lib/catalog/stock.ts'
 import { SlabPool } from '../../../lib/chunk/slab.ts'
 import { type Clock, ManualClock } from '../../../lib/core/clock.ts'
+import { LostError } from '../../../lib/core/errors.ts'
 import {
   FAILED_MARK_MS,
+  FAR_ASK_MS,
   LOCATED_MS,
   PEER_CONTROL_BUNDLES_MAX,
   PEER_MIGRATIONS_MAX,
@@ -29,6 +31,7 @@ import type { Peer } from '../../../server/peers.ts'
 import { Site } from '../../../server/site.ts'
 import { SourceSide } from '../../../server/source-side.ts'
 import { TargetSide } from '../../../server/target-side.ts'
+import { until } from '../../lab/run.ts'
 
 const UUID = '33333333-3333-4333-8333-333333333333'
 const uuid = (number: number): string => `33333333-3333-4333-8333-${String(number).padStart(12, '0')}`
@@ -69,14 +72,16 @@ async function start(context: TestContext, clock?: Clock) {
   return { site, config, directory, lines, ends, described: () => described }
 }
 
-async function source(context: TestContext, clock?: Clock) {
+type FarLives = 'yes' | 'no' | 'unknown'
+
+async function source(context: TestContext, clock?: Clock, farLives: () => FarLives = () => 'unknown') {
   const place = await start(context, clock)
   const side = new SourceSide(place.site, {
     redirect: undefined,
     uids: [0],
     slabs: new SlabPool({ bytesMax: MIB }),
     describe: async () => [],
-    farLives: async () => 'unknown',
+    farLives: async () => farLives(),
   })
   place.ends.push(() => Promise.all(side.migrations.map((migration) => migration.abort('over'))))
   /** A bundle that the peer dialed; what the far end of the pair is called is what swam-peer says. */
@@ -131,6 +136,34 @@ test("announcing a guest anew ends the same peer's migration of it, not another 
     side.migrations.map(({ id }) => id),
     [uuid(3)],
   )
+})
+
+test('a far daemon that dies before it opened the channels of what it announced: that goes direct', async (context) => {
+  let lives: FarLives = 'unknown'
+  const { side, dialed } = await source(context, undefined, () => lives)
+  const control = await dialed('ams1', 'control')
+  await new Rpc(control).call('announce', { migrationId: uuid(1), uuid: UUID, guest: 'vm' })
+  const { record } = side.migrations[0]!
+  await control.close(new LostError('killed'))
+  await new Promise((resolve) => setTimeout(resolve, 2 * FAR_ASK_MS))
+  assert.equal(record.reason, null, 'the link may be broken, and come back')
+  lives = 'no'
+  await until('it to go direct', 5000, () => (record.reason === null ? undefined : true))
+  assert.equal(record.reason, 'the swamd of ams1 is gone')
+  assert.equal(record.accelerated, false)
+})
+
+test('a channel that is lost before anything is caught: the migration goes direct', async (context) => {
+  const { side, dialed, peer } = await source(context)
+  const migrationId = uuid(1)
+  await (await peer('ams1')).call('announce', { migrationId, uuid: UUID, guest: 'vm' })
+  const { record } = side.migrations[0]!
+  const disk = await dialed('ams1', 'disk', migrationId)
+  await dialed('ams1', 'ram', migrationId)
+  await disk.close(new LostError('killed'))
+  await until('it to go direct', 5000, () => (record.reason === null ? undefined : true))
+  assert.match(record.reason ?? '', /^the disk channel to ams1 was lost: .*killed/)
+  assert.equal(record.accelerated, false)
 })
 
 test('a peer that announces without end leaves room for others', async (context) => {
