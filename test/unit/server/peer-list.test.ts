@@ -103,7 +103,9 @@ test('one test at a time, and so many steps in a minute', async () => {
   await close()
 })
 
-test('more than the ceiling is refused; more than was announced, or data without a test, end the bundle', async () => {
+test('more than the ceiling is refused; more than was announced, or data without a test, end the bundle', {
+  timeout: 30_000,
+}, async () => {
   for (const bytes of [LINK_TEST_BYTES_MAX + 1, -1, 1.5, '7', null]) {
     const { rpc, close } = await linked()
     await assert.rejects(rpc.call('testTake', { bytes }), /bytes/)
