@@ -14,7 +14,7 @@ BIN := node_modules/.bin
 
 # What Node's packages are built with; the lab's hosts and guests; the peers that the interop tests talk to; what builds and
 # tests the Debian package.
-PACKAGES := ca-certificates git g++ gcc make python3 \
+PACKAGES := ca-certificates git build-essential python3 \
   libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-utils \
   nftables iproute2 procps openssh-server openssh-client debootstrap e2fsprogs xfsprogs cpio busybox-static xz-utils zstd \
   nbdkit libnbd-bin python3-libnbd nbd-server \
