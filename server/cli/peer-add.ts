@@ -134,10 +134,12 @@ async function join(
   } catch (error) {
     const left = (await joining?.undo()) ?? []
     if (made) await removeKey(keyPath)
-    // It takes back its part by itself when this connection ends without keep.
+    // The far side does the same by itself when this connection ends without keep. Whether keep still arrived nobody knows.
     const stays = left.filter((line) => line.startsWith('not undone'))
     const text =
-      stays.length === 0 ? 'nothing was changed here, and the far side took back its part' : stays.join('; ')
+      stays.length === 0
+        ? 'nothing was changed here; the far side takes back its part when the connection ends: see swam peer list there'
+        : stays.join('; ')
     throw new RefusedError(`${errorText(error)} (${text})`, { cause: error })
   }
 }

@@ -12,7 +12,7 @@ import { accept } from '../join/accept.ts'
 import { withoutPeerKey } from '../join/authorized-keys.ts'
 import { withoutPeer } from '../join/config-text.ts'
 import { reloadText } from '../join/reload.ts'
-import { login, readAuthorizedKeys, replaceConfig, writeAuthorizedKeys } from '../join/this-host.ts'
+import { login, readAuthorizedKeys, replaceAuthorizedKeys, replaceConfig } from '../join/this-host.ts'
 import type { LinkTestReport, LinkTestWay } from '../link-test.ts'
 import type { PeerReport, StatusReport } from '../report.ts'
 import { ask, askRoot, type GlobalOptions, noSuchPeer, type Output, requireRoot } from './context.ts'
@@ -124,19 +124,21 @@ function clockText(ms: number): string {
 export async function peerRemoveCommand(name: string, options: GlobalOptions, output: Output): Promise<void> {
   requireRoot('swam peer remove')
   const configPath = options.config ?? DEFAULT_CONFIG_PATH
+  // Before it is parsed: the file is replaced only if it still is this text, and so is what was parsed.
+  const before = await readConfigText(configPath)
   const { peers } = await loadConfig(configPath)
   const owner = await login()
   const index = peers.findIndex((peer) => peer.name === name)
-  const keys = withoutPeerKey(await readAuthorizedKeys(owner), name)
+  const keysBefore = await readAuthorizedKeys(owner)
+  const keys = withoutPeerKey(keysBefore, name)
   if (index < 0 && keys.removed === 0) throw noSuchPeer(name)
   const done: string[] = []
   // The key first: whatever fails then, the far side is shut out.
   if (keys.removed > 0) {
-    await writeAuthorizedKeys(owner, keys.text)
+    await replaceAuthorizedKeys(owner, keysBefore, keys.text)
     done.push(`removed the key of ${name} from ${owner.home}/.ssh/authorized_keys`)
   }
   if (index >= 0) {
-    const before = await readConfigText(configPath)
     await replaceConfig(configPath, before, withoutPeer(before, index))
     done.push(`removed peer ${name} from ${configPath}`)
   }

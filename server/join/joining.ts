@@ -3,7 +3,6 @@
  * authorized_keys, its table in swam.toml), what of that is there already, and the way back. Both sides run this same code,
  * each about the other. Nothing is changed before `apply`.
  */
-import { rm } from 'node:fs/promises'
 import { checkConfigText, findingText, loadConfig, readConfigText } from '../../config/load.ts'
 import type { Config, PeerConfig } from '../../config/schema.ts'
 import { errorText, RefusedError } from '../../lib/core/errors.ts'
@@ -17,8 +16,9 @@ import {
   makeKey,
   publicKeyAt,
   readAuthorizedKeys,
+  removeKey,
+  replaceAuthorizedKeys,
   replaceConfig,
-  writeAuthorizedKeys,
 } from './this-host.ts'
 
 export interface JoiningOptions {
@@ -57,6 +57,8 @@ export class Joining {
 
   static async plan(options: JoiningOptions): Promise<Joining> {
     const { configPath, name, theirs, addresses } = options
+    // Before it is parsed: the file is replaced only if it still is this text, and so is what was parsed.
+    const text = await readConfigText(configPath)
     const config = await loadConfig(configPath)
     const owner = await login()
     const keyPath = keyPathFor(configPath)
@@ -76,7 +78,7 @@ export class Joining {
       peer,
       (await publicKeyAt(keyPath)) === null,
       { before, plan },
-      planConfig(await readConfigText(configPath), config, peer, theirs, configPath),
+      planConfig(text, config, peer, theirs, configPath),
     )
   }
 
@@ -112,16 +114,13 @@ export class Joining {
       if (this.#keyMissing) {
         const path = this.#peer.ssh.key
         const run = async (): Promise<void> => void (await makeKey(path, this.#owner))
-        await step(`made the key ${path}`, run, async () => {
-          await rm(path, { force: true })
-          await rm(`${path}.pub`, { force: true })
-        })
+        await step(`made the key ${path}`, run, () => removeKey(path))
       }
       if (plan.state !== 'same') {
         await step(
           `${plan.state === 'new' ? 'added' : 'replaced'} ${this.#lineText()}`,
-          () => writeAuthorizedKeys(this.#owner, plan.text),
-          () => writeAuthorizedKeys(this.#owner, before),
+          () => replaceAuthorizedKeys(this.#owner, before, plan.text),
+          () => replaceAuthorizedKeys(this.#owner, plan.text, before),
         )
       }
       const { before: old, after } = this.#config

@@ -85,7 +85,12 @@ export async function readAuthorizedKeys(owner: UserEntry): Promise<string> {
   return await runCommandAs(owner, ['/bin/sh', '-c', script, 'sh', owner.home], LIMITS)
 }
 
-export async function writeAuthorizedKeys(owner: UserEntry, text: string): Promise<void> {
+/** The new text in the place of the old one, if that is what still lies there. */
+export async function replaceAuthorizedKeys(owner: UserEntry, before: string, after: string): Promise<void> {
+  if ((await readAuthorizedKeys(owner)) !== before) {
+    const file = `${owner.home}/.ssh/authorized_keys`
+    throw new RefusedError(`${file} was changed by somebody else meanwhile: run the command again`)
+  }
   const script = `set -eu
 umask 077
 mkdir -p "$1/.ssh"
@@ -95,7 +100,7 @@ cat >"$f"
 chmod 600 "$f"
 mv -f "$f" "$1/.ssh/authorized_keys"
 `
-  await runCommandAs(owner, ['/bin/sh', '-c', script, 'sh', owner.home], { ...LIMITS, input: text })
+  await runCommandAs(owner, ['/bin/sh', '-c', script, 'sh', owner.home], { ...LIMITS, input: after })
 }
 
 /**
