@@ -1,6 +1,7 @@
 /**
  * Bash completion of `swam`, written from the commander program when the package is built: a new command appears by
- * itself. Options that take a value, and arguments, complete to files; hidden commands are not offered.
+ * itself. Options that take a value complete to files; arguments to what they are called: a file, a guest that libvirt knows,
+ * a peer of the config. Hidden commands are not offered.
  *   bin/node -e "import('./server/cli/completion.ts').then((m) => process.stdout.write(m.bashCompletion()))"
  */
 import { Readable } from 'node:stream'
@@ -10,8 +11,14 @@ import { swamProgram } from './program.ts'
 export interface Completion {
   readonly commands: readonly string[]
   readonly options: readonly string[]
-  /** It takes arguments. */
-  readonly files: boolean
+  /** What its first argument is called. */
+  readonly argument: string
+}
+
+/** What the shell runs for the arguments of such a name. bash's compgen expands the words: a name may hold no shell. */
+const WORDS: Readonly<Record<string, string>> = {
+  guest: "virsh -q -r list --all --name 2>/dev/null | grep -xE '[A-Za-z0-9._-]+'",
+  peer: `sed -n 's/^name = "\\([A-Za-z0-9._-]*\\)"$/\\1/p' /etc/swam/swam.toml 2>/dev/null`,
 }
 
 /** What may follow, by the words of the command before it: `''`, `config`, `config check`. */
@@ -19,8 +26,8 @@ export function completionTable(): Map<string, Completion> {
   const table = new Map<string, Completion>()
   for (const { path, command, options } of commandsOf(root(), '', [])) {
     const commands = visibleCommands(command).map((inner) => inner.name())
-    const files = command.registeredArguments.length > 0
-    table.set(path, { commands, options: options.map(optionName), files })
+    const argument = command.registeredArguments[0]?.name() ?? ''
+    table.set(path, { commands, options: options.map(optionName), argument })
   }
   return table
 }
@@ -33,12 +40,16 @@ export function bashCompletion(): string {
     ),
   )
   const cases = [...table].map(
-    ([path, { commands, options, files }]) =>
-      `    '${path}') commands='${commands.join(' ')}' options='${options.join(' ')}'${files ? ' files=1' : ''} ;;`,
+    ([path, { commands, options, argument }]) =>
+      `    '${path}') commands='${commands.join(' ')}' options='${options.join(' ')}' argument='${argument}' ;;`,
+  )
+  const words = Object.entries(WORDS).map(
+    ([name, command]) =>
+      `  elif [[ $argument == ${name} ]]; then\n    mapfile -t COMPREPLY < <(compgen -W "$(${command})" -- "$current")`,
   )
   return `# bash completion for swam; made from its commands by server/cli/completion.ts
 _swam() {
-  local current=\${COMP_WORDS[COMP_CWORD]} path='' commands='' options='' files='' index word
+  local current=\${COMP_WORDS[COMP_CWORD]} path='' commands='' options='' argument='' index word
   case \${COMP_WORDS[COMP_CWORD - 1]} in
     ${[...valued].join(' | ')})
       compopt -o filenames
@@ -61,7 +72,8 @@ ${cases.join('\n')}
     mapfile -t COMPREPLY < <(compgen -W "$options" -- "$current")
   elif [[ -n $commands ]]; then
     mapfile -t COMPREPLY < <(compgen -W "$commands" -- "$current")
-  elif [[ -n $files ]]; then
+${words.join('\n')}
+  elif [[ $argument == file ]]; then
     compopt -o filenames
     mapfile -t COMPREPLY < <(compgen -f -- "$current")
   fi

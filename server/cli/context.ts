@@ -7,6 +7,7 @@ import { dirname, join } from 'node:path'
 import { DEFAULT_CONFIG_PATH, loadConfig } from '../../config/load.ts'
 import { LostError, ProtocolError, SwamError, TimeoutError } from '../../lib/core/errors.ts'
 import { AnswerError, callControl } from '../control.ts'
+import type { MigrationReport } from '../report.ts'
 import { isNotAllowed } from './exit-codes.ts'
 
 export const DEFAULT_RUN_DIRECTORY: string = '/run/swam'
@@ -69,6 +70,18 @@ function notRoot(what: string, error: unknown): LostError {
 /** Exit code 5. */
 export function noSuchPeer(name: string): AnswerError {
   return new AnswerError('SWAM_NOT_FOUND', `no peer is called ${name}: see swam peer list`)
+}
+
+/** The migrations of the guest that was named, by name or uuid; exit code 5 when there are none. `command`: shows all. */
+export function ofGuest(
+  migrations: readonly MigrationReport[],
+  guest: string | undefined,
+  command: string,
+): readonly MigrationReport[] {
+  if (guest === undefined) return migrations
+  const own = migrations.filter(({ guest: name, uuid }) => name === guest || uuid === guest)
+  if (own.length > 0) return own
+  throw new AnswerError('SWAM_NOT_FOUND', `no migration of a guest ${guest} here: ${command} shows all`)
 }
 
 /** Asks the daemon; the answer must be an object with `version: 1`. */

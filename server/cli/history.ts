@@ -6,12 +6,18 @@ import {
   type MigrationReport,
   SOURCE_NAMES,
 } from '../report.ts'
-import { ask, type GlobalOptions, type Output } from './context.ts'
+import { ask, type GlobalOptions, type Output, ofGuest } from './context.ts'
 import { bytesText, durationText, plainText, tableText, timeText } from './format.ts'
 import { bySourceText } from './status.ts'
 
-export async function historyCommand(options: GlobalOptions, output: Output): Promise<void> {
-  const report = (await ask(options, 'history')) as unknown as HistoryReport
+/** Of `guest` only, if one is named. Throws when the history has none of it (exit code 5). */
+export async function historyCommand(
+  guest: string | undefined,
+  options: GlobalOptions,
+  output: Output,
+): Promise<void> {
+  const all = (await ask(options, 'history')) as unknown as HistoryReport
+  const report = { ...all, migrations: ofGuest(all.migrations, guest, 'swam history') }
   output.out(options.json === true ? `${JSON.stringify(report)}\n` : `${historyText(report)}\n`)
 }
 

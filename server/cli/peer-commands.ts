@@ -38,14 +38,14 @@ export function addPeerCommands(
   peer
     .command('test')
     .description('round trip and throughput to a peer, both ways, with a verified digest')
-    .argument('<name>')
+    .argument('<peer>', 'its name')
     .action(async (name: string, _options, command: Command) =>
       exit(await (await commands()).peerTestCommand(name, settings(command), output)),
     )
   peer
     .command('remove')
     .description('takes a peer away: its table in the config and its key')
-    .argument('<name>')
+    .argument('<peer>', 'its name')
     .action(async (name: string, _options, command: Command) =>
       (await commands()).peerRemoveCommand(name, settings(command), output),
     )

@@ -31,6 +31,12 @@ export async function runSwam(argv: readonly string[], stdin: Readable, output: 
   }
 }
 
+/** What commander says of wrong words, with its guess: one line that also says where to look. */
+function usageLine(text: string): string {
+  const said = text.trim().replace(/^error: /, '')
+  return `swam: ${plainText(said.replaceAll(/\s*\n\s*/g, ' '))}: see swam --help\n`
+}
+
 /** All commands, also for those who only describe them (completion.ts). `exitCode` is for after a parse without error. */
 export function swamProgram(
   stdin: Readable,
@@ -44,17 +50,27 @@ export function swamProgram(
     .option('--socket <path>', 'the daemon at this control socket')
     .option('--json', 'print one JSON object')
     .exitOverride()
-    .configureOutput({ writeOut: (text) => output.out(text), writeErr: (text) => output.err(text) })
+    .configureOutput({
+      writeOut: (text) => output.out(text),
+      writeErr: (text) => output.err(text),
+      outputError: (text) => output.err(usageLine(text)),
+    })
   const settings = (command: Command): GlobalOptions => command.optsWithGlobals<GlobalOptions>()
 
   program
     .command('status')
     .description('the daemon, its peers, and the migrations that run now')
-    .action((_options, command: Command) => statusCommand(settings(command), output))
+    .argument('[guest]', 'only the migrations of this guest')
+    .action((guest: string | undefined, _options, command: Command) =>
+      statusCommand(guest, settings(command), output),
+    )
   program
     .command('history')
     .description('every migration, finished or failed')
-    .action((_options, command: Command) => historyCommand(settings(command), output))
+    .argument('[guest]', 'only those of this guest')
+    .action((guest: string | undefined, _options, command: Command) =>
+      historyCommand(guest, settings(command), output),
+    )
   program
     .command('config')
     .description('the config file')

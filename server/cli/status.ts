@@ -6,11 +6,17 @@ import {
   SOURCE_NAMES,
   type StatusReport,
 } from '../report.ts'
-import { ask, type GlobalOptions, type Output } from './context.ts'
+import { ask, type GlobalOptions, type Output, ofGuest } from './context.ts'
 import { bytesText, durationText, percentText, plainText, rateText, tableText } from './format.ts'
 
-export async function statusCommand(options: GlobalOptions, output: Output): Promise<void> {
-  const report = (await ask(options, 'status')) as unknown as StatusReport
+/** With the migrations of `guest` only, if one is named. Throws when none of it runs (exit code 5). */
+export async function statusCommand(
+  guest: string | undefined,
+  options: GlobalOptions,
+  output: Output,
+): Promise<void> {
+  const all = (await ask(options, 'status')) as unknown as StatusReport
+  const report = { ...all, migrations: ofGuest(all.migrations, guest, 'swam status') }
   output.out(options.json === true ? `${JSON.stringify(report)}\n` : `${statusText(report, Date.now())}\n`)
 }
 

@@ -1,7 +1,7 @@
 /** The completion as a real bash runs it offers what commander knows: every visible command and option, at every place. */
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
@@ -14,12 +14,13 @@ const directory = mkdtempSync(join(tmpdir(), 'swam-completion-'))
 after(() => rmSync(directory, { recursive: true, force: true }))
 writeFileSync(join(directory, 'swam.bash'), bashCompletion())
 writeFileSync(join(directory, 'file.toml'), '')
+writeFileSync(join(directory, 'peers.toml'), 'site = "a"\n[[peers]]\nname = "fra1"\nsite = "fra"\n')
 
 /** What bash offers for the last of these words. */
 function offered(...words: readonly string[]): string[] {
   const script =
     // biome-ignore lint/suspicious/noTemplateCurlyInString: it is bash's
-    'compopt() { :; }; . ./swam.bash; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _swam; printf "%s\\n" "${COMPREPLY[@]}"'
+    'compopt() { :; }; virsh() { echo vm1; echo "\\$(touch caught)"; echo web; }; sed() { command sed -n "$2" peers.toml; }; . ./swam.bash; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _swam; printf "%s\\n" "${COMPREPLY[@]}"'
   const done = spawnSync('bash', ['--norc', '-c', script, 'bash', 'swam', ...words], { cwd: directory })
   assert.equal(done.stderr.toString(), '')
   return done.stdout
@@ -59,9 +60,17 @@ test('options of the program, also after a command', () => {
 })
 
 test('files where a file is expected, and only there', () => {
-  const files = ['file.toml', 'swam.bash']
+  const files = ['file.toml', 'peers.toml', 'swam.bash']
   assert.deepEqual(offered('--config', ''), files)
   assert.deepEqual(offered('config', 'check', 'fi'), ['file.toml'])
   assert.deepEqual(offered('--config', 'x', 'config', 'check', ''), files)
-  assert.deepEqual(offered('status', ''), [])
+  assert.deepEqual(offered('peer', 'list', ''), [])
+})
+
+test('guests that libvirt knows, peers of the config', () => {
+  assert.deepEqual(offered('history', ''), ['vm1', 'web'])
+  assert.deepEqual(offered('status', 'w'), ['web'])
+  assert.ok(!existsSync(join(directory, 'caught')), "a guest's name was run")
+  assert.deepEqual(offered('peer', 'test', ''), ['fra1'])
+  assert.deepEqual(offered('peer', 'remove', 'x'), [])
 })

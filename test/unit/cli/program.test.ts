@@ -203,9 +203,36 @@ test('nothing to show is said', async () => {
 
 for (const { name, argv, code, message } of [
   { name: 'no command', argv: [], code: 2, message: /Usage: swam/ },
-  { name: 'an unknown command', argv: ['frobnicate'], code: 2, message: /unknown command/ },
-  { name: 'an unknown option', argv: ['status', '--nope'], code: 2, message: /unknown option/ },
-  { name: 'too many arguments', argv: ['status', 'x'], code: 2, message: /too many arguments/ },
+  {
+    name: 'an unknown command',
+    argv: ['frobnicate'],
+    code: 2,
+    message: /^swam: unknown command 'frobnicate': see swam --help\n$/,
+  },
+  {
+    name: 'nearly a command',
+    argv: ['histroy'],
+    code: 2,
+    message: /^swam: unknown command 'histroy' \(Did you mean history\?\): see swam --help\n$/,
+  },
+  {
+    name: 'an unknown option',
+    argv: ['status', '--nope'],
+    code: 2,
+    message: /^swam: unknown option '--nope': see swam --help\n$/,
+  },
+  {
+    name: 'too many arguments',
+    argv: ['status', 'x', 'y'],
+    code: 2,
+    message: /^swam: too many arguments for 'status'\. .*: see swam --help\n$/,
+  },
+  {
+    name: 'a missing argument',
+    argv: ['peer', 'test'],
+    code: 2,
+    message: /^swam: missing required argument 'peer': see swam --help\n$/,
+  },
   {
     name: 'no daemon',
     argv: ['--socket', '/nonexistent/control.sock', 'status'],
@@ -232,6 +259,24 @@ for (const { name, argv, code, message } of [
     assert.match(outcome.err, message)
   })
 }
+
+test('of one guest, by name or uuid; exit code 5: a guest that none is of', async () => {
+  await serve()
+  const guests = async (...words: string[]): Promise<string[]> =>
+    (JSON.parse((await swam('--socket', socket, ...words, '--json')).out) as HistoryReport).migrations.map(
+      ({ guest }) => guest,
+    )
+  assert.deepEqual(await guests('history', 'db'), ['db'])
+  assert.deepEqual(await guests('history', migration.uuid), ['web\u001b[31m', 'db', 'mail'])
+  assert.deepEqual(await guests('status', migration.guest), [migration.guest])
+  for (const command of ['history', 'status']) {
+    assert.deepEqual(await swam('--socket', socket, command, 'nobody'), {
+      code: 5,
+      out: '',
+      err: `swam: no migration of a guest nobody here: swam ${command} shows all\n`,
+    })
+  }
+})
 
 test('help and version are no failures', async () => {
   assert.equal((await swam('--help')).code, 0)
