@@ -12,6 +12,19 @@ export interface CommandOptions {
   readonly outputBytesMax: number
   readonly input?: string
   readonly signal?: AbortSignal
+  /** Exit codes that are no failure (default: 0). */
+  readonly exitCodes?: readonly number[]
+  /**
+   * It may ask its user (ssh, a password): it gets the caller's environment, and SIGTERM where others are killed, so that it
+   * leaves the terminal as it was.
+   */
+  readonly interactive?: boolean
+}
+
+const QUIET_ENVIRONMENT = {
+  PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin',
+  LC_ALL: 'C',
+  HOME: '/',
 }
 
 export type RunCommand = (argv: readonly string[], options: CommandOptions) => Promise<string>
@@ -49,7 +62,7 @@ function runAs(
     const [program, ...rest] = argv
     const child = spawn(program!, rest, {
       stdio: ['pipe', 'pipe', 'pipe'],
-      env: { PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin', LC_ALL: 'C', HOME: '/' },
+      env: options.interactive === true ? process.env : QUIET_ENVIRONMENT,
       ...identity,
     })
     const output: Buffer[] = []
@@ -58,7 +71,7 @@ function runAs(
     let failure: Error | undefined
     const fail = (error: Error): void => {
       failure ??= error
-      child.kill('SIGKILL')
+      child.kill(options.interactive === true ? 'SIGTERM' : 'SIGKILL')
       // A grandchild may hold the pipes open: the answer does not wait for it.
       child.stdout.destroy()
       child.stderr.destroy()
@@ -93,7 +106,8 @@ function runAs(
       clearTimeout(timer)
       options.signal?.removeEventListener('abort', onAbort)
       if (failure !== undefined) reject(failure)
-      else if (code !== 0) reject(new CommandError(argv, code, stderr))
+      else if (code === null || !(options.exitCodes ?? [0]).includes(code))
+        reject(new CommandError(argv, code, stderr))
       else resolve(Buffer.concat(output).toString('utf8'))
     })
   })

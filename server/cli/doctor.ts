@@ -2,10 +2,10 @@
  * `swam doctor`: what is not as it should be on this host, why it matters, and the command that mends it; with `--peer` also
  * what the doctor of that host says, over the administrator's own SSH. Changes nothing.
  */
-import { spawn } from 'node:child_process'
 import { DEFAULT_CONFIG_PATH, loadConfig } from '../../config/load.ts'
-import { ProtocolError, RefusedError, TimeoutError } from '../../lib/core/errors.ts'
-import { DOCTOR_REPORT_BYTES_MAX, JOIN_LOGIN_MS, PEER_STDERR_BYTES_MAX } from '../../lib/core/limits.ts'
+import { errorText, RefusedError } from '../../lib/core/errors.ts'
+import { DOCTOR_REPORT_BYTES_MAX, JOIN_LOGIN_MS } from '../../lib/core/limits.ts'
+import { CommandError, runCommand } from '../../lib/host/command.ts'
 import { examine, SUBJECTS } from '../doctor/examine.ts'
 import type { Finding } from '../doctor/finding.ts'
 import { reportOf } from '../doctor/report.ts'
@@ -60,32 +60,20 @@ async function farFindings(
   return { host: given, findings: reportOf(printed, text) }
 }
 
-/** ssh with the terminal for its questions; the far doctor's exit status 1 is no failure. */
+/** The far doctor's exit status 1 is no failure. */
 async function printedBy(words: readonly string[], where: string): Promise<string> {
-  const child = spawn('ssh', words, { stdio: ['ignore', 'pipe', 'pipe'] })
-  let said = ''
-  let bytes = 0
-  const pieces: Buffer[] = []
-  const timer = setTimeout(() => child.kill('SIGTERM'), JOIN_LOGIN_MS)
-  child.stdout.on('data', (piece: Buffer) => {
-    bytes += piece.length
-    if (bytes > DOCTOR_REPORT_BYTES_MAX) child.kill('SIGTERM')
-    else pieces.push(piece)
-  })
-  child.stderr.on('data', (piece: Buffer) => {
-    if (said.length < PEER_STDERR_BYTES_MAX) said += piece.toString('utf8')
-  })
-  const code = await new Promise<number | null>((resolve, reject) => {
-    child.on('error', (error) => reject(new RefusedError(`ssh: ${error.message}`)))
-    child.on('close', resolve)
-  }).finally(() => clearTimeout(timer))
-  if (code === 0 || code === 1) return Buffer.concat(pieces).toString('utf8')
-  if (bytes > DOCTOR_REPORT_BYTES_MAX) throw new ProtocolError(`${where}: swam doctor prints without end`)
-  if (code === null) throw new TimeoutError(`${where}: no answer of swam doctor`)
-  throw new RefusedError(
-    `${where}: swam doctor cannot be run there: ${said
+  try {
+    return await runCommand(['ssh', ...words], {
+      deadlineMs: JOIN_LOGIN_MS,
+      outputBytesMax: DOCTOR_REPORT_BYTES_MAX,
+      exitCodes: [EXIT.done, EXIT.failed],
+      interactive: true,
+    })
+  } catch (error) {
+    const said = (error instanceof CommandError ? error.stderr : errorText(error))
       .trim()
       .replaceAll(/\p{C}+/gu, ' ')
-      .slice(-500)}`,
-  )
+      .slice(-500)
+    throw new RefusedError(`${where}: swam doctor cannot be run there: ${said}`, { cause: error })
+  }
 }
