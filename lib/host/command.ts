@@ -12,6 +12,9 @@ export interface CommandOptions {
   readonly outputBytesMax: number
   readonly input?: string
   readonly signal?: AbortSignal
+}
+
+export interface OwnCommandOptions extends CommandOptions {
   /** Exit codes that are no failure (default: 0). */
   readonly exitCodes?: readonly number[]
   /**
@@ -42,7 +45,9 @@ export class CommandError extends RefusedError {
 }
 
 /** Gives standard output. Throws CommandError, TimeoutError, or LostError when the program cannot be started. */
-export const runCommand: RunCommand = (argv, options) => runAs({}, argv, options)
+export async function runCommand(argv: readonly string[], options: OwnCommandOptions): Promise<string> {
+  return await runAs({}, argv, options)
+}
 
 /** Root's way to touch what belongs to a user: with that user's rights, and without root's groups. */
 export async function runCommandAs(
@@ -56,7 +61,7 @@ export async function runCommandAs(
 function runAs(
   identity: { uid?: number; gid?: number; cwd?: string },
   argv: readonly string[],
-  options: CommandOptions,
+  options: OwnCommandOptions,
 ): Promise<string> {
   return new Promise((resolve, reject) => {
     const [program, ...rest] = argv

@@ -23,18 +23,6 @@ function contract(where: string, run: RunCommand): void {
     await assert.rejects(run(['sh', '-c', 'kill -9 $$'], limits), /was killed: no message/)
   })
 
-  test(`${where}: other exit codes, and the caller's environment where it may ask its user`, async () => {
-    const codes = { ...limits, exitCodes: [0, 1] }
-    assert.equal(await run(['sh', '-c', 'echo all; exit 1'], codes), 'all\n')
-    await assert.rejects(run(['sh', '-c', 'exit 2'], codes), /ended with 2/)
-    await assert.rejects(run(['sh', '-c', 'kill -9 $$'], codes), /was killed/)
-    const show = ['sh', '-c', 'echo "$SWAM_TEST_SEEN"']
-    assert.deepEqual(
-      [await run(show, limits), await run(show, { ...limits, interactive: true })],
-      ['\n', 'yes\n'],
-    )
-  })
-
   test(`${where}: a program that is not there, one that hangs, one that floods, one that is not wanted`, async () => {
     await assert.rejects(run(['/nonexistent/program'], limits), LostError)
     await assert.rejects(run(['sleep', '60'], { ...limits, deadlineMs: 50 }), TimeoutError)
@@ -46,12 +34,23 @@ function contract(where: string, run: RunCommand): void {
   })
 }
 
-// A thread has a copy of the environment.
-process.env['SWAM_TEST_SEEN'] = 'yes'
 const commands = new CommandThread()
 after(() => commands.close())
 contract('in place', runCommand)
 contract('on a thread', commands.run)
+
+test('other exit codes, and the environment of the caller where it may ask its user', async () => {
+  const codes = { ...limits, exitCodes: [0, 1] }
+  assert.equal(await runCommand(['sh', '-c', 'echo all; exit 1'], codes), 'all\n')
+  await assert.rejects(runCommand(['sh', '-c', 'exit 2'], codes), /ended with 2/)
+  await assert.rejects(runCommand(['sh', '-c', 'kill -9 $$'], codes), /was killed/)
+  process.env['SWAM_TEST_SEEN'] = 'yes'
+  const show = ['sh', '-c', 'echo "$SWAM_TEST_SEEN"']
+  assert.deepEqual(
+    [await runCommand(show, limits), await runCommand(show, { ...limits, interactive: true })],
+    ['\n', 'yes\n'],
+  )
+})
 
 test('on a thread: a spawn that takes long does not hold up the event loop', async () => {
   await commands.run(['true'], limits)
