@@ -291,6 +291,7 @@ export class Daemon {
 
   /** A HistoryReport. */
   async history(): Promise<JsonText> {
+    await this.#site.settled()
     return new JsonText(`{"version":1,"migrations":[${(await this.#site.history.lines()).join(',')}]}`)
   }
 

@@ -9,6 +9,8 @@ import {
   DIRECT_ASK_MS,
   DIRECT_START_MS,
   DIRECT_WATCH_MS,
+  HISTORY_SETTLE_ASK_MS,
+  HISTORY_SETTLE_MS,
   OUTCOME_ASK_MS,
   OUTCOME_ASKS_MAX,
   OUTCOME_PAUSED_ASKS_MAX,
@@ -33,6 +35,8 @@ export class Site {
   readonly history: History
   readonly #begun = new Map<string, number>()
   readonly #running = new Set<MigrationRecord>()
+  /** Not in the history yet. */
+  readonly #unwritten = new Set<MigrationRecord>()
 
   readonly clock: Clock
 
@@ -56,8 +60,16 @@ export class Site {
     this.#running.delete(record)
     void this.history
       .append(report)
+      .finally(() => this.#unwritten.delete(record))
       .then(() => this.saveRunning())
       .catch((failure: unknown) => this.log.error({ error: failure }, 'the history is not written'))
+  }
+
+  /** Whoever asks for the history when virsh is done means that migration too: what is over is written first, within limits. */
+  async settled(): Promise<void> {
+    const until = this.clock.nowMs() + HISTORY_SETTLE_MS
+    const settling = (): boolean => [...this.#unwritten].some((record) => record.settling || record.ended)
+    while (settling() && this.clock.nowMs() < until) await this.#rest(HISTORY_SETTLE_ASK_MS)
   }
 
   /** Remembers how far the migrations are, for the history that a killed daemon does not write any more. */
@@ -69,6 +81,7 @@ export class Site {
   begun(record: MigrationRecord): void {
     record.countTcp = (names) => tcpCounts(names, this.commands.run)
     this.#running.add(record)
+    this.#unwritten.add(record)
     void this.saveRunning().catch((error: unknown) =>
       this.log.error({ error }, 'the history cannot be written'),
     )

@@ -143,6 +143,10 @@ export const HISTORY_BYTES_MAX: number = 32 * MIB
 export const HISTORY_ANSWER_CHARACTERS_MAX: number = 12 * MIB
 /** An announced migration that is never armed: `started begin` comes within seconds, a slow incoming QEMU within a minute. */
 export const MIGRATION_ANNOUNCED_MS: number = 120_000
+/** How long `swam history` waits for a migration that is over to be written: mostly 2 to 4 s; a client waits longer. */
+export const HISTORY_SETTLE_MS: number = 8_000
+/** How often it looks. */
+export const HISTORY_SETTLE_ASK_MS: number = 100
 /** An armed migration to which nothing connects: libvirt connects at once. */
 export const MIGRATION_IDLE_MS: number = 60_000
 /** After the last connection is gone: the time in which another one may still come. It may delay the clean-up, nothing else. */

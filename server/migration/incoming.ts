@@ -307,7 +307,11 @@ export class IncomingMigration {
     const socket = connect({ host, port, allowHalfOpen: true, noDelay: true })
     socket.on('error', () => undefined)
     this.#sockets.add(socket)
-    socket.once('close', () => this.#sockets.delete(socket))
+    this.record.connected(this.#sockets.size)
+    socket.once('close', () => {
+      this.#sockets.delete(socket)
+      this.record.connected(this.#sockets.size)
+    })
     return socket
   }
 

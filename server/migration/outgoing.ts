@@ -370,8 +370,10 @@ export class OutgoingMigration {
       return
     }
     this.#sockets.add(socket)
+    this.record.connected(this.#sockets.size)
     socket.once('close', () => {
       this.#sockets.delete(socket)
+      this.record.connected(this.#sockets.size)
       this.#connectionGone()
     })
     this.#cancel()

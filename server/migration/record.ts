@@ -25,6 +25,8 @@ export class MigrationRecord {
   error: string | null = null
   downtimeMs: number | null = null
   #endedAt: number | undefined
+  /** Since when nothing of QEMU is connected any more. */
+  #goneAt: number | undefined
   readonly #disks: DiskAccount[] = []
   readonly #senders: DiskSender[] = []
   readonly #bundles: Bundle[] = []
@@ -71,10 +73,21 @@ export class MigrationRecord {
     for (const [name, counts] of await this.countTcp(this.connections)) this.#wire.set(name, counts)
   }
 
+  /** QEMU's connections to this daemon (or of this daemon to QEMU), whenever their number changes. */
+  connected(count: number): void {
+    this.#goneAt = count > 0 ? undefined : Date.now()
+  }
+
+  /** Most likely over, and it is being found out how it ended. */
+  get settling(): boolean {
+    return this.#goneAt !== undefined && this.#endedAt === undefined
+  }
+
   finish(phase: 'done' | 'failed'): void {
     if (this.#endedAt !== undefined) return
     this.#outcome = phase
-    this.#endedAt = Date.now()
+    // What became of the guest is known some seconds later, which are not the migration's.
+    this.#endedAt = this.#goneAt ?? Date.now()
     if (!this.accelerated) this.reason ??= this.error ?? this.note ?? 'no disk connection came through SWAM'
   }
 

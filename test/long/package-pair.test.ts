@@ -1,100 +1,38 @@
 /**
  * Two machines, Debian 12 and 13, with the package and each other as peers: an upgrade in the middle of a migration waits
  * for it, the two versions migrate to each other both ways, a removal that is told not to wait says what it ends, and
- * afterwards migrations go as if SWAM had never been there. The peers are set up by hand, as docs/cli.md has it.
+ * afterwards migrations go as if SWAM had never been there.
  */
 import assert from 'node:assert/strict'
-import { rmSync, writeFileSync } from 'node:fs'
+import { rmSync } from 'node:fs'
 import { after, before, test } from 'node:test'
 import { release as version } from '../../server/release.ts'
 import type { MigrationReport } from '../../server/report.ts'
 import { Machine } from '../lab/machine.ts'
-import { type RunResult, run, until } from '../lab/run.ts'
-import { apt, buildBoth, history, isUp, NEWER, share, status } from './package-machines.ts'
+import { type RunResult, until } from '../lab/run.ts'
+import {
+  apt,
+  build,
+  connect,
+  entry,
+  type Host,
+  history,
+  imageOf,
+  isUp,
+  NEWER,
+  peersUp,
+  runs,
+  share,
+  startGuest,
+  status,
+} from './package-machines.ts'
 
 const MIB = 1 << 20
 const DISK_MIB = 64
 /** Of what QEMU writes, by --bandwidth: a copy of the disk takes a quarter of a minute. */
 const SLOW_MIB = 4
-const IMAGE = '/var/lib/libvirt/images/g2.raw'
-/** Nothing boots from its disk; the disk is what is moved. */
-const GUEST = `<domain type='qemu'><name>g2</name><uuid>a3b1c2d4-0000-4000-8000-000000000002</uuid><memory unit='MiB'>64</memory>
-<os><type arch='x86_64' machine='pc-i440fx-7.2'>hvm</type></os><devices>
-<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='${IMAGE}'/><target dev='vda' bus='virtio'/></disk>
-<controller type='usb' model='none'/><memballoon model='none'/></devices></domain>`
-
-before(buildBoth)
+before(() => build(undefined, NEWER))
 after(() => rmSync(`out/swam_${NEWER}_amd64.deb`, { force: true }))
-
-interface Host {
-  readonly machine: Machine
-  readonly name: string
-  readonly address: string
-}
-
-/** A cable between them, names, and root's SSH as `virsh migrate qemu+ssh://` needs it. */
-async function join(a: Host, b: Host): Promise<void> {
-  const [left, right] = [String(a.machine.leader), String(b.machine.leader)]
-  await run('ip', [
-    'link',
-    'add',
-    'cable0',
-    'netns',
-    left,
-    'type',
-    'veth',
-    'peer',
-    'name',
-    'cable0',
-    'netns',
-    right,
-  ])
-  for (const { machine, address } of [a, b]) {
-    await machine.shell(`ip address add ${address}/24 dev cable0; ip link set cable0 up
-printf '127.0.0.1 localhost\\n${a.address} ${a.name}\\n${b.address} ${b.name}\\n' >/etc/hosts
-mkdir -p -m 700 /root/.ssh; ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519`)
-  }
-  for (const [from, to] of [
-    [a, b],
-    [b, a],
-  ] as const) {
-    const key = await from.machine.shell('cat /root/.ssh/id_ed25519.pub')
-    await to.machine.shell(`echo '${key}' >>/root/.ssh/authorized_keys`)
-    await from.machine.shell(`echo '${to.name} ${await hostKey(to)}' >/root/.ssh/known_hosts`)
-    await until('ssh', 20_000, async () =>
-      (await from.machine.exec(['ssh', to.name, 'true'], { check: false })).code === 0 ? true : undefined,
-    )
-  }
-}
-
-async function hostKey(host: Host): Promise<string> {
-  return await host.machine.shell("cut -d ' ' -f 1,2 /etc/ssh/ssh_host_ed25519_key.pub")
-}
-
-/** What `from` needs to reach `to`. */
-async function addPeer(from: Host, to: Host): Promise<void> {
-  await from.machine.shell(`[ -e /etc/swam/id_ed25519 ] || ssh-keygen -q -t ed25519 -N '' -C swam -f /etc/swam/id_ed25519
-chown swam:swam /etc/swam/id_ed25519
-cat >>/etc/swam/swam.toml <<TEXT
-
-[[peers]]
-name = "${to.name}"
-addresses = ["${to.address}"]
-site = "${to.name}"
-ssh = { hostKey = "${await hostKey(to)}" }
-TEXT`)
-  const command = `swam-peer --peer ${from.name} --socket /run/swam/peer.sock`
-  const line = `restrict,command="${command}" ${await from.machine.shell('cat /etc/swam/id_ed25519.pub')}`
-  await to.machine.shell(`umask 077; echo '${line}' >>/var/lib/swam/.ssh/authorized_keys
-chown swam:swam /var/lib/swam/.ssh/authorized_keys`)
-}
-
-async function peersUp(...hosts: readonly Host[]): Promise<void> {
-  await until('the peers to be up', 60_000, async () => {
-    const all = await Promise.all(hosts.map(({ machine }) => status(machine)))
-    return all.every(({ peers }) => peers.length === 1 && peers[0]?.up) ? true : undefined
-  })
-}
 
 async function migrate(from: Host, to: Host, ...more: readonly string[]): Promise<RunResult> {
   const words = [
@@ -109,19 +47,6 @@ async function migrate(from: Host, to: Host, ...more: readonly string[]): Promis
   return await from.machine.exec(['virsh', ...words], { check: false, timeoutMs: 300_000 })
 }
 
-/** Both daemons write it some seconds after the end. */
-async function entry(host: Host, count: number): Promise<MigrationReport> {
-  return await until(
-    `entry ${count} in the history of ${host.name}`,
-    60_000,
-    async () => {
-      const all = await history(host.machine)
-      return all.length >= count ? all[count - 1] : undefined
-    },
-    300,
-  )
-}
-
 async function copying(host: Host): Promise<MigrationReport> {
   return await until(
     'a migration half way',
@@ -134,10 +59,6 @@ async function copying(host: Host): Promise<MigrationReport> {
   )
 }
 
-async function runs(host: Host): Promise<string> {
-  return await host.machine.shell('virsh -q list --name --state-running')
-}
-
 test('an upgrade in the middle of a migration, both versions, a removal, and nothing left', {
   timeout: 1_200_000,
 }, async (t) => {
@@ -145,18 +66,14 @@ test('an upgrade in the middle of a migration, both versions, a removal, and not
   await using second = await Machine.boot('trixie', 'host-b')
   const a: Host = { machine: first, name: 'host-a', address: '10.9.0.1' }
   const b: Host = { machine: second, name: 'host-b', address: '10.9.0.2' }
-  await join(a, b)
+  await connect(a, b)
   for (const { machine } of [a, b]) {
-    share(machine)
+    share(machine, version(), NEWER)
     await apt(machine, `install /mnt/swam_${version()}.deb`)
   }
-  await addPeer(a, b)
-  await addPeer(b, a)
-  for (const { machine } of [a, b]) await machine.shell('swam config check; systemctl restart swamd')
+  await first.shell('swam peer add host-b root@host-b')
   await peersUp(a, b)
-  writeFileSync(`${first.shared}/g2.xml`, GUEST)
-  await first.shell(`head -c ${DISK_MIB}M /dev/urandom >${IMAGE}; virsh -q create /mnt/g2.xml`)
-  const digest = await first.shell(`sha256sum <${IMAGE}`)
+  const digest = await startGuest(first, 'g2', DISK_MIB)
 
   await t.test('apt waits for it, says so, and the migration is accelerated', async () => {
     const moving = migrate(a, b, '--bandwidth', String(SLOW_MIB))
@@ -171,7 +88,7 @@ test('an upgrade in the middle of a migration, both versions, a removal, and not
     assert.doesNotMatch(said, /WARNING/)
     await isUp(first, NEWER)
     assert.equal(await runs(b), 'g2')
-    assert.equal(await second.shell(`sha256sum <${IMAGE}`), digest)
+    assert.equal(await second.shell(`sha256sum <${imageOf('g2')}`), digest)
     // Written by the old daemon, read by the new one.
     for (const host of [a, b]) {
       const one = await entry(host, 1)
@@ -203,7 +120,7 @@ test('an upgrade in the middle of a migration, both versions, a removal, and not
           assert.ok((one.disks[0]?.bySource.inPlace ?? 0) >= (DISK_MIB - 1) * MIB, JSON.stringify(one))
         }
         passed('both histories have it')
-        assert.equal(await to.machine.shell(`sha256sum <${IMAGE}`), digest)
+        assert.equal(await to.machine.shell(`sha256sum <${imageOf('g2')}`), digest)
       }
       await isUp(first, NEWER)
       await isUp(second, version())
@@ -220,7 +137,7 @@ test('an upgrade in the middle of a migration, both versions, a removal, and not
     assert.notEqual(moved.code, 0)
     assert.equal(await runs(b), 'g2')
     assert.equal(await runs(a), '')
-    assert.equal(await second.shell(`sha256sum <${IMAGE}`), digest)
+    assert.equal(await second.shell(`sha256sum <${imageOf('g2')}`), digest)
     assert.equal(
       await second.shell(
         'set +e; nft list tables; ls -d /etc/swam /var/lib/swam /run/swam 2>/dev/null; true',
@@ -238,6 +155,6 @@ test('an upgrade in the middle of a migration, both versions, a removal, and not
     await apt(first, 'purge swam')
     assert.equal(await first.shell('nft list tables'), '')
     assert.equal(await runs(a), 'g2')
-    assert.equal(await first.shell(`sha256sum <${IMAGE}`), digest)
+    assert.equal(await first.shell(`sha256sum <${imageOf('g2')}`), digest)
   })
 })

@@ -10,7 +10,7 @@ import { WATCHDOG_STALL_MS } from '../../lib/core/limits.ts'
 import { release as version } from '../../server/release.ts'
 import { MACHINE_RELEASES, Machine } from '../lab/machine.ts'
 import { until } from '../lab/run.ts'
-import { apt, buildBoth, isUp, NEWER, share, unit } from './package-machines.ts'
+import { apt, build, isUp, NEWER, share, unit } from './package-machines.ts'
 
 /** Nothing boots from its disk, which is enough for events. */
 const GUEST = `<domain type='qemu'><name>g1</name><uuid>a3b1c2d4-0000-4000-8000-000000000001</uuid><memory unit='MiB'>64</memory>
@@ -27,7 +27,7 @@ const SANDBOXED = [
   'test ! -w /etc/swam && test ! -w /var/lib/libvirt/images && test -w /var/lib/swam && test -w /run/swam',
 ]
 
-before(buildBoth)
+before(() => build(undefined, NEWER))
 after(() => rmSync(`out/swam_${NEWER}_amd64.deb`, { force: true }))
 
 /** Every path, but what every installation of any package changes, and what is no file. */
@@ -71,7 +71,7 @@ async function startGuest(machine: Machine): Promise<void> {
 for (const release of MACHINE_RELEASES) {
   test(`a life of the package: ${release}`, { timeout: 1_200_000 }, async (t) => {
     await using machine = await Machine.boot(release)
-    share(machine)
+    share(machine, version(), NEWER)
     const fresh = await files(machine)
     assert.ok(fresh.length > 1000 && !fresh.some((path) => /swam/.test(path)))
     let pid = 0

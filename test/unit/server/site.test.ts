@@ -9,6 +9,7 @@ import { ManualClock } from '../../../lib/core/clock.ts'
 import {
   DIRECT_START_MS,
   DIRECT_WATCH_MS,
+  HISTORY_SETTLE_MS,
   OUTCOME_ASK_MS,
   OUTCOME_ASKS_MAX,
   OUTCOME_PAUSED_ASKS_MAX,
@@ -17,6 +18,7 @@ import { createLog } from '../../../lib/core/log.ts'
 import { CommandError } from '../../../lib/host/command.ts'
 import { Libvirt } from '../../../lib/host/libvirt.ts'
 import { History } from '../../../server/history.ts'
+import { MigrationRecord } from '../../../server/migration/record.ts'
 import { Site } from '../../../server/site.ts'
 
 const UUID = '33333333-3333-4333-8333-333333333333'
@@ -104,4 +106,33 @@ test('one that goes past SWAM is not watched for ever: its job never ends', asyn
   const { value, ms } = await answered(site.directOutcome('vm', UUID, 'out', clock.wallMs()), 3_600_000)
   assert.equal(value, 'here')
   assert.equal(ms, DIRECT_WATCH_MS)
+})
+
+test('the history waits for a migration that is over and not written yet, and not for one that runs or never settles', async (context) => {
+  const { site, answered } = await start(context, { state: absent, job: absent })
+  const record = new MigrationRecord({ id: 'm', guest: 'vm', uuid: UUID, peer: 'fra1', direction: 'out' })
+  site.begun(record)
+  record.connected(1)
+  assert.equal((await answered(site.settled(), 50)).ms, 0, 'it runs')
+  record.connected(0)
+  const { ms } = await answered(site.settled(), 50)
+  assert.ok(ms >= HISTORY_SETTLE_MS && ms < HISTORY_SETTLE_MS + 200, `${ms} ms`)
+  const waiting = answered(site.settled(), 1)
+  record.finish('done')
+  site.ended(record)
+  const { ms: written } = await waiting
+  assert.ok(written > 0 && written < HISTORY_SETTLE_MS, `${written} ms`)
+  assert.equal((await site.history.lines()).length, 1)
+  assert.equal((await answered(site.settled(), 50)).ms, 0, 'it is written')
+})
+
+test('how a migration ended is found out some seconds later, which are not its time', async () => {
+  const record = new MigrationRecord({ id: 'm', guest: 'vm', uuid: UUID, peer: 'fra1', direction: 'in' })
+  record.connected(1)
+  record.connected(0)
+  const over = record.report().startedAt + record.report().elapsedMs
+  await new Promise((resolve) => setTimeout(resolve, 60))
+  record.finish('done')
+  const { startedAt, elapsedMs } = record.report()
+  assert.ok(startedAt + elapsedMs <= over + 20, `${elapsedMs} ms`)
 })
