@@ -203,9 +203,16 @@ chown swam:swam /var/lib/swam/.ssh/authorized_keys; echo kept >/var/lib/swam/sta
     await t.test(
       'removal leaves no table, no hook, no key of a peer; configuration and history stay',
       async () => {
-        // As a daemon leaves them that is killed.
-        await machine.shell(`kill -KILL ${pid}; nft add table inet swam_hold_1; nft add table inet swamp`)
+        // As a daemon leaves them that is killed; systemd waits to start it again, and of a unit that is stopped meanwhile
+        // systemd 252 leaves the RuntimeDirectory.
+        await machine.shell(`mkdir -p /run/systemd/system/swamd.service.d
+printf '[Service]\\nRestartSec=600\\n' >/run/systemd/system/swamd.service.d/wait.conf; systemctl daemon-reload
+kill -KILL ${pid}; nft add table inet swam_hold_1; nft add table inet swamp`)
+        await until('systemd to wait', 10_000, async () =>
+          (await unit(machine))['SubState'] === 'auto-restart' ? true : undefined,
+        )
         await apt(machine, 'remove swam')
+        await machine.shell('rm -r /run/systemd/system/swamd.service.d; systemctl daemon-reload')
         assert.equal(await machine.shell('nft list tables'), 'table inet swamp')
         await machine.shell('nft delete table inet swamp')
         assert.equal(await machine.shell('ls -A /etc/libvirt/hooks 2>/dev/null || true'), '')

@@ -4,6 +4,7 @@
  * process), and what apt would bring back is put back.
  */
 import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
 import { test } from 'node:test'
 import type { Finding } from '../../server/doctor/finding.ts'
 import { SMALL, startBoth, status, swamLab } from '../e2e/swam-lab.ts'
@@ -401,6 +402,19 @@ mv /etc/swam/swam.toml /run/swam.toml.kept`,
     await mend(lab, hosta, found[0]!.mend)
     await startBoth(lab)
     assert.deepEqual(await doctor(hosta), [])
+  })
+
+  await t.test('no finding of the docs is left out', () => {
+    const [, part] = readFileSync('docs/cli.md', 'utf8').split(/^## The doctor$/m)
+    const listed = [...(part ?? '').split('\n## ')[0]!.matchAll(/`([a-z0-9]+(?:-[a-z0-9]+)+)`/g)].map(
+      ([, id]) => id!,
+    )
+    assert.ok(listed.length > 40)
+    // test/long/doctor-machines.test.ts has these.
+    const elsewhere = ['apparmor-hook', 'sshd-penalties', 'peer-clock']
+    // A check that cannot look; sshd stands for all.
+    const own = [...provoked].filter((id) => id !== 'sshd-unknown')
+    assert.deepEqual([...own, ...elsewhere].sort(), [...new Set(listed)].sort())
   })
   t.diagnostic(`provoked: ${[...provoked].sort().join(' ')}`)
 })
