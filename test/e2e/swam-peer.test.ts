@@ -111,6 +111,11 @@ test('two hosts become peers', { timeout: 300_000 }, async (t) => {
       [1, /the same host \(same SSH host key\)/, 'peer', 'add', 'self', 'root@hosta'],
       [5, /no peer is called mars/, 'peer', 'test', 'mars'],
       [5, /no peer is called mars/, 'peer', 'remove', 'mars'],
+      [5, /no peer is called mars/, 'doctor', '--peer', 'mars'],
+      [5, /no migration of a guest mars here: swam history shows all/, 'history', 'mars'],
+      [5, /no migration of a guest mars here: swam status shows all/, 'status', 'mars'],
+      [2, /unknown command 'histroy' \(Did you mean history\?\): see swam --help/, 'histroy'],
+      [6, /cannot read the config/, '--config', '/nowhere.toml', 'peer', 'list'],
     ]
     for (const [code, said, ...words] of cases) {
       const words2 = words.includes('-oProxyCommand=id')
@@ -121,16 +126,32 @@ test('two hosts become peers', { timeout: 300_000 }, async (t) => {
       assert.match(result.stderr, said)
       assert.equal(result.stderr.trim().split('\n').length, 1, result.stderr)
     }
-    for (const words of [['add', 'x', 'root@hostb'], ['test', 'hostb'], ['remove', 'hostb'], ['accept']]) {
-      const result = await hosta.exec(
-        'setpriv',
-        ['--reuid', 'nobody', '--clear-groups', '/usr/bin/swam', 'peer', ...words],
-        {
-          check: false,
-        },
-      )
+    const forRoot = /^swam: not allowed: .* is for root: become root \(sudo swam …\)\n$/
+    const forGroup = /^swam: not allowed to talk to swamd at .*: become root, or a member of its group .*\n$/
+    for (const [said, ...words] of [
+      [forRoot, 'peer', 'add', 'x', 'root@hostb'],
+      [forRoot, 'peer', 'test', 'hostb'],
+      [forRoot, 'peer', 'remove', 'hostb'],
+      [forRoot, 'peer', 'accept'],
+      [forRoot, 'doctor'],
+      [forGroup, 'status'],
+      [forGroup, 'history'],
+    ] as const) {
+      const asNobody = ['--reuid', 'nobody', '--clear-groups', '/usr/bin/swam', ...words]
+      const result = await hosta.exec('setpriv', asNobody, { check: false })
       assert.equal(result.code, 4, `${words.join(' ')}: ${result.stderr}`)
+      assert.match(result.stderr, said)
     }
+    await hosta.stopSwamd()
+    for (const words of [['status'], ['history'], ['history', 'mars'], ['peer', 'test', 'hostb']]) {
+      const result = await hosta.swam(...words)
+      assert.equal(result.code, 3, `${words.join(' ')}: ${result.stderr}`)
+      assert.match(
+        result.stderr,
+        /^swam: swamd is not reachable at .*: start it \(systemctl start swamd\).*\n$/,
+      )
+    }
+    await startBoth(lab)
   })
 
   await t.test('list and test', async () => {
