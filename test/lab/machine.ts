@@ -78,7 +78,10 @@ export class Machine implements AsyncDisposable {
     try {
       await machine.#waitBooted()
       // As in the lab: control groups are not the machine's to make, and each libvirt needs an identity of its own.
-      await machine.shell(`echo 'cgroup_controllers = []' >>/etc/libvirt/qemu.conf
+      // Nor are they systemd's to clear: a user's manager that ends with the last session takes two minutes for it, and
+      // the next login waits.
+      await machine.shell(`systemctl --quiet mask --runtime user@.service
+echo 'cgroup_controllers = []' >>/etc/libvirt/qemu.conf
 echo 'host_uuid = "${randomUUID()}"' >>/etc/libvirt/libvirtd.conf
 systemctl restart libvirtd; virsh -q list`)
       return machine
