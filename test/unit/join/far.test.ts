@@ -98,6 +98,19 @@ test('lines: bounds, versions and forms', async () => {
   await assert.rejects(lines.next(20), /no answer within 20 ms/)
 })
 
+test('lines: the longest greeting and the longest answer, and more answers than are held at once, all come', async () => {
+  const stream = new PassThrough()
+  const lines = new JsonLines(stream, 'far')
+  stream.write(`${'x'.repeat(JOIN_NOISE_BYTES_MAX - 1)}\n`)
+  const answer = lineText({ text: 'x'.repeat(JOIN_LINE_BYTES_MAX - lineText({ text: '' }).length + 1) })
+  for (let count = 0; count < 5; count++) stream.write(answer)
+  await new Promise((resolve) => setTimeout(resolve, 20))
+  assert.ok(stream.readableLength > 0, 'more than is asked for is not taken in')
+  stream.end()
+  for (let count = 0; count < 5; count++) assert.equal((await lines.next(1000))?.['version'], 1)
+  assert.equal(await lines.next(1000), undefined)
+})
+
 test('targets: only user@host gets to ssh', () => {
   for (const text of ['root@hostb', 'hostb', 'a.b-c@192.0.2.7', 'root@2001:db8::7', 'x_y@h.example.org']) {
     assert.ok(isTarget(text), text)
