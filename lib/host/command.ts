@@ -11,6 +11,8 @@ export interface CommandOptions {
   readonly deadlineMs: number
   readonly outputBytesMax: number
   readonly input?: string
+  /** Of input and output. latin1: a file of somebody else's, whose bytes are to stay. */
+  readonly encoding?: 'utf8' | 'latin1'
   readonly signal?: AbortSignal
 }
 
@@ -47,6 +49,7 @@ function runAs(
 ): Promise<string> {
   return new Promise((resolve, reject) => {
     const [program, ...rest] = argv
+    const { encoding = 'utf8' } = options
     const child = spawn(program!, rest, {
       stdio: ['pipe', 'pipe', 'pipe'],
       env: { PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin', LC_ALL: 'C', HOME: '/' },
@@ -88,13 +91,13 @@ function runAs(
     })
     // A program that does not read its input is judged by its exit status.
     child.stdin.on('error', () => {})
-    child.stdin.end(options.input ?? '')
+    child.stdin.end(options.input ?? '', encoding)
     child.on('close', (code) => {
       clearTimeout(timer)
       options.signal?.removeEventListener('abort', onAbort)
       if (failure !== undefined) reject(failure)
       else if (code !== 0) reject(new CommandError(argv, code, stderr))
-      else resolve(Buffer.concat(output).toString('utf8'))
+      else resolve(Buffer.concat(output).toString(encoding))
     })
   })
 }

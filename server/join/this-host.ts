@@ -22,6 +22,7 @@ import type { HostFacts } from './facts.ts'
 export const LOGIN: string = 'swam'
 
 const LIMITS = { deadlineMs: JOIN_COMMAND_MS, outputBytesMax: AUTHORIZED_KEYS_BYTES_MAX }
+const KEYS = { ...LIMITS, encoding: 'latin1' } as const
 
 export async function login(): Promise<UserEntry> {
   const entry = await userEntry(LOGIN)
@@ -79,10 +80,10 @@ export async function makeKey(path: string, owner: UserEntry): Promise<string> {
   }
 }
 
-/** '' when there is none. */
+/** A character a byte: comments in it may be in any encoding. '' when there is none. */
 export async function readAuthorizedKeys(owner: UserEntry): Promise<string> {
   const script = 'f=$1/.ssh/authorized_keys; if [ -e "$f" ] || [ -L "$f" ]; then exec cat -- "$f"; fi'
-  return await runCommandAs(owner, ['/bin/sh', '-c', script, 'sh', owner.home], LIMITS)
+  return await runCommandAs(owner, ['/bin/sh', '-c', script, 'sh', owner.home], KEYS)
 }
 
 /** The new text in the place of the old one, if that is what still lies there. */
@@ -100,7 +101,7 @@ cat >"$f"
 chmod 600 "$f"
 mv -f "$f" "$1/.ssh/authorized_keys"
 `
-  await runCommandAs(owner, ['/bin/sh', '-c', script, 'sh', owner.home], { ...LIMITS, input: after })
+  await runCommandAs(owner, ['/bin/sh', '-c', script, 'sh', owner.home], { ...KEYS, input: after })
 }
 
 /**

@@ -24,6 +24,13 @@ test('authorized_keys: replaced if nobody changed it, left alone otherwise', asy
     assert.equal(await readFile(file, 'utf8'), 'one\nanother\n')
     await replaceAuthorizedKeys(owner, 'one\nanother\n', 'another\n')
     assert.equal(await readFile(file, 'utf8'), 'another\n')
+
+    // A comment that was written before UTF-8 stays as it is.
+    const old = Buffer.from('ssh-rsa AAAA M\xfcller \xff\n', 'latin1')
+    await writeFile(file, old)
+    const text = await readAuthorizedKeys(owner)
+    await replaceAuthorizedKeys(owner, text, `${text}mine\n`)
+    assert.deepEqual(await readFile(file), Buffer.concat([old, Buffer.from('mine\n')]))
     assert.deepEqual(await readdir(join(home, '.ssh')), ['authorized_keys'], 'nothing else is left')
   } finally {
     await rm(home, { recursive: true, force: true })
