@@ -65,6 +65,16 @@ test('sshd: users and groups by pattern', () => {
   for (const [text, found] of cases) assert.deepEqual(sshd(text), found, text)
 })
 
+test('sshd: odd patterns neither take long nor become part of a command', () => {
+  assert.deepEqual(sshd(`denyusers ${'*'.repeat(2000)}x\n`), [])
+  const [found] = sshdFindings(parseSshdSettings("denyusers swam@';id;'\n"), [], [])
+  assert.match(found?.mend ?? '', /^editor /)
+  const listed = parseSshdSettings(
+    "persourcepenalties crash:90\npersourcepenaltyexemptlist 10.0.0.0/8,';id;'\n",
+  )
+  assert.match(sshdFindings(listed, [], ['192.0.2.7'])[0]!.mend, /ExemptList 10\.0\.0\.0\/8,192\.0\.2\.7'/)
+})
+
 test('sshd: penalties of OpenSSH 9.8 and later, unless every peer is exempt', () => {
   const on = 'persourcepenalties crash:90 authfail:5 noauth:1\n'
   assert.deepEqual(sshd('persourcepenalties no\n', [], PEER.addresses as string[]), [])

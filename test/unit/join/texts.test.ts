@@ -76,6 +76,25 @@ test('config: a table in another form is replaced where it stands, and the table
   assert.ok(removed.startsWith(first) && removed.includes('# about old\n') && removed.endsWith(last), removed)
 })
 
+test('config: what swamd starts with can be changed: a byte order mark, and inline tables over several lines', () => {
+  for (const mark of ['', '\ufeff']) {
+    const text = `${mark}site = "ams"\n\n[[peers]]\nname = "a"\naddresses = ["192.0.2.1"]\nssh = {\n  hostKey = "${HOST_KEY}",\n}\n`
+    assert.deepEqual(checkConfigText(text, 'x'), [])
+    assert.equal(withoutPeer(text, 0), `${mark}site = "ams"\n`)
+    assert.equal(withoutPeer(withPeer(text, peer('b', 2)), 1), text)
+    assert.deepEqual(
+      structuredClone(peersOf(withPeerReplaced(text, 0, peer('a', 7)))),
+      structuredClone([peer('a', 7)]),
+    )
+    const wrong = checkConfigText(text.replace('hostKey', 'hostkey'), 'x')
+    assert.deepEqual(
+      wrong.map(({ line }) => line),
+      [6, 7],
+      'and what is wrong in it has its line',
+    )
+  }
+})
+
 test('config: peers that are no tables of their own are left to their owner', () => {
   assert.throws(() => withoutPeer('peers = [{ name = "a" }]\n', 0), /by hand/)
   assert.throws(() => withoutPeer('site = \n', 0), /no valid TOML/)
@@ -127,6 +146,30 @@ test('authorized_keys: what stands there instead is named, and replaced by one l
     assert.equal(planKey(plan.text, WANTED).state, 'same', plan.text)
     assert.equal(keyLines(plan.text).length, 1)
   }
+})
+
+test('authorized_keys: what sshd takes a key from is seen, however it is written', () => {
+  const base64 = HOST_KEY.split(' ')[1]!
+  const rsa = 'AAAAB3NzaC1yc2EAAAADAQABAAAAgQDDAAAA'
+  const cases: readonly [line: string, options: string, key: string][] = [
+    [`rsa-sha2-256 ${rsa} x`, '', `rsa-sha2-256 ${rsa}`],
+    [`${HOST_KEY}\0more`, '', HOST_KEY],
+    [`ssh-ed25519 ${base64.slice(0, 20)}\r${base64.slice(20)} x`, '', HOST_KEY],
+    [`${HOST_KEY}\r`, '', HOST_KEY],
+    [`a\\"b,c="d \\" e" \t${HOST_KEY}`, 'a\\"b,c="d \\" e"', HOST_KEY],
+  ]
+  for (const [line, options, key] of cases) {
+    assert.deepEqual(keyLines(line), [{ line: 0, options, key, peer: undefined }], JSON.stringify(line))
+  }
+  // The key of a peer under another name of its type, and with another end of its BASE64, is the same key.
+  const plan = planKey(`ssh-rsa ${rsa}\nrsa-sha2-512 ${rsa} x\n`, { ...WANTED, key: `ssh-rsa ${rsa}` })
+  assert.equal(plan.text, `${OPTIONS} ssh-rsa ${rsa} fra1\n`)
+  assert.match(
+    plan.differs.join('\n'),
+    /line 1: the same key with no restriction\n.*line 2: the same key with no/,
+  )
+  // Quotes that could be read in many ways took years.
+  assert.deepEqual(keyLines(`"${'\\"'.repeat(1000)} x`), [])
 })
 
 test('authorized_keys: a commented line is none, and a socket with odd characters cannot stand there', () => {
