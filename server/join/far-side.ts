@@ -8,9 +8,13 @@ import { isIP } from 'node:net'
 import { ProtocolError, RefusedError } from '../../lib/core/errors.ts'
 import {
   JOIN_ANSWER_MS,
+  JOIN_CLOSE_MS,
   JOIN_COMMAND_MS,
   JOIN_LOGIN_MS,
+  JOIN_MESSAGE_CHARACTERS_MAX,
+  JOIN_STDERR_CHARACTERS_MAX,
   PEER_STDERR_BYTES_MAX,
+  SSH_SETTINGS_BYTES_MAX,
 } from '../../lib/core/limits.ts'
 import { runCommand } from '../../lib/host/command.ts'
 import { isHostName } from '../../lib/host/qemu-conf.ts'
@@ -45,7 +49,7 @@ export async function farTarget(text: string, port: number | undefined): Promise
   const host = match?.[2] ?? ''
   const settings = await runCommand(['ssh', '-G', ...portWords(port), '--', text], {
     deadlineMs: JOIN_COMMAND_MS,
-    outputBytesMax: 1 << 20,
+    outputBytesMax: SSH_SETTINGS_BYTES_MAX,
   })
   const setting = (key: string): string => new RegExp(`^${key} (\\S+)$`, 'm').exec(settings)?.[1] ?? ''
   return { text, host, user: match?.[1] ?? setting('user'), hostName: setting('hostname') }
@@ -98,7 +102,7 @@ export class FarSide implements AsyncDisposable {
     if (answer['ok'] === true) return answer
     const { message } = answer
     if (typeof message !== 'string') throw new ProtocolError(`${this.#target.text}: said no without a reason`)
-    throw new RefusedError(`${this.#target.text}: ${message.slice(0, 2000)}`)
+    throw new RefusedError(`${this.#target.text}: ${message.slice(0, JOIN_MESSAGE_CHARACTERS_MAX)}`)
   }
 
   #explain(status: number | null): string {
@@ -106,7 +110,7 @@ export class FarSide implements AsyncDisposable {
     const said = this.#said
       .trim()
       .replaceAll(/\p{C}+/gu, ' ')
-      .slice(-600)
+      .slice(-JOIN_STDERR_CHARACTERS_MAX)
     if (status === NOT_FOUND_STATUS)
       return `${text}: there is no swam there: install the package there first (${said})`
     if (/^sudo: /m.test(this.#said)) {
@@ -119,7 +123,7 @@ export class FarSide implements AsyncDisposable {
   /** The far command ends with its input. Idempotent. */
   async close(): Promise<void> {
     this.#child.stdin.end()
-    const timer = setTimeout(() => this.#child.kill('SIGTERM'), 5000)
+    const timer = setTimeout(() => this.#child.kill('SIGTERM'), JOIN_CLOSE_MS)
     await this.#ended
     clearTimeout(timer)
   }
