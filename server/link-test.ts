@@ -41,6 +41,8 @@ export interface LinkTestWay {
   readonly verified: boolean
 }
 
+type Claim = symbol
+
 /** What arrives of one test: counted, digested, and never more than was announced. */
 class Sink {
   readonly #hash: Hash = createHash('sha256')
@@ -49,15 +51,22 @@ class Sink {
   readonly #startedAt = performance.now()
   #lastAt = this.#startedAt
   #bytes = 0
+  #asked = false
+  #wanted = 0
   #wake: () => void = () => undefined
+  /** Which test it belongs to. */
+  readonly claim: Claim
 
-  constructor(bytesMax: number, waitMs: number) {
+  constructor(claim: Claim, bytesMax: number, waitMs: number) {
+    this.claim = claim
     this.#bytesMax = bytesMax
     this.#waitMs = waitMs
   }
 
   take(payload: Buffer): void {
     this.#bytes += payload.length
+    if (this.#asked && this.#bytes > this.#wanted)
+      throw new ProtocolError('a test of the link sent more than it said')
     if (this.#bytes > this.#bytesMax)
       throw new ProtocolError('a test of the link sent more than it announced')
     this.#hash.update(payload)
@@ -65,8 +74,11 @@ class Sink {
     this.#wake()
   }
 
-  /** When that many bytes are here. */
+  /** When that many bytes are here; nothing may follow. Once. */
   async all(bytes: number): Promise<{ sha256: string; elapsedMs: number }> {
+    if (this.#asked) throw new RefusedError('what arrived was told already')
+    this.#asked = true
+    this.#wanted = Math.max(bytes, this.#bytes)
     const late = performance.now() + this.#waitMs
     while (this.#bytes < bytes) {
       const left = late - performance.now()
@@ -98,6 +110,7 @@ export class LinkTests {
   /** When each peer asked for something. Only peers of the config get here. */
   readonly #steps = new Map<string, readonly number[]>()
   #busyUntil = 0
+  #claimed: Claim | undefined
 
   /** `bytesMax`: of a test, each way. `waitMs`: for what was announced to arrive. */
   constructor({ bytesMax, waitMs }: LinkTestLimits = LIMITS) {
@@ -118,8 +131,8 @@ export class LinkTests {
       ping: async () => ({ wallMs: Date.now() }),
       testTake: async (params) => {
         const { bytes } = this.#boundsOf('testTake', params)
-        this.#claimFor(bundle.peer)
-        this.#sinks.set(bundle, new Sink(bytes, this.#waitMs))
+        const claim = this.#claimFor(bundle.peer)
+        this.#sinks.set(bundle, new Sink(claim, bytes, this.#waitMs))
         return {}
       },
       testTaken: async (params) => {
@@ -129,16 +142,16 @@ export class LinkTests {
         try {
           return await sink.all(bytes)
         } finally {
-          this.#busyUntil = 0
+          this.#release(sink.claim)
         }
       },
       testGive: async (params) => {
         const { bytes } = this.#boundsOf('testGive', params)
-        this.#claimFor(bundle.peer)
+        const claim = this.#claimFor(bundle.peer)
         try {
           return await give(bundle, bytes)
         } finally {
-          this.#busyUntil = 0
+          this.#release(claim)
         }
       },
     }
@@ -146,14 +159,14 @@ export class LinkTests {
 
   /** Tests the link to a peer over the bundle that this host dialed. */
   async run(bundle: Bundle, rpc: Rpc, release: string): Promise<LinkTestReport> {
-    this.#claim()
+    const claim = this.#claim()
     try {
       const { rttMs, clockMs } = await roundTrip(rpc)
       const bytes = this.#bytesMax
       await rpc.call('testTake', { bytes })
       const sent = await give(bundle, bytes)
       const taken = new Params('testTaken', await call(rpc, 'testTaken', { bytes: sent.bytes }))
-      const sink = new Sink(bytes, this.#waitMs)
+      const sink = new Sink(claim, bytes, this.#waitMs)
       this.#sinks.set(bundle, sink)
       const given = new Params('testGive', await call(rpc, 'testGive', { bytes }))
       const back = given.optionalInteger('bytes', 0, bytes) ?? 0
@@ -174,18 +187,19 @@ export class LinkTests {
         in: way(back, arrived.elapsedMs, arrived.sha256, given.text('sha256', 64)),
       }
     } finally {
-      this.#busyUntil = 0
+      this.#release(claim)
     }
   }
 
-  #claimFor(peer: string): void {
+  #claimFor(peer: string): Claim {
     const since = performance.now() - LINK_TEST_STEPS_MS
     const steps = (this.#steps.get(peer) ?? []).filter((at) => at > since)
     if (steps.length >= LINK_TEST_STEPS_MAX) {
       throw new RefusedError(`${steps.length} steps of tests in a minute: wait a minute`)
     }
-    this.#claim()
+    const claim = this.#claim()
     this.#steps.set(peer, [...steps, performance.now()])
+    return claim
   }
 
   #boundsOf(method: string, params: unknown): { bytes: number } {
@@ -195,11 +209,18 @@ export class LinkTests {
   }
 
   /** A test whose other end went away blocks the next one for a while only. */
-  #claim(): void {
+  #claim(): Claim {
     if (performance.now() < this.#busyUntil) {
       throw new RefusedError('another test of a link is under way: try again in some seconds')
     }
     this.#busyUntil = performance.now() + 2 * LINK_TEST_MS
+    this.#claimed = Symbol('test of a link')
+    return this.#claimed
+  }
+
+  /** Only what was claimed, and not what another one has claimed since. */
+  #release(claim: Claim): void {
+    if (claim === this.#claimed) this.#busyUntil = 0
   }
 }
 

@@ -31,6 +31,7 @@ function session(rig: Rig, options: { nextMs?: number; configPath?: string } = {
     write: (text) => void output.write(text),
     client: '192.0.2.7',
     host: rig.host,
+    nextMs: 5000,
     ...options,
   }).finally(() => output.end())
   return {

@@ -121,6 +121,31 @@ test('answers: verified is what the digests of both ends say, and more than was 
   )
 })
 
+test('what arrived is told once, with all that was there, and nothing follows', async () => {
+  const tests = new LinkTests(SMALL)
+  const far = bundle()
+  const { testTake, testTaken } = tests.handlers(far.bundle)
+  await testTake!({ bytes: 10 })
+  const data = [Buffer.alloc(4, 1), Buffer.alloc(4, 2)]
+  const told = testTaken!({ bytes: 8 })
+  await assert.rejects(testTaken!({ bytes: 8 }), /told already/)
+  for (const one of data) tests.frame(far.bundle, LINK_TEST_DATA, one)
+  assert.equal(((await told) as { sha256: string }).sha256, sha256(data))
+  await assert.rejects(testTaken!({ bytes: 8 }), /told already/)
+  assert.throws(() => tests.frame(far.bundle, LINK_TEST_DATA, Buffer.alloc(1)), /more than it said/)
+})
+
+test('a peer whose own test is over does not end the one of another', async () => {
+  const tests = new LinkTests(SMALL)
+  const [far, other] = [bundle(), bundle('other')]
+  const ours = tests.handlers(far.bundle)
+  await ours['testTake']!({ bytes: 10 })
+  await ours['testTaken']!({ bytes: 0 })
+  await tests.handlers(other.bundle)['testTake']!({ bytes: 10 })
+  await assert.rejects(ours['testTaken']!({ bytes: 0 }), /told already/)
+  await assert.rejects(ours['testGive']!({ bytes: 10 }), /another test/)
+})
+
 test('a test that fails leaves nothing busy', async () => {
   const tests = new LinkTests(SMALL)
   const far = bundle('far', async () => {
