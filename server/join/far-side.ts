@@ -68,16 +68,31 @@ function portWords(port: number | undefined): string[] {
   return port === undefined ? [] : ['-p', String(port)]
 }
 
+export interface FarWaits {
+  readonly loginMs: number
+  readonly answerMs: number
+  readonly closeMs: number
+}
+
+const WAITS: FarWaits = { loginMs: JOIN_LOGIN_MS, answerMs: JOIN_ANSWER_MS, closeMs: JOIN_CLOSE_MS }
+
 export class FarSide implements AsyncDisposable {
   readonly #target: FarTarget
+  readonly #waits: FarWaits
   readonly #child: ChildProcessWithoutNullStreams
   readonly #lines: JsonLines
   readonly #ended: Promise<number | null>
   #said = ''
   #answers = 0
 
-  constructor(target: FarTarget, port: number | undefined, words: readonly string[]) {
+  constructor(
+    target: FarTarget,
+    port: number | undefined,
+    words: readonly string[],
+    waits: FarWaits = WAITS,
+  ) {
     this.#target = target
+    this.#waits = waits
     this.#child = spawn('ssh', sshWords(target, port, farCommand(target, words)), { stdio: 'pipe' })
     this.#lines = new JsonLines(this.#child.stdout, target.text)
     this.#child.stderr.on('data', (bytes: Buffer) => {
@@ -97,7 +112,7 @@ export class FarSide implements AsyncDisposable {
   /** The far side's word, when it is yes; its no is a RefusedError. */
   async ask(request: object): Promise<Record<string, unknown>> {
     this.#child.stdin.write(lineText(request))
-    const answer = await this.#lines.next(this.#answers++ === 0 ? JOIN_LOGIN_MS : JOIN_ANSWER_MS)
+    const answer = await this.#lines.next(this.#answers++ === 0 ? this.#waits.loginMs : this.#waits.answerMs)
     if (answer === undefined) throw new RefusedError(this.#explain(await this.#ended))
     if (answer['ok'] === true) return answer
     const { message } = answer
@@ -123,7 +138,7 @@ export class FarSide implements AsyncDisposable {
   /** The far command ends with its input. Idempotent. */
   async close(): Promise<void> {
     this.#child.stdin.end()
-    const timer = setTimeout(() => this.#child.kill('SIGTERM'), JOIN_CLOSE_MS)
+    const timer = setTimeout(() => this.#child.kill('SIGTERM'), this.#waits.closeMs)
     await this.#ended
     clearTimeout(timer)
   }

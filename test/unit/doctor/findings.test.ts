@@ -8,6 +8,7 @@ import type { PeerConfig } from '../../../config/schema.ts'
 import { DOCTOR_CLOCK_MS } from '../../../lib/core/limits.ts'
 import { parseSshdSettings } from '../../../lib/host/sshd.ts'
 import { type About, aboutOf } from '../../../server/about.ts'
+import { findingsText } from '../../../server/cli/doctor.ts'
 import { apparmorFindings } from '../../../server/doctor/apparmor.ts'
 import { quoted } from '../../../server/doctor/finding.ts'
 import {
@@ -16,7 +17,7 @@ import {
   nameHereFindings,
   nameThereFindings,
 } from '../../../server/doctor/peers.ts'
-import { reportOf } from '../../../server/doctor/report.ts'
+import { findingsOf, reportOf } from '../../../server/doctor/report.ts'
 import { sshdFindings } from '../../../server/doctor/sshd.ts'
 
 const PEER: PeerConfig = {
@@ -191,6 +192,15 @@ test('the report of a far doctor is held to its form', () => {
     () => reportOf(report({ findings: Array.from({ length: 1001 }, () => finding) }), 'far'),
     /at most/,
   )
+})
+
+test('what a far doctor says is three lines of bounded length, without control characters', () => {
+  const odd = `a\u001b[2J\r\n\u009b\u202e${'x'.repeat(5000)}`
+  const findings = findingsOf([{ id: odd, level: odd, what: odd, why: odd, mend: odd }], 'far')
+  for (const text of Object.values(findings[0]!)) assert.ok(text.length <= 2000)
+  const printed = findingsText('far: ', findings)
+  assert.equal(printed.split('\n').length, 4)
+  assert.doesNotMatch(printed, /[^\P{C}\n]/u)
 })
 
 test('words for a shell stay words', () => {

@@ -5,7 +5,12 @@
 import assert from 'node:assert/strict'
 import { PassThrough } from 'node:stream'
 import { test } from 'node:test'
-import { JOIN_LINE_BYTES_MAX, JOIN_NOISE_BYTES_MAX } from '../../../lib/core/limits.ts'
+import {
+  JOIN_LINE_BYTES_MAX,
+  JOIN_NOISE_BYTES_MAX,
+  JOIN_NOTES_MAX,
+  PEER_ADDRESSES_MAX,
+} from '../../../lib/core/limits.ts'
 import { inOrder, plainAddress } from '../../../lib/host/names.ts'
 import { parseQemuConf } from '../../../lib/host/qemu-conf.ts'
 import { parseSshdSettings, publicKeyText, sshdPort } from '../../../lib/host/sshd.ts'
@@ -160,6 +165,16 @@ test('addresses: of what names resolve to, those that the host has; the rest is 
   assert.deepEqual(inOrder(['::2', '1.1.1.1', '::2']), ['1.1.1.1', '::2'])
   assert.equal(plainAddress('::ffff:192.0.2.7'), '192.0.2.7')
   assert.equal(plainAddress('FE80:0::1%eth0'), 'fe80::1')
+})
+
+test('addresses: a host with many of them, and names without end, are a few addresses and a few lines', async () => {
+  const theirs = Array.from({ length: 40 }, (_value, at) => `10.0.0.${at}`)
+  const names = Array.from({ length: 40 }, (_value, at) => `name${at}`)
+  const found = await findAddresses({ what: 'b', where: 'a', names, theirs }, async () => [
+    ...theirs,
+    '192.0.2.1',
+  ])
+  assert.deepEqual([found.addresses.length, found.notes.length], [PEER_ADDRESSES_MAX, JOIN_NOTES_MAX])
 })
 
 test('sshd -T: keys that come once and several times', () => {

@@ -45,6 +45,11 @@ test('config: a peer is added at the end, and taken away again without a trace',
   }
 })
 
+test('config: a text with quotes and backslashes in it stays one text', () => {
+  const odd = { ...peer('a', 1), ssh: { ...peer('a', 1).ssh, key: '/etc/"x\\y"\u00e4' } }
+  assert.deepEqual(structuredClone(peersOf(withPeer('', odd))), [structuredClone(odd)])
+})
+
 test('config: a text without a last line end gets one', () => {
   assert.ok(withPeer('site = "ams"', peer('fra1', 1)).startsWith('site = "ams"\n\n[[peers]]\n'))
 })
@@ -173,7 +178,9 @@ test('authorized_keys: what sshd takes a key from is seen, however it is written
 })
 
 test('authorized_keys: a commented line is none, and a socket with odd characters cannot stand there', () => {
-  assert.deepEqual(keyLines(`# ${OPTIONS} ${HOST_KEY}\n`), [])
+  for (const text of [`# ${OPTIONS} ${HOST_KEY}`, `# ${HOST_KEY}`, `#${HOST_KEY}`, ` \t# ${HOST_KEY}`]) {
+    assert.deepEqual(keyLines(`${text}\n`), [], text)
+  }
   for (const socket of ['/run/a b', '/run/$(id)', '/run/"x', "/run/'x", '/run/`x`']) {
     assert.throws(() => planKey('', { ...WANTED, socket }), /cannot stand in authorized_keys/)
   }

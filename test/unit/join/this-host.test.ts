@@ -38,6 +38,7 @@ test('authorized_keys: replaced if nobody changed it, left alone otherwise', asy
     await replaceAuthorizedKeys(owner, '', 'one\n')
     assert.equal(await readAuthorizedKeys(owner), 'one\n')
     assert.equal((await stat(file)).mode & 0o777, 0o600)
+    assert.equal((await stat(join(home, '.ssh'))).mode & 0o777, 0o700)
 
     await writeFile(file, 'one\nanother\n')
     await assert.rejects(

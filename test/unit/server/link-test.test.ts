@@ -108,7 +108,7 @@ test('answers: verified is what the digests of both ends say, and more than was 
   assert.deepEqual([good.out.verified, good.in.verified, good.in.bytes], [true, true, 16])
   const wrong = await run(() => ({ sha256: sha256(data) }), { ...right, sha256: 'x' })
   assert.deepEqual([wrong.out.verified, wrong.in.verified], [false, false])
-  await assert.rejects(run(honest, { ...right, bytes: 1001 }), /bytes/)
+  await assert.rejects(run(honest, { ...right, bytes: 1001 }), /testGive: bytes: /)
   await assert.rejects(run(honest, { ...right, bytes: 17 }), /16 of 17 bytes arrived/)
   await assert.rejects(run(honest, { ...right, sha256: 'x'.repeat(65) }), /sha256/)
   await assert.rejects(
@@ -127,6 +127,10 @@ test('what arrived is told once, with all that was there, and nothing follows', 
   const { testTake, testTaken } = tests.handlers(far.bundle)
   await testTake!({ bytes: 10 })
   const data = [Buffer.alloc(4, 1), Buffer.alloc(4, 2)]
+  assert.throws(
+    () => tests.frame(far.bundle, LINK_TEST_DATA + 1, Buffer.alloc(1)),
+    /frame type 67 is not expected/,
+  )
   const told = testTaken!({ bytes: 8 })
   await assert.rejects(testTaken!({ bytes: 8 }), /told already/)
   for (const one of data) tests.frame(far.bundle, LINK_TEST_DATA, one)
