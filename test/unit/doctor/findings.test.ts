@@ -132,6 +132,14 @@ test('names: each must lead to a configured address, and to no other', () => {
   assert.match(stranger.mend, /^sed .*1i 192\.0\.2\.7 fra1\.example\.org.*\/etc\/hosts$/)
   const other = nameHereFindings(PEER, ABOUT, ['10.0.0.7'])[0]!
   assert.match(other.mend, /^swam peer add fra1 /, 'an address of that host')
+  const [address] = nameHereFindings(PEER, { ...ABOUT, name: '192.0.2.99' }, [])
+  assert.match(
+    address?.mend ?? '',
+    /^ssh root@192\.0\.2\.7 .*migration_host/,
+    'an address needs no line in /etc/hosts',
+  )
+  const [nothing] = nameThereFindings(PEER, { ...ABOUT, configured: [] }, 'ams1')
+  assert.match(nothing?.mend ?? '', /^swam peer add fra1 /, 'no address, no line of it')
   assert.deepEqual(nameThereFindings(PEER, ABOUT, 'ams1'), [])
   assert.deepEqual(ids(nameThereFindings(PEER, { ...ABOUT, resolved: [] }, 'ams1')), ['name-there'])
   assert.deepEqual(ids(nameThereFindings(PEER, { ...ABOUT, resolved: ['192.0.2.50'] }, 'ams1')), [
