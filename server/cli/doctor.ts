@@ -61,12 +61,16 @@ async function farFindings(
 }
 
 /** ssh with the terminal for its questions; the far doctor's exit status 1 is no failure. */
-async function printedBy(words: readonly string[], where: string): Promise<string> {
+export async function printedBy(
+  words: readonly string[],
+  where: string,
+  waitMs: number = JOIN_LOGIN_MS,
+): Promise<string> {
   const child = spawn('ssh', words, { stdio: ['ignore', 'pipe', 'pipe'] })
   let said = ''
   let bytes = 0
   const pieces: Buffer[] = []
-  const timer = setTimeout(() => child.kill('SIGTERM'), JOIN_LOGIN_MS)
+  const timer = setTimeout(() => child.kill('SIGTERM'), waitMs)
   child.stdout.on('data', (piece: Buffer) => {
     bytes += piece.length
     if (bytes > DOCTOR_REPORT_BYTES_MAX) child.kill('SIGTERM')

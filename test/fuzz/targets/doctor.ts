@@ -88,6 +88,7 @@ const MENDS = new RegExp(
     `^sed -i '1i ${ADDRESS} ${NAME}' /etc/hosts$`,
     `^sed -i -E ${EDIT} /etc/hosts$`,
     `^ssh root@${ADDRESS} "sed -i -E ${EDIT} /etc/hosts"$`,
+    `^ssh root@192\\.0\\.2\\.7 "sed -i -E '[^']*' /etc/libvirt/qemu\\.conf && systemctl restart libvirtd"$`,
     `^swam peer add fra1 root@192\\.0\\.2\\.7 --replace$`,
     '^timedatectl set-ntp true; ssh root@192\\.0\\.2\\.7 timedatectl set-ntp true$',
   ].join('|'),
