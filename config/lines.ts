@@ -26,7 +26,7 @@ export class Lines {
   constructor(text: string) {
     let top: AST.TOMLTopLevelTable
     try {
-      top = parseTOML(text, { tomlVersion: '1.0.0' }).body[0]
+      top = parseTOML(text.replace(/^\ufeff/, ''), { tomlVersion: '1.1.0' }).body[0]
     } catch {
       return
     }

@@ -69,7 +69,7 @@ export async function readConfigText(path: string): Promise<string> {
     if (used > CONFIG_TEXT_BYTES_MAX) {
       throw new ConfigError(`${path}: expected at most ${CONFIG_TEXT_BYTES_MAX} bytes of TOML, found more`)
     }
-    return new TextDecoder('utf-8', { fatal: true }).decode(buffer.subarray(0, used))
+    return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(buffer.subarray(0, used))
   } catch (error) {
     if (error instanceof ConfigError) throw error
     throw new ConfigError(`${path}: cannot read the config: ${errorText(error)}`, { cause: error })

@@ -5,7 +5,12 @@
 import { isIP } from 'node:net'
 import type { PeerConfig } from '../config/schema.ts'
 import { errorText, RefusedError } from '../lib/core/errors.ts'
-import { JOIN_ADDRESSES_MAX, PEER_ADDRESSES_MAX } from '../lib/core/limits.ts'
+import {
+  ABOUT_NAME_CHARACTERS_MAX,
+  ABOUT_RELEASE_CHARACTERS_MAX,
+  JOIN_ADDRESSES_MAX,
+  PEER_ADDRESSES_MAX,
+} from '../lib/core/limits.ts'
 import { addressesOf, ownAddresses } from '../lib/host/names.ts'
 import { readQemuConf } from '../lib/host/qemu-conf.ts'
 import { Params } from './params.ts'
@@ -41,7 +46,7 @@ export class Abouts {
   }
 
   async answer(params: unknown, peer: PeerConfig): Promise<About> {
-    const name = new Params('about', params).text('name', 255)
+    const name = new Params('about', params).text('name', ABOUT_NAME_CHARACTERS_MAX)
     if (this.#looking) throw new RefusedError('about: a name is looked up already')
     this.#looking = true
     try {
@@ -69,9 +74,9 @@ export function aboutOf(value: unknown): About {
       return item
     })
   return {
-    release: given.text('release', 64),
+    release: given.text('release', ABOUT_RELEASE_CHARACTERS_MAX),
     wallMs: given.optionalInteger('wallMs', 0, Number.MAX_SAFE_INTEGER) ?? 0,
-    name: given.text('name', 255),
+    name: given.text('name', ABOUT_NAME_CHARACTERS_MAX),
     addresses: addresses('addresses', JOIN_ADDRESSES_MAX),
     resolved: addresses('resolved', PEER_ADDRESSES_MAX),
     configured: addresses('configured', PEER_ADDRESSES_MAX),

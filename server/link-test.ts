@@ -8,6 +8,7 @@ import { createHash, type Hash, randomBytes } from 'node:crypto'
 import { ProtocolError, RefusedError, TimeoutError } from '../lib/core/errors.ts'
 import {
   LINK_TEST_BYTES_MAX,
+  LINK_TEST_CALLS_MAX,
   LINK_TEST_FRAME_BYTES,
   LINK_TEST_MS,
   LINK_TEST_SEND_MS,
@@ -20,7 +21,6 @@ import { FRAME_BULK } from '../lib/wire/frame.ts'
 import { Params } from './params.ts'
 
 export const LINK_TEST_DATA: number = 66
-const ROUND_TRIPS = 5
 
 export interface LinkTestReport {
   readonly version: 1
@@ -41,21 +41,32 @@ export interface LinkTestWay {
   readonly verified: boolean
 }
 
+type Claim = symbol
+
 /** What arrives of one test: counted, digested, and never more than was announced. */
 class Sink {
   readonly #hash: Hash = createHash('sha256')
   readonly #bytesMax: number
+  readonly #waitMs: number
   readonly #startedAt = performance.now()
   #lastAt = this.#startedAt
   #bytes = 0
+  #asked = false
+  #wanted = 0
   #wake: () => void = () => undefined
+  /** Which test it belongs to. */
+  readonly claim: Claim
 
-  constructor(bytesMax: number) {
+  constructor(claim: Claim, bytesMax: number, waitMs: number) {
+    this.claim = claim
     this.#bytesMax = bytesMax
+    this.#waitMs = waitMs
   }
 
   take(payload: Buffer): void {
     this.#bytes += payload.length
+    if (this.#asked && this.#bytes > this.#wanted)
+      throw new ProtocolError('a test of the link sent more than it said')
     if (this.#bytes > this.#bytesMax)
       throw new ProtocolError('a test of the link sent more than it announced')
     this.#hash.update(payload)
@@ -63,9 +74,12 @@ class Sink {
     this.#wake()
   }
 
-  /** When that many bytes are here. */
+  /** When that many bytes are here; nothing may follow. Once. */
   async all(bytes: number): Promise<{ sha256: string; elapsedMs: number }> {
-    const late = performance.now() + LINK_TEST_MS
+    if (this.#asked) throw new RefusedError('what arrived was told already')
+    this.#asked = true
+    this.#wanted = Math.max(bytes, this.#bytes)
+    const late = performance.now() + this.#waitMs
     while (this.#bytes < bytes) {
       const left = late - performance.now()
       if (left <= 0) throw new TimeoutError(`a test of the link: ${this.#bytes} of ${bytes} bytes arrived`)
@@ -81,12 +95,28 @@ class Sink {
   }
 }
 
+export interface LinkTestLimits {
+  readonly bytesMax: number
+  readonly waitMs: number
+}
+
+const LIMITS: LinkTestLimits = { bytesMax: LINK_TEST_BYTES_MAX, waitMs: LINK_TEST_MS }
+
 /** Of a daemon: who tests now, and where data frames of each bundle go. */
 export class LinkTests {
+  readonly #bytesMax: number
+  readonly #waitMs: number
   readonly #sinks = new WeakMap<Bundle, Sink>()
   /** When each peer asked for something. Only peers of the config get here. */
   readonly #steps = new Map<string, readonly number[]>()
   #busyUntil = 0
+  #claimed: Claim | undefined
+
+  /** `bytesMax`: of a test, each way. `waitMs`: for what was announced to arrive. */
+  constructor({ bytesMax, waitMs }: LinkTestLimits = LIMITS) {
+    this.#bytesMax = bytesMax
+    this.#waitMs = waitMs
+  }
 
   /** For the frames that are no calls. */
   frame(bundle: Bundle, type: number, payload: Buffer): void {
@@ -100,28 +130,28 @@ export class LinkTests {
     return {
       ping: async () => ({ wallMs: Date.now() }),
       testTake: async (params) => {
-        const { bytes } = boundsOf('testTake', params)
-        this.#claimFor(bundle.peer)
-        this.#sinks.set(bundle, new Sink(bytes))
+        const { bytes } = this.#boundsOf('testTake', params)
+        const claim = this.#claimFor(bundle.peer)
+        this.#sinks.set(bundle, new Sink(claim, bytes, this.#waitMs))
         return {}
       },
       testTaken: async (params) => {
-        const { bytes } = boundsOf('testTaken', params)
+        const { bytes } = this.#boundsOf('testTaken', params)
         const sink = this.#sinks.get(bundle)
         if (sink === undefined) throw new RefusedError('no test of the link is under way')
         try {
           return await sink.all(bytes)
         } finally {
-          this.#busyUntil = 0
+          this.#release(sink.claim)
         }
       },
       testGive: async (params) => {
-        const { bytes } = boundsOf('testGive', params)
-        this.#claimFor(bundle.peer)
+        const { bytes } = this.#boundsOf('testGive', params)
+        const claim = this.#claimFor(bundle.peer)
         try {
           return await give(bundle, bytes)
         } finally {
-          this.#busyUntil = 0
+          this.#release(claim)
         }
       },
     }
@@ -129,14 +159,14 @@ export class LinkTests {
 
   /** Tests the link to a peer over the bundle that this host dialed. */
   async run(bundle: Bundle, rpc: Rpc, release: string): Promise<LinkTestReport> {
-    this.#claim()
+    const claim = this.#claim()
     try {
       const { rttMs, clockMs } = await roundTrip(rpc)
-      const bytes = LINK_TEST_BYTES_MAX
+      const bytes = this.#bytesMax
       await rpc.call('testTake', { bytes })
       const sent = await give(bundle, bytes)
       const taken = new Params('testTaken', await call(rpc, 'testTaken', { bytes: sent.bytes }))
-      const sink = new Sink(bytes)
+      const sink = new Sink(claim, bytes, this.#waitMs)
       this.#sinks.set(bundle, sink)
       const given = new Params('testGive', await call(rpc, 'testGive', { bytes }))
       const back = given.optionalInteger('bytes', 0, bytes) ?? 0
@@ -157,33 +187,47 @@ export class LinkTests {
         in: way(back, arrived.elapsedMs, arrived.sha256, given.text('sha256', 64)),
       }
     } finally {
-      this.#busyUntil = 0
+      this.#release(claim)
     }
   }
 
-  #claimFor(peer: string): void {
+  #claimFor(peer: string): Claim {
     const since = performance.now() - LINK_TEST_STEPS_MS
     const steps = (this.#steps.get(peer) ?? []).filter((at) => at > since)
     if (steps.length >= LINK_TEST_STEPS_MAX) {
       throw new RefusedError(`${steps.length} steps of tests in a minute: wait a minute`)
     }
-    this.#claim()
+    const claim = this.#claim()
     this.#steps.set(peer, [...steps, performance.now()])
+    return claim
+  }
+
+  #boundsOf(method: string, params: unknown): { bytes: number } {
+    const bytes = new Params(method, params).optionalInteger('bytes', 0, this.#bytesMax)
+    if (bytes === undefined) throw new ProtocolError(`${method}: bytes: expected a number`)
+    return { bytes }
   }
 
   /** A test whose other end went away blocks the next one for a while only. */
-  #claim(): void {
+  #claim(): Claim {
     if (performance.now() < this.#busyUntil) {
       throw new RefusedError('another test of a link is under way: try again in some seconds')
     }
     this.#busyUntil = performance.now() + 2 * LINK_TEST_MS
+    this.#claimed = Symbol('test of a link')
+    return this.#claimed
+  }
+
+  /** Only what was claimed, and not what another one has claimed since. */
+  #release(claim: Claim): void {
+    if (claim === this.#claimed) this.#busyUntil = 0
   }
 }
 
 /** The shortest of some calls, and the far clock as that one saw it. */
 export async function roundTrip(rpc: Rpc): Promise<{ rttMs: number; clockMs: number }> {
   let best = { rttMs: Number.POSITIVE_INFINITY, clockMs: 0 }
-  for (let turn = 0; turn < ROUND_TRIPS; turn++) {
+  for (let turn = 0; turn < LINK_TEST_CALLS_MAX; turn++) {
     const before = performance.now()
     const answer = new Params('ping', await call(rpc, 'ping', {}))
     const rttMs = Math.round((performance.now() - before) * 10) / 10
@@ -211,10 +255,4 @@ async function give(
     await bundle.send(LINK_TEST_DATA, [piece], FRAME_BULK)
   }
   return { bytes: sent, sha256: hash.digest('hex'), elapsedMs: performance.now() - startedAt }
-}
-
-function boundsOf(method: string, params: unknown): { bytes: number } {
-  const bytes = new Params(method, params).optionalInteger('bytes', 0, LINK_TEST_BYTES_MAX)
-  if (bytes === undefined) throw new ProtocolError(`${method}: bytes: expected a number`)
-  return { bytes }
 }

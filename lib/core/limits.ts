@@ -145,7 +145,7 @@ export const HISTORY_ANSWER_CHARACTERS_MAX: number = 12 * MIB
 export const MIGRATION_ANNOUNCED_MS: number = 120_000
 /** How long `swam history` waits for a migration that is over to be written: mostly 2 to 4 s; a client waits longer. */
 export const HISTORY_SETTLE_MS: number = 8_000
-/** How often it looks. */
+/** How often it looks meanwhile whether the migration is written. */
 export const HISTORY_SETTLE_ASK_MS: number = 100
 /** An armed migration to which nothing connects: libvirt connects at once. */
 export const MIGRATION_IDLE_MS: number = 60_000
@@ -311,6 +311,18 @@ export const JOIN_ADDRESSES_MAX: number = 256
 export const JOIN_LINES_MAX: number = 32
 /** One such line: a path, a few addresses, a reason. */
 export const JOIN_LINE_CHARACTERS_MAX: number = 600
+/** Lines about names that were left out. */
+export const JOIN_NOTES_MAX: number = 8
+/** A reason of the far side's no, which becomes part of the one line that an error is. */
+export const JOIN_MESSAGE_CHARACTERS_MAX: number = 2000
+/** The last of what the far login or ssh said on standard error, in such a line. */
+export const JOIN_STDERR_CHARACTERS_MAX: number = 600
+/** The far command ends with its input; ssh is killed after that time. */
+export const JOIN_CLOSE_MS: number = 5_000
+/** What `ssh -G` prints: the administrator's own settings for a host, some 5 KiB. */
+export const SSH_SETTINGS_BYTES_MAX: number = 1 * MIB
+/** Host keys of this host's sshd that are looked at; it has three to five. */
+export const HOST_KEYS_MAX: number = 16
 /** The file authorized_keys of the login: a thousand peers have 300 KiB. */
 export const AUTHORIZED_KEYS_BYTES_MAX: number = 1 * MIB
 /** One run of ssh-keygen, sshd -T, hostname or a script that writes one small file. */
@@ -324,6 +336,8 @@ export const LINK_TEST_BYTES_MAX: number = 64 * MIB
 export const LINK_TEST_STEPS_MAX: number = 12
 /** The minute in which these steps are counted. */
 export const LINK_TEST_STEPS_MS: number = 60_000
+/** Calls of which the shortest is the round trip. */
+export const LINK_TEST_CALLS_MAX: number = 5
 /** One frame of that test: small enough that calls do not wait behind it. */
 export const LINK_TEST_FRAME_BYTES: number = 256 * KIB
 /** It sends so long at most, each way: a slow link is measured with less. */
@@ -339,6 +353,12 @@ export const DOCTOR_CALL_MS: number = 20_000
 export const DOCTOR_REPORT_BYTES_MAX: number = 1 * MIB
 /** Findings in such a report; a host with everything wrong has a few for each peer. */
 export const DOCTOR_FINDINGS_MAX: number = 1000
+/** Each text of a finding: a path or two, a command. */
+export const DOCTOR_TEXT_CHARACTERS_MAX: number = 2000
+/** A name that a peer says or asks for: the longest in DNS. */
+export const ABOUT_NAME_CHARACTERS_MAX: number = 255
+/** The release that a peer says it has. */
+export const ABOUT_RELEASE_CHARACTERS_MAX: number = 64
 /** The answer of this host's own sshd: its first line. */
 export const DOCTOR_SSHD_MS: number = 5_000
 /** Running guests whose cap on migrations is looked at. Each is a virsh of 30 ms. */

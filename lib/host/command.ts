@@ -15,6 +15,8 @@ export interface CommandOptions {
 }
 
 export interface OwnCommandOptions extends CommandOptions {
+  /** Of input and output. latin1: a file of somebody else's, whose bytes are to stay. */
+  readonly encoding?: 'utf8' | 'latin1'
   /** Exit codes that are no failure (default: 0). */
   readonly exitCodes?: readonly number[]
   /**
@@ -24,11 +26,11 @@ export interface OwnCommandOptions extends CommandOptions {
   readonly interactive?: boolean
 }
 
-const QUIET_ENVIRONMENT = {
+const quietEnvironment = (): NodeJS.ProcessEnv => ({
   PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin',
   LC_ALL: 'C',
   HOME: '/',
-}
+})
 
 export type RunCommand = (argv: readonly string[], options: CommandOptions) => Promise<string>
 
@@ -53,7 +55,7 @@ export async function runCommand(argv: readonly string[], options: OwnCommandOpt
 export async function runCommandAs(
   user: { readonly uid: number; readonly gid: number },
   argv: readonly string[],
-  options: CommandOptions,
+  options: OwnCommandOptions,
 ): Promise<string> {
   return await runAs({ uid: user.uid, gid: user.gid, cwd: '/' }, argv, options)
 }
@@ -65,9 +67,10 @@ function runAs(
 ): Promise<string> {
   return new Promise((resolve, reject) => {
     const [program, ...rest] = argv
+    const { encoding = 'utf8' } = options
     const child = spawn(program!, rest, {
       stdio: ['pipe', 'pipe', 'pipe'],
-      env: options.interactive === true ? process.env : QUIET_ENVIRONMENT,
+      env: options.interactive === true ? process.env : quietEnvironment(),
       ...identity,
     })
     const output: Buffer[] = []
@@ -106,14 +109,14 @@ function runAs(
     })
     // A program that does not read its input is judged by its exit status.
     child.stdin.on('error', () => {})
-    child.stdin.end(options.input ?? '')
+    child.stdin.end(options.input ?? '', encoding)
     child.on('close', (code) => {
       clearTimeout(timer)
       options.signal?.removeEventListener('abort', onAbort)
       if (failure !== undefined) reject(failure)
       else if (code === null || !(options.exitCodes ?? [0]).includes(code))
         reject(new CommandError(argv, code, stderr))
-      else resolve(Buffer.concat(output).toString('utf8'))
+      else resolve(Buffer.concat(output).toString(encoding))
     })
   })
 }

@@ -4,7 +4,7 @@
  * It changes nothing and asks no daemon that runs: a setting that was edited and not reloaded is not seen.
  */
 import { RefusedError } from '../core/errors.ts'
-import { COMMAND_OUTPUT_BYTES_MAX, JOIN_COMMAND_MS } from '../core/limits.ts'
+import { COMMAND_OUTPUT_BYTES_MAX, HOST_KEYS_MAX, JOIN_COMMAND_MS } from '../core/limits.ts'
 import { type RunCommand, runCommand } from './command.ts'
 
 /** Keys in lower case; a key that comes several times (`hostkey`, `port`, `allowusers`) has several values. */
@@ -47,7 +47,7 @@ export function sshdPort(settings: SshdSettings): number {
 export async function hostKeyOf(settings: SshdSettings, run: RunCommand = runCommand): Promise<string> {
   const found: string[] = []
   const problems: string[] = []
-  for (const file of (settings.get('hostkey') ?? []).slice(0, 16)) {
+  for (const file of (settings.get('hostkey') ?? []).slice(0, HOST_KEYS_MAX)) {
     try {
       found.push(publicKeyText(await run(['ssh-keygen', '-y', '-P', '', '-f', file], LIMITS)))
     } catch (error) {

@@ -70,10 +70,14 @@ function knownHost(hostKey: string): string[] {
 }
 
 /** The far doctor's exit status 1 is no failure. */
-async function printedBy(words: readonly string[], where: string): Promise<string> {
+export async function printedBy(
+  words: readonly string[],
+  where: string,
+  waitMs: number = JOIN_LOGIN_MS,
+): Promise<string> {
   try {
     return await runCommand(['ssh', ...words], {
-      deadlineMs: JOIN_LOGIN_MS,
+      deadlineMs: waitMs,
       outputBytesMax: DOCTOR_REPORT_BYTES_MAX,
       exitCodes: [EXIT.done, EXIT.failed],
       interactive: true,

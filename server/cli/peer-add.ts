@@ -12,9 +12,9 @@ import { findAddresses } from '../join/addresses.ts'
 import { examineJoined } from '../join/examine-joined.ts'
 import { factsOf, type HostFacts, linesOf, peerName } from '../join/facts.ts'
 import { FarSide, farTarget, isTarget } from '../join/far-side.ts'
-import { Joining } from '../join/joining.ts'
+import { Joining, type JoiningOptions } from '../join/joining.ts'
 import { reloadText } from '../join/reload.ts'
-import { keyPathFor, login, makeKey, ownFacts, publicKeyAt, removeKey } from '../join/this-host.ts'
+import { type JoinHost, keyPathFor, makeKey, publicKeyAt, removeKey, THIS_HOST } from '../join/this-host.ts'
 import { type GlobalOptions, type Output, requireRoot } from './context.ts'
 import { findingsText } from './doctor.ts'
 import { UsageError } from './exit-codes.ts'
@@ -44,6 +44,7 @@ export async function peerAddCommand(
   targetText: string,
   options: PeerAddOptions,
   output: Output,
+  host: JoinHost = THIS_HOST,
 ): Promise<void> {
   requireRoot('swam peer add')
   const name = nameOf('NAME', given)
@@ -51,7 +52,7 @@ export async function peerAddCommand(
   const port = options.port === undefined ? undefined : portOf(options.port)
   const configPath = options.config ?? DEFAULT_CONFIG_PATH
   const config = await loadConfig(configPath)
-  const ours = await ownFacts(config, configPath)
+  const ours = await host.facts(config, configPath)
   if (!isTarget(targetText)) {
     throw new UsageError(`expected user@host, found ${JSON.stringify(targetText.slice(0, 80))}`)
   }
@@ -70,7 +71,7 @@ export async function peerAddCommand(
     theirs: theirs.addresses,
   })
   const notes = [...found.notes, ...linesOf(seen['notes'], `${target.text}: notes`)]
-  const plan = await Joining.plan({ configPath, name, theirs, addresses: found.addresses })
+  const plan = await Joining.plan({ configPath, name, theirs, addresses: found.addresses, host })
   const differsThere = linesOf(seen['differs'], `${target.text}: differs`)
   if (options.replace !== true) refuseDifferent(name, plan.differs, target.text, differsThere)
   const wouldThere = linesOf(seen['would'], `${target.text}: would`)
@@ -90,7 +91,7 @@ export async function peerAddCommand(
   }
   const { here, there } = await join(
     far,
-    { configPath, name, theirs, addresses: found.addresses },
+    { configPath, name, theirs, addresses: found.addresses, host },
     ours,
     request,
   )
@@ -111,7 +112,7 @@ export async function peerAddCommand(
 /** Our key first, because the far side needs it; then there, then here, then both stay. */
 async function join(
   far: FarSide,
-  options: { configPath: string; name: string; theirs: HostFacts; addresses: readonly string[] },
+  options: JoiningOptions,
   ours: HostFacts,
   request: object,
 ): Promise<{ here: string[]; there: string[] }> {
@@ -120,7 +121,7 @@ async function join(
   const here: string[] = []
   let joining: Joining | undefined
   try {
-    const publicKey = made ? await makeKey(keyPath, await login()) : await publicKeyAt(keyPath)
+    const publicKey = made ? await makeKey(keyPath, await options.host.login()) : await publicKeyAt(keyPath)
     if (made) here.push(`made the key ${keyPath}`)
     const facts = { ...ours, publicKey }
     const answer = await far.ask({ ...request, step: 'do', facts })

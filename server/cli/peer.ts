@@ -12,7 +12,13 @@ import { accept } from '../join/accept.ts'
 import { withoutPeerKey } from '../join/authorized-keys.ts'
 import { withoutPeer } from '../join/config-text.ts'
 import { reloadText } from '../join/reload.ts'
-import { login, readAuthorizedKeys, replaceAuthorizedKeys, replaceConfig } from '../join/this-host.ts'
+import {
+  type JoinHost,
+  readAuthorizedKeys,
+  replaceAuthorizedKeys,
+  replaceConfig,
+  THIS_HOST,
+} from '../join/this-host.ts'
 import type { LinkTestReport, LinkTestWay } from '../link-test.ts'
 import type { PeerReport, StatusReport } from '../report.ts'
 import { ask, askRoot, type GlobalOptions, noSuchPeer, type Output, requireRoot } from './context.ts'
@@ -121,13 +127,18 @@ function clockText(ms: number): string {
   return `${durationText(Math.abs(ms))} ${ms > 0 ? 'ahead' : 'behind'}`
 }
 
-export async function peerRemoveCommand(name: string, options: GlobalOptions, output: Output): Promise<void> {
+export async function peerRemoveCommand(
+  name: string,
+  options: GlobalOptions,
+  output: Output,
+  host: JoinHost = THIS_HOST,
+): Promise<void> {
   requireRoot('swam peer remove')
   const configPath = options.config ?? DEFAULT_CONFIG_PATH
   // Before it is parsed: the file is replaced only if it still is this text, and so is what was parsed.
   const before = await readConfigText(configPath)
   const { peers } = await loadConfig(configPath)
-  const owner = await login()
+  const owner = await host.login()
   const index = peers.findIndex((peer) => peer.name === name)
   const keysBefore = await readAuthorizedKeys(owner)
   const keys = withoutPeerKey(keysBefore, name)

@@ -80,14 +80,15 @@ export function nameHereFindings(peer: PeerConfig, about: About, resolved: reado
     return [{ id: 'name-unknown', level: 'error', what, why, mend }]
   }
   const theirs = stray.every((address) => own.includes(address))
+  const hosts = `sed -i -E ${hostsEdit(peer.addresses[0] ?? '', name)} /etc/hosts`
   return [
     {
       id: 'name-elsewhere',
       level: 'error',
       what: `${name}, libvirt's name at ${peer.name}, resolves here to ${stray.join(', ')}, which is not in its addresses`,
       why,
-      // Its own address: the config lacks it. A stranger's: the name is wrong here.
-      mend: theirs ? addAgain(peer) : `sed -i -E ${hostsEdit(peer.addresses[0] ?? '', name)} /etc/hosts`,
+      // Its own address: the config lacks it. A stranger's: the name is wrong here, or what libvirt was told there.
+      mend: theirs ? addAgain(peer) : isIP(name) === 0 ? hosts : withoutMigrationHost(peer),
     },
   ]
 }
@@ -106,9 +107,18 @@ export function nameThereFindings(peer: PeerConfig, about: About, ownName: strin
       level: 'error',
       what: `${ownName}, libvirt's name here, resolves at ${peer.name} to ${state}; configured there: ${configured.join(', ')}`,
       why: 'what migrates from there to this host is not caught there: it goes direct, or nowhere',
-      mend: `ssh ${far} "sed -i -E ${hostsEdit(configured[0] ?? '', ownName)} /etc/hosts"`,
+      mend:
+        configured[0] === undefined
+          ? addAgain(peer)
+          : `ssh ${far} "sed -i -E ${hostsEdit(configured[0], ownName)} /etc/hosts"`,
     },
   ]
+}
+
+/** Then libvirt there tells its host name. */
+function withoutMigrationHost(peer: PeerConfig): string {
+  const edit = "sed -i -E 's/^[[:space:]]*migration_host[[:space:]]*=/#&/' /etc/libvirt/qemu.conf"
+  return `ssh root@${peer.addresses[0]} "${edit} && systemctl restart libvirtd"`
 }
 
 /** The name at that address, and nowhere else: with "multi on" the resolver takes all lines that have it. */

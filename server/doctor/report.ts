@@ -1,6 +1,6 @@
 /** The findings of a far host, which are a stranger's words until they are looked at. Pure. */
 import { ProtocolError } from '../../lib/core/errors.ts'
-import { DOCTOR_FINDINGS_MAX } from '../../lib/core/limits.ts'
+import { DOCTOR_FINDINGS_MAX, DOCTOR_TEXT_CHARACTERS_MAX } from '../../lib/core/limits.ts'
 import type { Finding } from './finding.ts'
 
 /** Of what `swam doctor --json` printed there, after whatever the login said first. */
@@ -26,7 +26,7 @@ export function findingsOf(value: unknown, where: string): readonly Finding[] {
     const text = (key: string): string => {
       const found = fields[key]
       if (typeof found !== 'string') throw new ProtocolError(`${where}: a finding without ${key}`)
-      return found.slice(0, 2000)
+      return found.slice(0, DOCTOR_TEXT_CHARACTERS_MAX)
     }
     const level = fields['level'] === 'error' ? 'error' : 'warning'
     return { id: text('id'), level, what: text('what'), why: text('why'), mend: text('mend') }

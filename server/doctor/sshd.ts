@@ -87,7 +87,8 @@ export function sshdFindings(
     if (found === undefined) continue
     const word = found.replaceAll(/[.*?/[\]^$\\]/g, '\\$&')
     const without = `s/^([[:space:]]*${key}[[:space:]].*)\\b${word}(\\s|$)/\\1/I`
-    const mend = `sed -i -E '${without}; /^[[:space:]]*${key}[[:space:]]*$/Id' ${FILE}`
+    const edit = `sed -i -E '${without}; /^[[:space:]]*${key}[[:space:]]*$/Id' ${FILE}`
+    const mend = /^[A-Za-z0-9_.,:/!*?@-]+$/.test(found) ? edit : `editor ${FILE}`
     say(`sshd-${key === 'DenyUsers' ? 'deny-users' : 'deny-groups'}`, `sshd: ${key} ${found}`, mend)
   }
   return [...findings, ...penalties(settings, peers)]
@@ -100,7 +101,7 @@ function penalties(settings: SshdSettings, peers: readonly string[]): Finding[] 
   const exempt = (settings.get('persourcepenaltyexemptlist') ?? []).flatMap((list) => list.split(/[,\s]+/))
   const missing = peers.filter((peer) => !exempt.includes(peer))
   if (missing.length === 0) return []
-  const kept = exempt.filter((one) => one !== '' && one !== 'none')
+  const kept = exempt.filter((one) => /^!?[0-9a-f.:/*?]+$/i.test(one))
   const list = [...new Set([...kept, ...missing])].join(',')
   return [
     {
@@ -138,7 +139,7 @@ function inMatch(line: string): string {
 function matches(pattern: string, name: string): boolean {
   const form = pattern
     .replaceAll(/[.+^${}()|[\]\\]/g, '\\$&')
-    .replaceAll('*', '.*')
+    .replaceAll(/\*+/g, '.*')
     .replaceAll('?', '.')
   return new RegExp(`^${form}$`).test(name)
 }

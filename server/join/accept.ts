@@ -13,7 +13,7 @@ import { factsOf, type HostFacts, peerName } from './facts.ts'
 import { Joining } from './joining.ts'
 import { JsonLines, lineText } from './lines.ts'
 import { reloadText } from './reload.ts'
-import { ownFacts } from './this-host.ts'
+import { type JoinHost, THIS_HOST } from './this-host.ts'
 
 export interface AcceptOptions {
   readonly configPath: string
@@ -21,15 +21,18 @@ export interface AcceptOptions {
   readonly write: (text: string) => void
   /** The address that the SSH connection comes from. */
   readonly client: string | undefined
+  readonly host?: JoinHost
+  /** How long the next word may take. */
+  readonly nextMs?: number
 }
 
 export async function accept(options: AcceptOptions): Promise<void> {
-  const { configPath, write } = options
+  const { configPath, write, host = THIS_HOST, nextMs = JOIN_NEXT_MS } = options
   const lines = new JsonLines(options.input, 'swam peer add')
   let open: Joining | undefined
   try {
     for (;;) {
-      const request = await lines.next(JOIN_NEXT_MS)
+      const request = await lines.next(nextMs)
       if (request === undefined) return
       try {
         const { step } = request
@@ -40,7 +43,7 @@ export async function accept(options: AcceptOptions): Promise<void> {
           refuseDifferent(joining.joining, request)
           open = joining.joining
           const done = await open.apply()
-          const facts = await ownFacts(await loadConfig(configPath), configPath)
+          const facts = await host.facts(await loadConfig(configPath), configPath)
           write(lineText({ ok: true, facts, done: shortened(done) }))
         } else if (step === 'keep') {
           const changed = open !== undefined && open.would.length > 0
@@ -81,8 +84,8 @@ async function planned(
   request: Record<string, unknown>,
   options: AcceptOptions,
 ): Promise<{ joining: Joining; facts: HostFacts; found: Awaited<ReturnType<typeof findAddresses>> }> {
-  const { configPath, client } = options
-  const facts = await ownFacts(await loadConfig(configPath), configPath)
+  const { configPath, client, host = THIS_HOST } = options
+  const facts = await host.facts(await loadConfig(configPath), configPath)
   const name = peerName(request['name'], 'swam peer add')
   const theirs = factsOf(request['facts'], 'swam peer add')
   if (theirs.hostKey === facts.hostKey)
@@ -94,7 +97,7 @@ async function planned(
     theirs: theirs.addresses,
     ...(client === undefined ? {} : { seen: client }),
   })
-  const joining = await Joining.plan({ configPath, name, theirs, addresses: found.addresses })
+  const joining = await Joining.plan({ configPath, name, theirs, addresses: found.addresses, host })
   return { joining, facts, found }
 }
 

@@ -3,7 +3,7 @@
  * What resolves to something else is left out and said, because SWAM would catch connections to a stranger.
  */
 import { RefusedError } from '../../lib/core/errors.ts'
-import { PEER_ADDRESSES_MAX } from '../../lib/core/limits.ts'
+import { JOIN_NOTES_MAX, PEER_ADDRESSES_MAX } from '../../lib/core/limits.ts'
 import { addressesOf, inOrder, plainAddress } from '../../lib/host/names.ts'
 
 export interface Found {
@@ -49,5 +49,5 @@ export async function findAddresses(
       `no name of ${what} (${names.join(', ')}) resolves to one of its addresses at ${where}: add it to DNS or to /etc/hosts there`,
     )
   }
-  return { addresses: inOrder(good).slice(0, PEER_ADDRESSES_MAX), notes: notes.slice(0, 8) }
+  return { addresses: inOrder(good).slice(0, PEER_ADDRESSES_MAX), notes: notes.slice(0, JOIN_NOTES_MAX) }
 }

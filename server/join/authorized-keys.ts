@@ -40,27 +40,53 @@ export function keyOptions(wanted: { readonly peer: string; readonly socket: str
   return `restrict,command="${SWAM_PEER_PATH} --peer ${wanted.peer} --socket ${wanted.socket}"`
 }
 
+/**
+ * Every line that sshd would take a key from, whatever else it says: a zero ends a line for it, white space in BASE64 is
+ * passed over, and `rsa-sha2-256` is a name of ssh-rsa.
+ */
 export function keyLines(text: string): KeyLine[] {
   const found: KeyLine[] = []
   text.split('\n').forEach((raw, line) => {
-    const match =
-      /^(?:((?:"(?:\\"|[^"])*"|[^\s"])+)[ \t]+)?((?:ssh-|ecdsa-|sk-)[a-z0-9@.-]+[ \t]+[A-Za-z0-9+/]+={0,2})(?:[ \t].*)?$/.exec(
-        raw.trim(),
-      )
-    if (match === null || raw.trim().startsWith('#')) return
-    const options = match[1] ?? ''
+    const words = raw.split('\0', 1)[0]!.replace(/^[ \t]+/, '')
+    if (words.startsWith('#')) return
+    const bare = KEY.exec(words)
+    const end = bare === null ? endOfOptions(words) : 0
+    const key = bare ?? KEY.exec(words.slice(end).replace(/^[ \t]+/, ''))
+    if (key === null) return
+    const options = words.slice(0, end)
     const command = /(?:^|,)command="((?:\\"|[^"])*)"/i.exec(options)?.[1] ?? ''
     const peer = /^\S*\/swam-peer --peer ([A-Za-z0-9._-]{1,63}) --socket \S+$/.exec(command)?.[1]
-    found.push({ line, options, key: match[2]!.replace(/[ \t]+/, ' '), peer })
+    found.push({ line, options, key: `${key[1]} ${key[2]!.replaceAll(/\s/g, '')}`, peer })
   })
   return found
+}
+
+const KEY =
+  /^((?:ssh-|ecdsa-|sk-|rsa-sha2-|webauthn-)[a-z0-9@.-]+)[ \t]+([A-Za-z0-9+/\r\v\f]+={0,2}[\r\v\f]*)(?:[ \t]|$)/
+
+/** At the first blank outside of quotes. */
+function endOfOptions(words: string): number {
+  let quoted = false
+  let at = 0
+  for (; at < words.length; at++) {
+    if (words[at] === '\\' && words[at + 1] === '"') at++
+    else if (words[at] === '"') quoted = !quoted
+    else if (!quoted && (words[at] === ' ' || words[at] === '\t')) break
+  }
+  return Math.min(at, words.length)
+}
+
+/** Of `TYPE BASE64`: a key has several names for its type, and more than one text. */
+function isSameKey(one: string, other: string): boolean {
+  const [left, right] = [one, other].map((key) => Buffer.from(key.split(' ')[1] ?? '', 'base64'))
+  return left!.equals(right!)
 }
 
 /** A key opens one name only, and a name has one key: sshd takes the first line that fits. */
 export function planKey(text: string, wanted: WantedKey): KeyPlan {
   const options = keyOptions(wanted)
   const wantedLine = `${options} ${wanted.key} ${wanted.peer}`
-  const related = keyLines(text).filter(({ peer, key }) => peer === wanted.peer || key === wanted.key)
+  const related = keyLines(text).filter(({ peer, key }) => peer === wanted.peer || isSameKey(key, wanted.key))
   if (related.length === 0) {
     const closed = text === '' || text.endsWith('\n') ? text : `${text}\n`
     return { state: 'new', differs: [], text: `${closed}${wantedLine}\n` }
@@ -86,9 +112,10 @@ export function withoutPeerKey(text: string, name: string): { text: string; remo
 }
 
 function differenceOf(found: KeyLine, wanted: WantedKey, options: string): string {
-  if (found.key !== wanted.key) return `another key for ${wanted.peer}`
+  if (!isSameKey(found.key, wanted.key)) return `another key for ${wanted.peer}`
   if (found.peer !== undefined && found.peer !== wanted.peer)
     return `the same key under the name ${found.peer}`
-  if (found.options === options) return 'the same key twice'
+  if (found.options === options)
+    return found.key === wanted.key ? 'the same key twice' : 'the same key in another form'
   return `the same key with ${found.options === '' ? 'no restriction' : JSON.stringify(found.options.slice(0, 200))}`
 }

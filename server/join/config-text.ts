@@ -53,15 +53,17 @@ function newlineOf(text: string): string {
 /** The table and the tables below it (`[peers.ssh]`), each from its head to the end of its last value. */
 function piecesOf(text: string, index: number): { start: number; end: number }[] {
   let top: AST.TOMLTopLevelTable
+  // A byte order mark is no part of the text for this parser.
+  const skipped = text.startsWith('\ufeff') ? 1 : 0
   try {
-    top = parseTOML(text, { tomlVersion: '1.0.0' }).body[0]
+    top = parseTOML(text.slice(skipped), { tomlVersion: '1.1.0' }).body[0]
   } catch (error) {
     throw new RefusedError('the config is no valid TOML: see swam config check', { cause: error })
   }
   const pieces = top.body
     .filter((node) => node.type === 'TOMLTable')
     .filter(({ resolvedKey: [key, at] }) => key === 'peers' && at === index)
-    .map(({ range: [start, end] }) => ({ start, end }))
+    .map(({ range: [start, end] }) => ({ start: start + skipped, end: end + skipped }))
   if (pieces.length === 0) {
     throw new RefusedError('the peers in the config are not written as [[peers]] tables: change it by hand')
   }

@@ -8,9 +8,13 @@ import { isIP } from 'node:net'
 import { ProtocolError, RefusedError } from '../../lib/core/errors.ts'
 import {
   JOIN_ANSWER_MS,
+  JOIN_CLOSE_MS,
   JOIN_COMMAND_MS,
   JOIN_LOGIN_MS,
+  JOIN_MESSAGE_CHARACTERS_MAX,
+  JOIN_STDERR_CHARACTERS_MAX,
   PEER_STDERR_BYTES_MAX,
+  SSH_SETTINGS_BYTES_MAX,
 } from '../../lib/core/limits.ts'
 import { runCommand } from '../../lib/host/command.ts'
 import { isHostName } from '../../lib/host/qemu-conf.ts'
@@ -45,7 +49,7 @@ export async function farTarget(text: string, port: number | undefined): Promise
   const host = match?.[2] ?? ''
   const settings = await runCommand(['ssh', '-G', ...portWords(port), '--', text], {
     deadlineMs: JOIN_COMMAND_MS,
-    outputBytesMax: 1 << 20,
+    outputBytesMax: SSH_SETTINGS_BYTES_MAX,
   })
   const setting = (key: string): string => new RegExp(`^${key} (\\S+)$`, 'm').exec(settings)?.[1] ?? ''
   return { text, host, user: match?.[1] ?? setting('user'), hostName: setting('hostname') }
@@ -64,16 +68,31 @@ function portWords(port: number | undefined): string[] {
   return port === undefined ? [] : ['-p', String(port)]
 }
 
+export interface FarWaits {
+  readonly loginMs: number
+  readonly answerMs: number
+  readonly closeMs: number
+}
+
+const WAITS: FarWaits = { loginMs: JOIN_LOGIN_MS, answerMs: JOIN_ANSWER_MS, closeMs: JOIN_CLOSE_MS }
+
 export class FarSide implements AsyncDisposable {
   readonly #target: FarTarget
+  readonly #waits: FarWaits
   readonly #child: ChildProcessWithoutNullStreams
   readonly #lines: JsonLines
   readonly #ended: Promise<number | null>
   #said = ''
   #answers = 0
 
-  constructor(target: FarTarget, port: number | undefined, words: readonly string[]) {
+  constructor(
+    target: FarTarget,
+    port: number | undefined,
+    words: readonly string[],
+    waits: FarWaits = WAITS,
+  ) {
     this.#target = target
+    this.#waits = waits
     this.#child = spawn('ssh', sshWords(target, port, farCommand(target, words)), { stdio: 'pipe' })
     this.#lines = new JsonLines(this.#child.stdout, target.text)
     this.#child.stderr.on('data', (bytes: Buffer) => {
@@ -93,12 +112,12 @@ export class FarSide implements AsyncDisposable {
   /** The far side's word, when it is yes; its no is a RefusedError. */
   async ask(request: object): Promise<Record<string, unknown>> {
     this.#child.stdin.write(lineText(request))
-    const answer = await this.#lines.next(this.#answers++ === 0 ? JOIN_LOGIN_MS : JOIN_ANSWER_MS)
+    const answer = await this.#lines.next(this.#answers++ === 0 ? this.#waits.loginMs : this.#waits.answerMs)
     if (answer === undefined) throw new RefusedError(this.#explain(await this.#ended))
     if (answer['ok'] === true) return answer
     const { message } = answer
     if (typeof message !== 'string') throw new ProtocolError(`${this.#target.text}: said no without a reason`)
-    throw new RefusedError(`${this.#target.text}: ${message.slice(0, 2000)}`)
+    throw new RefusedError(`${this.#target.text}: ${message.slice(0, JOIN_MESSAGE_CHARACTERS_MAX)}`)
   }
 
   #explain(status: number | null): string {
@@ -106,7 +125,7 @@ export class FarSide implements AsyncDisposable {
     const said = this.#said
       .trim()
       .replaceAll(/\p{C}+/gu, ' ')
-      .slice(-600)
+      .slice(-JOIN_STDERR_CHARACTERS_MAX)
     if (status === NOT_FOUND_STATUS)
       return `${text}: there is no swam there: install the package there first (${said})`
     if (/^sudo: /m.test(this.#said)) {
@@ -119,7 +138,7 @@ export class FarSide implements AsyncDisposable {
   /** The far command ends with its input. Idempotent. */
   async close(): Promise<void> {
     this.#child.stdin.end()
-    const timer = setTimeout(() => this.#child.kill('SIGTERM'), 5000)
+    const timer = setTimeout(() => this.#child.kill('SIGTERM'), this.#waits.closeMs)
     await this.#ended
     clearTimeout(timer)
   }

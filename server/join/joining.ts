@@ -11,8 +11,8 @@ import { type KeyPlan, planKey } from './authorized-keys.ts'
 import { withPeer, withPeerReplaced } from './config-text.ts'
 import type { HostFacts } from './facts.ts'
 import {
+  type JoinHost,
   keyPathFor,
-  login,
   makeKey,
   publicKeyAt,
   readAuthorizedKeys,
@@ -28,6 +28,7 @@ export interface JoiningOptions {
   readonly theirs: HostFacts
   /** Where it is reached from here. */
   readonly addresses: readonly string[]
+  readonly host: JoinHost
 }
 
 export class Joining {
@@ -56,11 +57,11 @@ export class Joining {
   }
 
   static async plan(options: JoiningOptions): Promise<Joining> {
-    const { configPath, name, theirs, addresses } = options
+    const { configPath, name, theirs, addresses, host } = options
     // Before it is parsed: the file is replaced only if it still is this text, and so is what was parsed.
     const text = await readConfigText(configPath)
     const config = await loadConfig(configPath)
-    const owner = await login()
+    const owner = await host.login()
     const keyPath = keyPathFor(configPath)
     const peer: PeerConfig = {
       name,

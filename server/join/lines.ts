@@ -9,8 +9,18 @@ import { JOIN_LINE_BYTES_MAX, JOIN_NOISE_BYTES_MAX } from '../../lib/core/limits
 export const JOIN_VERSION: number = 1
 const OPENING = Buffer.from('{"version":')
 
+export interface LineCeilings {
+  readonly lineBytesMax: number
+  readonly noiseBytesMax: number
+}
+
+const CEILINGS: LineCeilings = { lineBytesMax: JOIN_LINE_BYTES_MAX, noiseBytesMax: JOIN_NOISE_BYTES_MAX }
+
 export class JsonLines {
+  readonly #stream: Readable
   readonly #what: string
+  readonly #lineBytesMax: number
+  readonly #noiseBytesMax: number
   #rest: Buffer = Buffer.alloc(0)
   #noise = 0
   #begun = false
@@ -18,11 +28,14 @@ export class JsonLines {
   #failure: Error | undefined
   #wake: () => void = () => undefined
 
-  constructor(stream: Readable, what: string) {
+  constructor(stream: Readable, what: string, ceilings: LineCeilings = CEILINGS) {
+    this.#stream = stream
     this.#what = what
+    this.#lineBytesMax = ceilings.lineBytesMax
+    this.#noiseBytesMax = ceilings.noiseBytesMax
     stream.on('data', (bytes: Buffer) => {
       this.#rest = Buffer.concat([this.#rest, bytes])
-      if (this.#rest.length > JOIN_LINE_BYTES_MAX + JOIN_NOISE_BYTES_MAX) stream.pause()
+      if (this.#rest.length > this.#lineBytesMax + this.#noiseBytesMax) stream.pause()
       this.#wake()
     })
     const end = (): void => {
@@ -57,22 +70,23 @@ export class JsonLines {
   #take(): Record<string, unknown> | undefined {
     for (;;) {
       const end = this.#rest.indexOf(0x0a)
-      if (end < 0 && this.#rest.length > JOIN_LINE_BYTES_MAX) this.#tooLong()
+      if (end < 0 && this.#rest.length > this.#lineBytesMax) this.#tooLong()
       if (end < 0 || this.#failure !== undefined) return undefined
       const line = this.#rest.subarray(0, end)
       this.#rest = this.#rest.subarray(end + 1)
+      this.#stream.resume()
       if (this.#begun || line.subarray(0, OPENING.length).equals(OPENING)) {
-        if (line.length > JOIN_LINE_BYTES_MAX) this.#tooLong()
+        if (line.length > this.#lineBytesMax) this.#tooLong()
         else return this.#parse(line)
       }
       this.#noise += line.length + 1
-      if (this.#noise > JOIN_NOISE_BYTES_MAX) this.#tooLong()
+      if (this.#noise > this.#noiseBytesMax) this.#tooLong()
     }
   }
 
   #tooLong(): void {
     this.#failure ??= new ProtocolError(
-      `${this.#what}: expected lines of at most ${JOIN_LINE_BYTES_MAX} bytes of JSON`,
+      `${this.#what}: expected lines of at most ${this.#lineBytesMax} bytes of JSON`,
     )
   }
 

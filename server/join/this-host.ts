@@ -22,21 +22,31 @@ import type { HostFacts } from './facts.ts'
 export const LOGIN: string = 'swam'
 
 const LIMITS = { deadlineMs: JOIN_COMMAND_MS, outputBytesMax: AUTHORIZED_KEYS_BYTES_MAX }
+const KEYS = { ...LIMITS, encoding: 'latin1' } as const
 
-export async function login(): Promise<UserEntry> {
-  const entry = await userEntry(LOGIN)
+export async function login(look: typeof userEntry = userEntry): Promise<UserEntry> {
+  const entry = await look(LOGIN)
   if (entry === undefined || !entry.home.startsWith('/')) {
     throw new RefusedError(`there is no user ${LOGIN}: install the package swam first`)
   }
   return entry
 }
 
+/** What no path in a config leads to; tests put their own in. */
+export interface JoinHost {
+  /** The user that peers' keys open. */
+  login(): Promise<UserEntry>
+  facts(config: Config, configPath: string): Promise<HostFacts>
+}
+
+export const THIS_HOST: JoinHost = { login: () => login(), facts: ownFacts }
+
 /** Beside the config: two daemons on one machine have two keys. */
 export function keyPathFor(configPath: string): string {
   return join(dirname(configPath), 'id_ed25519')
 }
 
-export async function ownFacts(config: Config, configPath: string): Promise<HostFacts> {
+async function ownFacts(config: Config, configPath: string): Promise<HostFacts> {
   const settings = await sshdSettings()
   return {
     release: release(),
@@ -79,10 +89,10 @@ export async function makeKey(path: string, owner: UserEntry): Promise<string> {
   }
 }
 
-/** '' when there is none. */
+/** A character a byte: comments in it may be in any encoding. '' when there is none. */
 export async function readAuthorizedKeys(owner: UserEntry): Promise<string> {
   const script = 'f=$1/.ssh/authorized_keys; if [ -e "$f" ] || [ -L "$f" ]; then exec cat -- "$f"; fi'
-  return await runCommandAs(owner, ['/bin/sh', '-c', script, 'sh', owner.home], LIMITS)
+  return await runCommandAs(owner, ['/bin/sh', '-c', script, 'sh', owner.home], KEYS)
 }
 
 /** The new text in the place of the old one, if that is what still lies there. */
@@ -100,7 +110,7 @@ cat >"$f"
 chmod 600 "$f"
 mv -f "$f" "$1/.ssh/authorized_keys"
 `
-  await runCommandAs(owner, ['/bin/sh', '-c', script, 'sh', owner.home], { ...LIMITS, input: after })
+  await runCommandAs(owner, ['/bin/sh', '-c', script, 'sh', owner.home], { ...KEYS, input: after })
 }
 
 /**

@@ -2,19 +2,22 @@
 import type { FuzzTarget } from './target.ts'
 import { bundleTarget } from './targets/bundle.ts'
 import { controlAnswer, controlRequest, params } from './targets/control.ts'
+import { doctorReport, hostSettings, peerAbout } from './targets/doctor.ts'
 import { diskReceiver } from './targets/engine-receiver.ts'
 import { diskSender } from './targets/engine-sender.ts'
-import { config, domainXml, history, procTables, toolOutput } from './targets/host.ts'
+import { config, domainXml, history, procTables, running, toolOutput } from './targets/host.ts'
+import { authorizedKeys, configText, joinFacts, joinLines } from './targets/join.ts'
+import { linkTest } from './targets/link-test.ts'
 import { peerListener } from './targets/listener.ts'
 import { nbdDial, nbdGreeting, nbdReplies } from './targets/nbd-client.ts'
 import { nbdOptions, nbdRequests, nbdServe } from './targets/nbd-server.ts'
 import { diskMessages, peerFrames, peerHello, streamBlocks } from './targets/peer.ts'
 
 export const GROUPS: Readonly<Record<string, readonly FuzzTarget[]>> = {
-  'nbd-server': [nbdOptions, nbdRequests, nbdServe],
-  'nbd-client': [nbdGreeting, nbdReplies, nbdDial],
-  'peer-frames': [peerHello, peerFrames, diskMessages, streamBlocks],
+  'nbd-server': [nbdOptions, nbdRequests, nbdServe, configText, authorizedKeys, hostSettings],
+  'nbd-client': [nbdGreeting, nbdReplies, nbdDial, joinFacts, doctorReport, running],
+  'peer-frames': [peerHello, peerFrames, diskMessages, streamBlocks, joinLines, peerAbout],
   texts: [domainXml, config, history, procTables, toolOutput, params],
   engine: [diskReceiver, diskSender],
-  sockets: [bundleTarget, peerListener, controlRequest, controlAnswer],
+  sockets: [bundleTarget, peerListener, controlRequest, controlAnswer, linkTest],
 }

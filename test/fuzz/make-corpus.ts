@@ -2,7 +2,7 @@
  * Writes the corpus anew: `bin/node test/fuzz/make-corpus.ts`. NBD exchanges are recorded between our server and real
  * clients, and between our client and real servers; the rest is made by our own encoders and from the example config.
  * Domain XML, tables of /proc and output of virsh, ss and nft were captured in the lab (libvirt 9.0 and 11.3) and are only
- * in the tree: this program leaves them alone, as it does what stands in the folders `regressions`.
+ * in the tree, as is what sshd -T and getent print and qemu.conf has: this program leaves them alone, as it does what stands in the folders `regressions`.
  */
 import { once } from 'node:events'
 import { readFile, truncate, writeFile } from 'node:fs/promises'
@@ -200,6 +200,12 @@ async function texts(): Promise<void> {
   const failed = { ...report, phase: 'failed', error: 'lost\u0007', disks: [], downtimeMs: null }
   const lines = [report, failed].map((line) => JSON.stringify(line))
   save('history', 'two', Buffer.from(`\n${lines.join('\n\n')}\n`))
+  save('running', 'two', Buffer.from(`${lines.join('\n')}\n`))
+  save(
+    'running',
+    'direct',
+    Buffer.from(`${JSON.stringify({ ...report, accelerated: false, reason: 'no peer' })}\n`),
+  )
   save('history', 'torn', Buffer.from(`\n${lines[0]}\n\n${lines[1]!.slice(0, 200)}`))
 
   const answer = (result: unknown): Buffer =>
@@ -226,7 +232,82 @@ async function texts(): Promise<void> {
   save('params', 'wrong', Buffer.from(JSON.stringify({ ...given, port: 0, uuid: 'x', exports: [null] })))
 }
 
+/** What `swam peer add`, the doctor and the test of a link hear and read. */
+function joining(): void {
+  const key = 'ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFHo0R9OGeVKl4pwxTbyTCX9jYO2d3mHqDJsCRUXyfsE'
+  const other = 'ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA'
+  const json = (value: unknown): Buffer => Buffer.from(JSON.stringify(value))
+  const facts = {
+    ...{
+      release: '0.1.0',
+      site: 'fra',
+      user: 'swam',
+      sshPort: 22,
+      hostKey: key,
+      publicKey: `${other} swam@hostb`,
+    },
+    ...{ names: ['hostb', 'hostb.example.org'], addresses: ['192.0.2.7', '2001:db8::7', '10.0.0.7'] },
+  }
+  save('join-facts', 'host', json(facts))
+  save('join-facts', 'no-key', json({ ...facts, publicKey: null }))
+  save('join-facts', 'lines', json(['left out: old is 192.0.2.99 at hosta, which is no address of hostb']))
+  save('join-facts', 'name', json('hostb'))
+  save('join-lines', 'refused', Buffer.from('Welcome!\n\n{"version":1,"ok":false,"message":"no"}\n'))
+  save(
+    'join-lines',
+    'look',
+    Buffer.concat([json({ version: 1, step: 'look', name: 'a', replace: false }), Buffer.from('\n')]),
+  )
+
+  const options = 'restrict,command="/usr/lib/swam/bin/swam-peer --peer fra1 --socket /run/swam/peer.sock"'
+  const foreign = `# mine\n${other} me@desk\n\nfrom="a b",command="echo \\"x\\"" ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAgQ== x y z\n`
+  save('authorized-keys', 'peer', Buffer.from(`${options} ${key} fra1\n`))
+  save('authorized-keys', 'others', Buffer.from(foreign))
+  save('authorized-keys', 'both', Buffer.from(`${foreign}${options} ${key} fra1\n${other}\n`))
+  save('authorized-keys', 'open', Buffer.from(`${key}\n${options.replace('fra1', 'par1')} ${key}\n`))
+
+  const finding = {
+    id: 'peer-down',
+    level: 'error',
+    what: 'peer fra1 is down: ECONNREFUSED',
+    why: 'y',
+    mend: 'ssh x',
+  }
+  const report = {
+    version: 1,
+    ok: false,
+    findings: [finding, { ...finding, level: 'warning', what: 'a\u001b[2Jb' }],
+  }
+  save('doctor-report', 'two', Buffer.from(`Welcome\n${JSON.stringify(report)}\n`))
+  save('doctor-report', 'well', Buffer.from(`${JSON.stringify({ version: 1, ok: true, findings: [] })}\n`))
+
+  const about = {
+    ...{ release: '0.1.0', wallMs: 1.7e12, name: 'fra1.example.org', addresses: ['192.0.2.7', '10.0.0.7'] },
+    ...{ resolved: ['192.0.2.1'], configured: ['192.0.2.1', '2001:db8::1'] },
+  }
+  save('peer-about', 'as-configured', json(about))
+  save(
+    'peer-about',
+    'elsewhere',
+    json({ ...about, name: '192.0.2.9', resolved: ['10.0.0.7', '2001:db8::9'] }),
+  )
+  save('peer-about', 'nothing', json({ ...about, name: '', addresses: [], resolved: [], wallMs: null }))
+  save('peer-about', 'asked', json({ name: 'hosta.example.org' }))
+
+  const calls = ['ping', 'testTake', 'data 10', 'testTaken', 'testGive'].map((method) =>
+    method.startsWith('data') ? method : JSON.stringify({ method, params: { bytes: 10 } }),
+  )
+  save('link-test', 'asked', Buffer.from(calls.join('\n')))
+  const pings = Array.from({ length: 5 }, () => '{"wallMs":1700000000000}')
+  save(
+    'link-test',
+    'answered',
+    Buffer.from([...pings, '{}', 'right', 'data 1000', 'data 24', 'right'].join('\n')),
+  )
+}
+
 await clients()
 await servers()
 generated()
 await texts()
+joining()

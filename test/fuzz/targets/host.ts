@@ -1,6 +1,6 @@
 /** Text that comes from libvirt, the administrator, the kernel and tools: domain XML, swam.toml, history, /proc, output. */
 import assert from 'node:assert/strict'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { checkConfigText } from '../../../config/load.ts'
@@ -103,6 +103,15 @@ export const config: FuzzTarget = {
 
 let historyFolder: string | undefined
 
+function stateFolder(): string {
+  if (historyFolder === undefined) {
+    const folder = mkdtempSync(join(tmpdir(), 'swam-fuzz-'))
+    historyFolder = folder
+    process.on('exit', () => rmSync(folder, { recursive: true, force: true }))
+  }
+  return historyFolder
+}
+
 export const history: FuzzTarget = {
   name: 'history',
   inputBytesMax: 16_384,
@@ -111,15 +120,37 @@ export const history: FuzzTarget = {
     '{"version":1,"id": "disks":[] "disks":null "ram":{} null -1 1e999 "guest": \n } ] "bySource":',
   ),
   async run(input) {
-    if (historyFolder === undefined) {
-      const folder = mkdtempSync(join(tmpdir(), 'swam-fuzz-'))
-      historyFolder = folder
-      process.on('exit', () => rmSync(folder, { recursive: true, force: true }))
-    }
-    writeFileSync(join(historyFolder, 'history.jsonl'), input)
-    const migrations = await new History(historyFolder).read()
+    const folder = stateFolder()
+    writeFileSync(join(folder, 'history.jsonl'), input)
+    const migrations = await new History(folder).read()
     // Control characters of a damaged file must not reach a terminal: the line breaks are the table's own.
     assert.doesNotMatch(historyText({ version: 1, migrations }), /[^\P{Cc}\n]/u)
+  },
+}
+
+export const running: FuzzTarget = {
+  name: 'running',
+  inputBytesMax: 16_384,
+  allocationBytesMax: 65_536,
+  dictionary: words(
+    '{"version":1,"id": "disks":[] "accelerated":true "phase":"done" "error":null null -1 \n } ] "bySource":',
+  ),
+  async run(input) {
+    const folder = stateFolder()
+    const files = ['history.jsonl', 'running.json'].map((name) => join(folder, name))
+    rmSync(files[0]!, { force: true })
+    writeFileSync(files[1]!, input)
+    const kept = new History(folder)
+    const count = await kept.recover('swamd was killed')
+    // What was under way is over, each entry once for each time it stands there, and all of them are failures.
+    const migrations = await kept.read()
+    assert.equal(migrations.length, count)
+    for (const { phase, error, etaMs } of migrations) {
+      assert.deepEqual({ phase, error, etaMs }, { phase: 'failed', error: 'swamd was killed', etaMs: null })
+    }
+    assert.equal(existsSync(files[1]!), false)
+    assert.equal(await new History(folder).recover('again'), 0, 'a second start finds nothing')
+    assert.equal((await kept.read()).length, count)
   },
 }
 

@@ -8,6 +8,7 @@ import type { PeerConfig } from '../../../config/schema.ts'
 import { DOCTOR_CLOCK_MS } from '../../../lib/core/limits.ts'
 import { parseSshdSettings } from '../../../lib/host/sshd.ts'
 import { type About, aboutOf } from '../../../server/about.ts'
+import { findingsText } from '../../../server/cli/doctor.ts'
 import { apparmorFindings } from '../../../server/doctor/apparmor.ts'
 import { quoted } from '../../../server/doctor/finding.ts'
 import {
@@ -16,7 +17,7 @@ import {
   nameHereFindings,
   nameThereFindings,
 } from '../../../server/doctor/peers.ts'
-import { reportOf } from '../../../server/doctor/report.ts'
+import { findingsOf, reportOf } from '../../../server/doctor/report.ts'
 import { sshdFindings } from '../../../server/doctor/sshd.ts'
 
 const PEER: PeerConfig = {
@@ -63,6 +64,16 @@ test('sshd: users and groups by pattern', () => {
     ['authenticationmethods publickey,password publickey\n', []],
   ]
   for (const [text, found] of cases) assert.deepEqual(sshd(text), found, text)
+})
+
+test('sshd: odd patterns neither take long nor become part of a command', () => {
+  assert.deepEqual(sshd(`denyusers ${'*'.repeat(2000)}x\n`), [])
+  const [found] = sshdFindings(parseSshdSettings("denyusers swam@';id;'\n"), [], [])
+  assert.match(found?.mend ?? '', /^editor /)
+  const listed = parseSshdSettings(
+    "persourcepenalties crash:90\npersourcepenaltyexemptlist 10.0.0.0/8,';id;'\n",
+  )
+  assert.match(sshdFindings(listed, [], ['192.0.2.7'])[0]!.mend, /ExemptList 10\.0\.0\.0\/8,192\.0\.2\.7'/)
 })
 
 test('sshd: penalties of OpenSSH 9.8 and later, unless every peer is exempt', () => {
@@ -121,6 +132,14 @@ test('names: each must lead to a configured address, and to no other', () => {
   assert.match(stranger.mend, /^sed .*1i 192\.0\.2\.7 fra1\.example\.org.*\/etc\/hosts$/)
   const other = nameHereFindings(PEER, ABOUT, ['10.0.0.7'])[0]!
   assert.match(other.mend, /^swam peer add fra1 /, 'an address of that host')
+  const [address] = nameHereFindings(PEER, { ...ABOUT, name: '192.0.2.99' }, [])
+  assert.match(
+    address?.mend ?? '',
+    /^ssh root@192\.0\.2\.7 .*migration_host/,
+    'an address needs no line in /etc/hosts',
+  )
+  const [nothing] = nameThereFindings(PEER, { ...ABOUT, configured: [] }, 'ams1')
+  assert.match(nothing?.mend ?? '', /^swam peer add fra1 /, 'no address, no line of it')
   assert.deepEqual(nameThereFindings(PEER, ABOUT, 'ams1'), [])
   assert.deepEqual(ids(nameThereFindings(PEER, { ...ABOUT, resolved: [] }, 'ams1')), ['name-there'])
   assert.deepEqual(ids(nameThereFindings(PEER, { ...ABOUT, resolved: ['192.0.2.50'] }, 'ams1')), [
@@ -181,6 +200,15 @@ test('the report of a far doctor is held to its form', () => {
     () => reportOf(report({ findings: Array.from({ length: 1001 }, () => finding) }), 'far'),
     /at most/,
   )
+})
+
+test('what a far doctor says is three lines of bounded length, without control characters', () => {
+  const odd = `a\u001b[2J\r\n\u009b\u202e${'x'.repeat(5000)}`
+  const findings = findingsOf([{ id: odd, level: odd, what: odd, why: odd, mend: odd }], 'far')
+  for (const text of Object.values(findings[0]!)) assert.ok(text.length <= 2000)
+  const printed = findingsText('far: ', findings)
+  assert.equal(printed.split('\n').length, 4)
+  assert.doesNotMatch(printed, /[^\P{C}\n]/u)
 })
 
 test('words for a shell stay words', () => {

@@ -5,7 +5,12 @@
 import assert from 'node:assert/strict'
 import { PassThrough } from 'node:stream'
 import { test } from 'node:test'
-import { JOIN_LINE_BYTES_MAX, JOIN_NOISE_BYTES_MAX } from '../../../lib/core/limits.ts'
+import {
+  JOIN_LINE_BYTES_MAX,
+  JOIN_NOISE_BYTES_MAX,
+  JOIN_NOTES_MAX,
+  PEER_ADDRESSES_MAX,
+} from '../../../lib/core/limits.ts'
 import { inOrder, plainAddress } from '../../../lib/host/names.ts'
 import { parseQemuConf } from '../../../lib/host/qemu-conf.ts'
 import { parseSshdSettings, publicKeyText, sshdPort } from '../../../lib/host/sshd.ts'
@@ -98,6 +103,19 @@ test('lines: bounds, versions and forms', async () => {
   await assert.rejects(lines.next(20), /no answer within 20 ms/)
 })
 
+test('lines: the longest greeting and the longest answer, and more answers than are held at once, all come', async () => {
+  const stream = new PassThrough()
+  const lines = new JsonLines(stream, 'far')
+  stream.write(`${'x'.repeat(JOIN_NOISE_BYTES_MAX - 1)}\n`)
+  const answer = lineText({ text: 'x'.repeat(JOIN_LINE_BYTES_MAX - lineText({ text: '' }).length + 1) })
+  for (let count = 0; count < 5; count++) stream.write(answer)
+  await new Promise((resolve) => setTimeout(resolve, 20))
+  assert.ok(stream.readableLength > 0, 'more than is asked for is not taken in')
+  stream.end()
+  for (let count = 0; count < 5; count++) assert.equal((await lines.next(1000))?.['version'], 1)
+  assert.equal(await lines.next(1000), undefined)
+})
+
 test('targets: only user@host gets to ssh', () => {
   for (const text of ['root@hostb', 'hostb', 'a.b-c@192.0.2.7', 'root@2001:db8::7', 'x_y@h.example.org']) {
     assert.ok(isTarget(text), text)
@@ -147,6 +165,16 @@ test('addresses: of what names resolve to, those that the host has; the rest is 
   assert.deepEqual(inOrder(['::2', '1.1.1.1', '::2']), ['1.1.1.1', '::2'])
   assert.equal(plainAddress('::ffff:192.0.2.7'), '192.0.2.7')
   assert.equal(plainAddress('FE80:0::1%eth0'), 'fe80::1')
+})
+
+test('addresses: a host with many of them, and names without end, are a few addresses and a few lines', async () => {
+  const theirs = Array.from({ length: 40 }, (_value, at) => `10.0.0.${at}`)
+  const names = Array.from({ length: 40 }, (_value, at) => `name${at}`)
+  const found = await findAddresses({ what: 'b', where: 'a', names, theirs }, async () => [
+    ...theirs,
+    '192.0.2.1',
+  ])
+  assert.deepEqual([found.addresses.length, found.notes.length], [PEER_ADDRESSES_MAX, JOIN_NOTES_MAX])
 })
 
 test('sshd -T: keys that come once and several times', () => {

@@ -45,6 +45,11 @@ test('config: a peer is added at the end, and taken away again without a trace',
   }
 })
 
+test('config: a text with quotes and backslashes in it stays one text', () => {
+  const odd = { ...peer('a', 1), ssh: { ...peer('a', 1).ssh, key: '/etc/"x\\y"\u00e4' } }
+  assert.deepEqual(structuredClone(peersOf(withPeer('', odd))), [structuredClone(odd)])
+})
+
 test('config: a text without a last line end gets one', () => {
   assert.ok(withPeer('site = "ams"', peer('fra1', 1)).startsWith('site = "ams"\n\n[[peers]]\n'))
 })
@@ -74,6 +79,25 @@ test('config: a table in another form is replaced where it stands, and the table
   const removed = withoutPeer(text, 1)
   assert.deepEqual(structuredClone(peersOf(removed)), structuredClone([peer('a', 1), peer('c', 3)]))
   assert.ok(removed.startsWith(first) && removed.includes('# about old\n') && removed.endsWith(last), removed)
+})
+
+test('config: what swamd starts with can be changed: a byte order mark, and inline tables over several lines', () => {
+  for (const mark of ['', '\ufeff']) {
+    const text = `${mark}site = "ams"\n\n[[peers]]\nname = "a"\naddresses = ["192.0.2.1"]\nssh = {\n  hostKey = "${HOST_KEY}",\n}\n`
+    assert.deepEqual(checkConfigText(text, 'x'), [])
+    assert.equal(withoutPeer(text, 0), `${mark}site = "ams"\n`)
+    assert.equal(withoutPeer(withPeer(text, peer('b', 2)), 1), text)
+    assert.deepEqual(
+      structuredClone(peersOf(withPeerReplaced(text, 0, peer('a', 7)))),
+      structuredClone([peer('a', 7)]),
+    )
+    const wrong = checkConfigText(text.replace('hostKey', 'hostkey'), 'x')
+    assert.deepEqual(
+      wrong.map(({ line }) => line),
+      [6, 7],
+      'and what is wrong in it has its line',
+    )
+  }
 })
 
 test('config: peers that are no tables of their own are left to their owner', () => {
@@ -129,8 +153,34 @@ test('authorized_keys: what stands there instead is named, and replaced by one l
   }
 })
 
+test('authorized_keys: what sshd takes a key from is seen, however it is written', () => {
+  const base64 = HOST_KEY.split(' ')[1]!
+  const rsa = 'AAAAB3NzaC1yc2EAAAADAQABAAAAgQDDAAAA'
+  const cases: readonly [line: string, options: string, key: string][] = [
+    [`rsa-sha2-256 ${rsa} x`, '', `rsa-sha2-256 ${rsa}`],
+    [`${HOST_KEY}\0more`, '', HOST_KEY],
+    [`ssh-ed25519 ${base64.slice(0, 20)}\r${base64.slice(20)} x`, '', HOST_KEY],
+    [`${HOST_KEY}\r`, '', HOST_KEY],
+    [`a\\"b,c="d \\" e" \t${HOST_KEY}`, 'a\\"b,c="d \\" e"', HOST_KEY],
+  ]
+  for (const [line, options, key] of cases) {
+    assert.deepEqual(keyLines(line), [{ line: 0, options, key, peer: undefined }], JSON.stringify(line))
+  }
+  // The key of a peer under another name of its type, and with another end of its BASE64, is the same key.
+  const plan = planKey(`ssh-rsa ${rsa}\nrsa-sha2-512 ${rsa} x\n`, { ...WANTED, key: `ssh-rsa ${rsa}` })
+  assert.equal(plan.text, `${OPTIONS} ssh-rsa ${rsa} fra1\n`)
+  assert.match(
+    plan.differs.join('\n'),
+    /line 1: the same key with no restriction\n.*line 2: the same key with no/,
+  )
+  // Quotes that could be read in many ways took years.
+  assert.deepEqual(keyLines(`"${'\\"'.repeat(1000)} x`), [])
+})
+
 test('authorized_keys: a commented line is none, and a socket with odd characters cannot stand there', () => {
-  assert.deepEqual(keyLines(`# ${OPTIONS} ${HOST_KEY}\n`), [])
+  for (const text of [`# ${OPTIONS} ${HOST_KEY}`, `# ${HOST_KEY}`, `#${HOST_KEY}`, ` \t# ${HOST_KEY}`]) {
+    assert.deepEqual(keyLines(`${text}\n`), [], text)
+  }
   for (const socket of ['/run/a b', '/run/$(id)', '/run/"x', "/run/'x", '/run/`x`']) {
     assert.throws(() => planKey('', { ...WANTED, socket }), /cannot stand in authorized_keys/)
   }
