@@ -10,9 +10,15 @@ import { random } from '../../random.ts'
 const coverage = new Coverage((url) => url === import.meta.url)
 after(() => coverage.close())
 
-function fuzzer(run: FuzzTarget['run'], seed: Buffer, more: Partial<FuzzTarget> = {}): TargetFuzzer {
+function fuzzer(
+  run: FuzzTarget['run'],
+  seed: Buffer,
+  more: Partial<FuzzTarget> = {},
+  memory?: { rss: number; live: number },
+): TargetFuzzer {
   const target = { name: 'planted', inputBytesMax: 64, allocationBytesMax: 4096, run, ...more }
-  return new TargetFuzzer(target, [seed], { random: random(1), coverage, trace: new Trace(undefined) })
+  const parts = { random: random(1), coverage, trace: new Trace(undefined), ...(memory && { memory }) }
+  return new TargetFuzzer(target, [seed], parts)
 }
 
 /** Four comparisons one behind the other: by chance alone that takes 2^32 inputs. */
@@ -63,4 +69,23 @@ test('a promise that rejects', async () => {
     if (input.length > 10) throw new TypeError('planted')
   }
   await assert.rejects(fuzzer(run, Buffer.alloc(10)).run(30_000), /TypeError: planted/)
+})
+
+test('what grows and lives is found; garbage that was not collected yet is not', async () => {
+  const mib = 1 << 20
+  const memory = { rss: 1, live: 256 * mib }
+  const kept: Buffer[] = []
+  const waste = (): Buffer => Buffer.alloc(mib, 1)
+  const more = { allocationBytesMax: mib }
+  const seed = Buffer.alloc(10)
+  for (let turn = 0; turn < 4; turn++) await fuzzer(() => void waste(), seed, more, memory).run(100)
+  const leak = (): void => {
+    kept.push(waste())
+    if (kept.length > 1024) throw new Error('it was not noticed')
+  }
+  const leaking = fuzzer(leak, seed, more, memory)
+  await assert.rejects(async () => {
+    for (;;) await leaking.run(20)
+  }, /\d+ bytes live after a collection/)
+  kept.length = 0
 })
