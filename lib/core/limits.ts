@@ -200,6 +200,8 @@ export const CONTROL_EXTRA_BYTES: number = 4 * MIB
 export const CONTROL_EXTRA_FRAMES: number = 1024
 /** Control frames that wait in a bundle because the far end does not read: it asked for them, and is let go. */
 export const CONTROL_QUEUE_BYTES_MAX: number = 16 * MIB
+/** The same in frames: a small one that waits takes 300 bytes. Reports are gathered, so a break of the link leaves hundreds. */
+export const CONTROL_QUEUE_FRAMES_MAX: number = 65_536
 /** What waits in one channel for a far end that does not read: no honest one lets it come to this. */
 export const CHANNEL_BACKLOG_BYTES_MAX: number = IN_FLIGHT_BYTES_MAX + 2 * CONTROL_EXTRA_BYTES
 /** The same in frames: a PONG of 18 bytes that waits takes 300. Eight times what may be in flight, for acknowledgements. */
@@ -516,7 +518,7 @@ export const NBD_REQUESTS_MAX: number = 256
 export const NBD_IN_FLIGHT_BYTES_MAX: number = 2 * NBD_PAYLOAD_BYTES_MAX
 /** Server: extents of one BLOCK_STATUS reply (512 KiB); a client asks again for the rest. */
 export const NBD_REPLY_EXTENTS_MAX: number = 65_536
-/** Server: waiting for the client, all in all, until it has chosen an export. QEMU takes a few round trips on loopback. */
+/** Waiting for QEMU, as client or as the new QEMU's server, all in all, until an export is chosen: a few round trips on loopback. */
 export const NBD_HANDSHAKE_MS: number = 15_000
 /** Client: requests that are sent and not answered; more wait here. What QEMU's server takes from one connection at once. */
 export const NBD_CLIENT_REQUESTS_MAX: number = 256

@@ -18,6 +18,7 @@ import {
   CONTROL_EXTRA_BYTES,
   CONTROL_EXTRA_FRAMES,
   CONTROL_QUEUE_BYTES_MAX,
+  CONTROL_QUEUE_FRAMES_MAX,
   FRAME_PAYLOAD_BYTES_MAX,
   IN_FLIGHT_BYTES_MAX,
   IN_FLIGHT_FRAMES_MAX,
@@ -251,8 +252,9 @@ export class Bundle {
       this.#put(type, cls, payload)
       return SENT
     }
-    if (this.#queue.controlBytes > CONTROL_QUEUE_BYTES_MAX) {
-      const text = `${this.#queue.controlBytes} bytes of answers wait for a far end that does not read them`
+    const { controlBytes, controlCount } = this.#queue
+    if (controlBytes > CONTROL_QUEUE_BYTES_MAX || controlCount > CONTROL_QUEUE_FRAMES_MAX) {
+      const text = `${controlBytes} bytes in ${controlCount} frames of answers wait for a far end that does not read them`
       this.#abort(new ProtocolError(`${this.#name}: ${text}`))
       return Promise.reject(new LostError(`send to ${this.#name}: ${text}`))
     }

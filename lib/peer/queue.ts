@@ -14,6 +14,7 @@ export class SendQueue {
   readonly #lanes = FRAME_CLASSES.map(() => ({ frames: [] as QueuedFrame[], head: 0 }))
   #bytes = 0
   #controlBytes = 0
+  #controlCount = 0
   #count = 0
 
   get bytes(): number {
@@ -25,6 +26,10 @@ export class SendQueue {
     return this.#controlBytes
   }
 
+  get controlCount(): number {
+    return this.#controlCount
+  }
+
   get count(): number {
     return this.#count
   }
@@ -32,7 +37,10 @@ export class SendQueue {
   push(frame: QueuedFrame): void {
     this.#lanes[frame.cls]!.frames.push(frame)
     this.#bytes += frame.bytes
-    if (frame.cls === FRAME_CONTROL) this.#controlBytes += frame.bytes
+    if (frame.cls === FRAME_CONTROL) {
+      this.#controlBytes += frame.bytes
+      this.#controlCount += 1
+    }
     this.#count += 1
   }
 
@@ -54,7 +62,10 @@ export class SendQueue {
         lane.head = 0
       }
       this.#bytes -= frame.bytes
-      if (frame.cls === FRAME_CONTROL) this.#controlBytes -= frame.bytes
+      if (frame.cls === FRAME_CONTROL) {
+        this.#controlBytes -= frame.bytes
+        this.#controlCount -= 1
+      }
       this.#count -= 1
       return frame
     }

@@ -15,6 +15,7 @@ import { type Clock, systemClock } from '../../lib/core/clock.ts'
 import { errorText, LostError, ProtocolError, RefusedError, TimeoutError } from '../../lib/core/errors.ts'
 import {
   MIGRATION_DISKS_MAX,
+  NBD_HANDSHAKE_MS,
   QEMU_CONNECT_MS,
   SESSION_ENTRIES_MAX,
   START_ABSENT_ASKS_MAX,
@@ -326,14 +327,7 @@ export class IncomingMigration {
   async #nbd(port: number, socket: Socket): Promise<boolean> {
     let exports: ExportInfo[]
     try {
-      const negotiation = await negotiateNbd(socket)
-      const names = await negotiation.list()
-      exports = []
-      for (const name of names.slice(0, MIGRATION_DISKS_MAX)) {
-        const { size, blockSizes } = await negotiation.info(name)
-        exports.push({ name, size, blockSizes })
-      }
-      await negotiation.abort()
+      exports = await inTime(socket, this.#clock, () => exportsOf(socket))
     } catch (error) {
       const text = errorText(error)
       const reason = /TLS/i.test(text)
@@ -383,8 +377,10 @@ export class IncomingMigration {
   async #open(disk: number, epoch: number, port: number, exportName: string): Promise<void> {
     const socket = this.#connect(port)
     await connected(socket, port, this.#clock)
-    const negotiation = await negotiateNbd(socket)
-    const device = await negotiation.go(exportName)
+    const device = await inTime(socket, this.#clock, async () => {
+      const negotiation = await negotiateNbd(socket)
+      return await negotiation.go(exportName)
+    })
     const account = new DiskAccount(this.#options.targetOf(exportName), device.size)
     const except = new Set(this.#options.targets.map(resolved))
     const receiver = new DiskReceiver({
@@ -458,6 +454,40 @@ function resolved(path: string): string {
     return realpathSync(path)
   } catch {
     return path
+  }
+}
+
+async function exportsOf(socket: Socket): Promise<ExportInfo[]> {
+  const negotiation = await negotiateNbd(socket)
+  const names = await negotiation.list()
+  const exports: ExportInfo[] = []
+  for (const name of names.slice(0, MIGRATION_DISKS_MAX)) {
+    const { size, blockSizes } = await negotiation.info(name)
+    exports.push({ name, size, blockSizes })
+  }
+  await negotiation.abort()
+  return exports
+}
+
+/** A new QEMU that greets and then says nothing must not hold a disk, and who waits for it, for ever. */
+async function inTime<Result>(
+  socket: Socket,
+  clock: Clock,
+  handshake: () => Promise<Result>,
+): Promise<Result> {
+  let late = false
+  const cancel = clock.after(NBD_HANDSHAKE_MS, () => {
+    late = true
+    socket.destroy()
+  })
+  try {
+    return await handshake()
+  } catch (error) {
+    if (!late) throw error
+    const text = `NBD handshake with the new QEMU: not done in ${NBD_HANDSHAKE_MS} ms`
+    throw new TimeoutError(text, { cause: error })
+  } finally {
+    cancel()
   }
 }
 

@@ -261,6 +261,16 @@ test('hostile: a far end that asks and does not take the answers is let go', asy
   assert.ok(count < 60, `${count} MiB were taken`)
 })
 
+test('hostile: one that takes no small answers is let go for their number', async () => {
+  const { bundle } = bareBundle(1)
+  let count = 0
+  while (!bundle.ended && count < 1_000_000) {
+    void bundle.send(16, [], FRAME_CONTROL).catch(() => undefined)
+    count++
+  }
+  assert.match((await bundle.closed)?.message ?? '', /in 65537 frames of answers wait for a far end/)
+})
+
 test('silence is a loss', async () => {
   const { bundle } = bareBundle(1, { pingIntervalMs: 20, silenceMs: 80 })
   const held = setTimeout(() => undefined, 10_000)

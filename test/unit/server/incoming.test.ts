@@ -12,6 +12,7 @@ import { ImageStock } from '../../../lib/catalog/stock.ts'
 import { ByteBudget } from '../../../lib/core/byte-budget.ts'
 import { ManualClock } from '../../../lib/core/clock.ts'
 import {
+  NBD_HANDSHAKE_MS,
   QEMU_CONNECT_MS,
   START_ABSENT_ASKS_MAX,
   START_ASK_MS,
@@ -218,4 +219,41 @@ test('a disk whose holes are not told in time is opened all the same; foreign po
   await open(2, port, 'other')
   await until('the answer', () => opened.length === 3)
   assert.notEqual(opened[2]!.errno, 0)
+})
+
+test('a new QEMU that greets and then says nothing holds no stream and no disk beyond its time', async (context) => {
+  const { migration, clock, lines, calls, stream, disk, ended } = await start(context, async () => 'running')
+  let connections = 0
+  const server = createServer((socket) => {
+    connections++
+    socket.on('error', () => undefined)
+    // NBDMAGIC, IHAVEOPT, fixed newstyle; then it hangs.
+    socket.write(Buffer.from('NBDMAGICIHAVEOPT\0\u0003', 'latin1'))
+  }).listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  context.after(() => server.close())
+  const { port } = server.address() as AddressInfo
+  await migration.started([{ address: '127.0.0.1', port }], '')
+  stream(port)
+  const answers: string[] = []
+  const link = new DiskLink(disk)
+  link.register(0, {
+    onMessage: (message) => {
+      if (message.type === 'opened') answers.push(message.text)
+    },
+    onLost: () => undefined,
+  })
+  await link.send({ type: 'open', disk: 0, epoch: 7, port, exportName: 'drive' }, 0)
+  await until('both to be connected', () => connections === 2)
+  await sleep(100)
+  clock.advance(NBD_HANDSHAKE_MS - 1)
+  await sleep(50)
+  assert.deepEqual([answers, calls.includes('opaque')], [[], false])
+  await until('the disk to be refused, and the stream to be passed through', () => {
+    clock.advance(1)
+    return answers.length === 1 && calls.includes('opaque')
+  })
+  assert.match(answers[0]!, /NBD handshake with the new QEMU: not done in 15000 ms/)
+  assert.match(lines.join(''), /an NBD server that does not speak with us: passed through/)
+  assert.equal(ended(), false)
 })
