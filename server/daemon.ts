@@ -99,7 +99,10 @@ export class Daemon {
     this.#stock = new ImageStock({
       indexBytesMax: config.limits.indexMiB * MIB,
       imagesMax: SHARED_IMAGES_MAX,
+      catalog: join(config.stateDir, 'catalog'),
       onProblem: (text) => log.warn({}, text),
+      onIndexed: ({ path, mapped, stale, progress }) =>
+        log.info({ path, mapped, stale, chunks: progress.chunks }, 'an image of this host is known'),
     })
     this.#anchor = new NatAnchor({
       table: `swam_hold_${process.pid}`,

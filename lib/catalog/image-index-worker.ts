@@ -11,6 +11,7 @@ import { Chunker } from '../chunk/chunker.ts'
 import { errorText } from '../core/errors.ts'
 import { ChunkIndex, type SharedChunkIndex } from './chunk-index.ts'
 import { type ImageIdentity, ImageSource } from './image-files.ts'
+import { ImageMap, ImageMapWriter } from './image-map.ts'
 import { scanImage } from './image-scan.ts'
 
 export type IndexRequest =
@@ -34,13 +35,24 @@ export type IndexReply =
       readonly identity: ImageIdentity
       readonly progress: IndexProgress
       readonly stale: boolean
+      /** From its map: nothing of the image was read. */
+      readonly mapped: boolean
+      /** Why its map could not be used, or not be written. */
+      readonly problem: string | undefined
     }
   | { readonly type: 'failed'; readonly id: number; readonly message: string }
+
+export interface IndexWorkerData {
+  readonly shared: SharedChunkIndex
+  /** Where maps lie; without it every image is scanned. */
+  readonly catalog: string | undefined
+}
 
 if (parentPort === null) throw new Error('image-index-worker.ts runs as a worker thread only')
 
 const port = parentPort
-const index = ChunkIndex.attach(workerData as SharedChunkIndex)
+const { shared, catalog } = workerData as IndexWorkerData
+const index = ChunkIndex.attach(shared)
 const chunker = new Chunker()
 const aborts = new Map<number, AbortController>()
 let tail: Promise<void> = Promise.resolve()
@@ -55,22 +67,102 @@ function reply(message: IndexReply): void {
 async function indexImage(id: number, path: string, imageNumber: number, signal: AbortSignal): Promise<void> {
   signal.throwIfAborted()
   await using source = await ImageSource.open(path)
-  const bytesTotal = source.identity.size
+  const { identity } = source
+  const bytesTotal = identity.size
+  let problem: string | undefined
+  try {
+    const progress = await insertMapped(path, identity, imageNumber, signal)
+    if (progress !== undefined) {
+      reply({ type: 'progress', id, progress })
+      reply({ type: 'done', id, identity, progress, stale: false, mapped: true, problem })
+      return
+    }
+  } catch (error) {
+    signal.throwIfAborted()
+    problem = errorText(error)
+  }
   let progress: IndexProgress = { bytesDone: 0, bytesTotal, zeroBytes: 0, chunks: 0, inserted: 0 }
   let chunks = 0
   let inserted = 0
-  await scanImage(source, chunker, {
-    signal,
-    onChunk: (offset, length, digests, digestOffset) => {
-      chunks++
-      if (index.insert(digests, digestOffset, { image: imageNumber, offset, length })) inserted++
-    },
-    onProgress: (bytesDone, zeroBytes) => {
-      progress = { bytesDone, bytesTotal, zeroBytes, chunks, inserted }
-      reply({ type: 'progress', id, progress })
-    },
-  })
-  reply({ type: 'done', id, identity: source.identity, progress, stale: await source.isStale() })
+  const map = new MapKeeper(path, identity)
+  try {
+    await scanImage(source, chunker, {
+      signal,
+      onChunk: (offset, length, digests, digestOffset) => {
+        chunks++
+        if (index.insert(digests, digestOffset, { image: imageNumber, offset, length })) inserted++
+        map.add(digests, digestOffset, offset, length)
+      },
+      onProgress: (bytesDone, zeroBytes) => {
+        progress = { bytesDone, bytesTotal, zeroBytes, chunks, inserted }
+        reply({ type: 'progress', id, progress })
+      },
+    })
+    const stale = await source.isStale()
+    // Of an image that is written to there would be another one each time.
+    if (!stale) map.finish()
+    problem ??= map.problem
+    reply({ type: 'done', id, identity, progress, stale, mapped: false, problem })
+  } finally {
+    map.abort()
+  }
+}
+
+/** What its map says of the image; nothing when there is none. @throws RefusedError, or what reading it throws */
+async function insertMapped(
+  path: string,
+  identity: ImageIdentity,
+  image: number,
+  signal: AbortSignal,
+): Promise<IndexProgress | undefined> {
+  if (catalog === undefined) return undefined
+  using map = ImageMap.open(catalog, path, identity)
+  if (map === undefined) return undefined
+  let inserted = 0
+  let dataBytes = 0
+  for (const piece of map.pieces()) {
+    signal.throwIfAborted()
+    for (const { key, offset, length } of piece) {
+      if (index.insert(key, 0, { image, offset, length })) inserted++
+      dataBytes += length
+    }
+    await new Promise((resolve) => setImmediate(resolve))
+  }
+  const { size } = identity
+  return { bytesDone: size, bytesTotal: size, zeroBytes: size - dataBytes, chunks: map.count, inserted }
+}
+
+/** A map that cannot be written (a full disk) is a pity, and no reason not to know the image now. */
+class MapKeeper {
+  problem: string | undefined
+  #writer: ImageMapWriter | undefined
+
+  constructor(path: string, identity: ImageIdentity) {
+    if (catalog !== undefined) this.#try(() => (this.#writer = new ImageMapWriter(catalog, path, identity)))
+  }
+
+  add(digests: Uint8Array, digestOffset: number, offset: number, length: number): void {
+    this.#try(() => this.#writer?.add(digests, digestOffset, offset, length))
+  }
+
+  finish(): void {
+    this.#try(() => this.#writer?.finish())
+  }
+
+  abort(): void {
+    this.#writer?.abort()
+  }
+
+  #try(work: () => unknown): void {
+    if (this.problem !== undefined) return
+    try {
+      work()
+    } catch (error) {
+      this.problem = errorText(error)
+      this.#writer?.abort()
+      this.#writer = undefined
+    }
+  }
 }
 
 port.on('message', (request: IndexRequest) => {

@@ -1,5 +1,6 @@
 /**
- * Fills a ChunkIndex from image files, on a worker thread of low priority, while lookups already use what is there.
+ * Fills a ChunkIndex from image files, or from their maps where these are good, on a worker thread of low priority, while
+ * lookups already use what is there.
  * Images are scanned one after the other, in the order of the calls. The result says what the file was when the scan
  * began (its identity); a file that is written to meanwhile costs hits, never correctness: every hit is verified.
  */
@@ -8,7 +9,7 @@ import { errorText, LostError, RefusedError } from '../core/errors.ts'
 import { IMAGE_NUMBER_MAX } from '../core/limits.ts'
 import type { ChunkIndex } from './chunk-index.ts'
 import type { ImageIdentity } from './image-files.ts'
-import type { IndexProgress, IndexReply, IndexRequest } from './image-index-worker.ts'
+import type { IndexProgress, IndexReply, IndexRequest, IndexWorkerData } from './image-index-worker.ts'
 
 export type { IndexProgress } from './image-index-worker.ts'
 
@@ -19,6 +20,10 @@ export interface IndexedImage {
   readonly progress: IndexProgress
   /** The file was written to while it was scanned. */
   readonly stale: boolean
+  /** From its map: nothing of the image was read. */
+  readonly mapped: boolean
+  /** Why its map could not be used, or not be written; the image is indexed all the same. */
+  readonly problem: string | undefined
 }
 
 export interface IndexImageOptions {
@@ -41,11 +46,15 @@ export class ImageIndexer {
   #failure: Error | undefined
   #closing: Promise<void> | undefined
 
-  /** The indexer is the only writer of `index`. */
-  constructor(options: { readonly index: ChunkIndex }) {
+  /**
+   * The indexer is the only writer of `index`, and of the maps in `catalog`: a directory that it makes when it is needed.
+   * Without one every image is scanned.
+   */
+  constructor(options: { readonly index: ChunkIndex; readonly catalog?: string }) {
+    const workerData: IndexWorkerData = { shared: options.index.shared, catalog: options.catalog }
     this.#worker = new Worker(new URL('./image-index-worker.ts', import.meta.url), {
       name: 'swam-image-index',
-      workerData: options.index.shared,
+      workerData,
     })
     // Only work keeps the process alive.
     this.#worker.unref()
@@ -138,8 +147,8 @@ export class ImageIndexer {
       job.reject(new RefusedError(`index image ${path}: ${reply.message}`))
       return
     }
-    const { identity, progress, stale } = reply
-    job.resolve({ path, imageNumber, identity, progress, stale })
+    const { identity, progress, stale, mapped, problem } = reply
+    job.resolve({ path, imageNumber, identity, progress, stale, mapped, problem })
   }
 
   #fail(error: Error): void {

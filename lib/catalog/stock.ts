@@ -5,13 +5,14 @@
  * a new number, and entries of the old one only cost a failed verification. Files are open only while somebody may read
  * them (`rest`): an image that is deleted meanwhile must not keep its blocks on the disk because we hold it.
  *
- * Deliberately not here: qcow2, files on disk (the catalog of a later issue), and any trust in what is found.
+ * Deliberately not here: qcow2, 4 KiB blocks, and any trust in what is found.
  */
 import { errorText } from '../core/errors.ts'
 import { IMAGE_NUMBER_MAX } from '../core/limits.ts'
 import { ChunkIndex } from './chunk-index.ts'
 import { type ImageFile, type ImageIdentity, ImageSource, listImages, sameIdentity } from './image-files.ts'
-import { ImageIndexer } from './image-index.ts'
+import { ImageIndexer, type IndexedImage } from './image-index.ts'
+import { dropMaps } from './image-map.ts'
 
 export interface StockImage {
   readonly number: number
@@ -31,9 +32,13 @@ export interface StockOptions {
   readonly indexBytesMax: number
   /** Images that are kept open at once. */
   readonly imagesMax: number
+  /** Where maps of what was found lie (image-map.ts); without it every image is scanned again by the next daemon. */
+  readonly catalog?: string
   /** Numbers of images in one index; tests have fewer. */
   readonly numbersMax?: number
   readonly onProblem?: (text: string) => void
+  /** An image is known, from its map or from a scan. */
+  readonly onIndexed?: (image: IndexedImage) => void
 }
 
 export class ImageStock {
@@ -50,7 +55,12 @@ export class ImageStock {
   constructor(options: StockOptions) {
     this.#options = options
     this.#index = ChunkIndex.create({ bytesMax: options.indexBytesMax })
-    this.#indexer = new ImageIndexer({ index: this.#index })
+    this.#indexer = this.#newIndexer()
+  }
+
+  #newIndexer(): ImageIndexer {
+    const { catalog } = this.#options
+    return new ImageIndexer({ index: this.#index, ...(catalog === undefined ? {} : { catalog }) })
   }
 
   get #numbersMax(): number {
@@ -95,6 +105,11 @@ export class ImageStock {
     if (this.#nextNumber + Math.min(files.length, this.#options.imagesMax) > this.#numbersMax)
       await this.#beginAnew()
     if (this.#closed) return
+    if (this.#options.catalog !== undefined)
+      dropMaps(
+        this.#options.catalog,
+        files.map(({ path }) => path),
+      )
     const kept = new Set<number>()
     for (const file of files.slice(0, this.#options.imagesMax)) {
       if (except.has(file.path)) continue
@@ -173,7 +188,7 @@ export class ImageStock {
     for (const image of images) await image.source.close()
     if (this.#closed) return
     this.#index = ChunkIndex.create({ bytesMax: this.#options.indexBytesMax })
-    this.#indexer = new ImageIndexer({ index: this.#index })
+    this.#indexer = this.#newIndexer()
     this.#nextNumber = 0
   }
 
@@ -187,6 +202,10 @@ export class ImageStock {
       this.#scanning.set(number, abort)
       void this.#indexer
         .indexImage(file.path, number, { signal: abort.signal })
+        .then((image) => {
+          if (image.problem !== undefined) this.#options.onProblem?.(`map of ${file.path}: ${image.problem}`)
+          this.#options.onIndexed?.(image)
+        })
         .catch((error: unknown) => {
           if (!abort.signal.aborted && !this.#closed) {
             this.#options.onProblem?.(`index ${file.path}: ${errorText(error)}`)

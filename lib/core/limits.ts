@@ -476,6 +476,8 @@ export const GUESS_IMAGES_MAX: number = 4
 
 /** Images that are known at once, over all shared directories. */
 export const SHARED_IMAGES_MAX: number = 256
+/** Chunks of an image's map that are read or written at once: 17 bytes each in the file, an object each while they are inserted. */
+export const MAP_PIECE_CHUNKS_MAX: number = 8_192
 /** Numbers of images in the index, which are never given twice: 16 bits of an entry; when they are used up the index is made anew. */
 export const IMAGE_NUMBER_MAX: number = 0xffff
 /** Places of one digest that are kept: content that lies everywhere needs no more places to read it from. */

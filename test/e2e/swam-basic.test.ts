@@ -128,6 +128,22 @@ test('out, back, and out again to a copy', { timeout: 600_000 }, async (t) => {
     await lab.host('hostb').virsh('destroy', guest.name)
   })
 
+  const knownAtHostb = (): string[] =>
+    lab
+      .host('hostb')
+      .swamdLog()
+      .split('\n')
+      .filter(
+        (line) => line.includes('"path":"/var/lib/libvirt/images/base.raw"') && line.includes('is known'),
+      )
+
+  await t.test('what was found of an image is kept for the next daemon', async () => {
+    await until('the scan', 60_000, () => (knownAtHostb().length > 0 ? true : undefined))
+    assert.match(knownAtHostb()[0]!, /"mapped":false,"stale":false/)
+    for (const host of lab.hosts()) await host.stopSwamd()
+    await startBoth(lab)
+  })
+
   await t.test('a qcow2 guest out and back', async () => {
     const other = lab.tinyGuest({ ...SMALL, name: 'cow', format: 'qcow2', write: QUIET })
     await other.create('hosta')
@@ -148,6 +164,9 @@ test('out, back, and out again to a copy', { timeout: 600_000 }, async (t) => {
       if (to === 'hosta') assert.ok(vda.bySource.literal < 4 * MIB, JSON.stringify(vda))
       await resume(lab, other, to)
     }
+    await until('the image to be taken from its map', 30_000, () =>
+      knownAtHostb().at(-1)?.includes('"mapped":true') === true ? true : undefined,
+    )
   })
 
   await t.test('what a guest stores in its memory on the way is there at the end of it', async () => {

@@ -6,6 +6,7 @@ import { doctorReport, hostSettings, peerAbout } from './targets/doctor.ts'
 import { diskReceiver } from './targets/engine-receiver.ts'
 import { diskSender } from './targets/engine-sender.ts'
 import { config, domainXml, history, procTables, running, toolOutput } from './targets/host.ts'
+import { imageMap } from './targets/image-map.ts'
 import { authorizedKeys, configText, joinFacts, joinLines } from './targets/join.ts'
 import { linkTest } from './targets/link-test.ts'
 import { peerListener } from './targets/listener.ts'
@@ -17,7 +18,7 @@ export const GROUPS: Readonly<Record<string, readonly FuzzTarget[]>> = {
   'nbd-server': [nbdOptions, nbdRequests, nbdServe, configText, authorizedKeys, hostSettings],
   'nbd-client': [nbdGreeting, nbdReplies, nbdDial, joinFacts, doctorReport, running],
   'peer-frames': [peerHello, peerFrames, diskMessages, streamBlocks, joinLines, peerAbout],
-  texts: [domainXml, config, history, procTables, toolOutput, params],
+  texts: [domainXml, config, history, procTables, toolOutput, params, imageMap],
   engine: [diskReceiver, diskSender],
   sockets: [bundleTarget, peerListener, controlRequest, controlAnswer, linkTest],
 }

@@ -4,11 +4,15 @@
  * Domain XML, tables of /proc and output of virsh, ss and nft were captured in the lab (libvirt 9.0 and 11.3) and are only
  * in the tree, as is what sshd -T and getent print and qemu.conf has: this program leaves them alone, as it does what stands in the folders `regressions`.
  */
+import { createHash } from 'node:crypto'
 import { once } from 'node:events'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { readFile, truncate, writeFile } from 'node:fs/promises'
 import { connect, createServer } from 'node:net'
+import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 import { MemoryDevice } from '../../lib/block/memory.ts'
+import { ImageMapWriter, mapPath } from '../../lib/catalog/image-map.ts'
 import { negotiateNbd } from '../../lib/nbd/client.ts'
 import { encodeOption } from '../../lib/nbd/protocol/handshake.ts'
 import { emptyBySource, type MigrationReport } from '../../server/report.ts'
@@ -16,6 +20,7 @@ import { dial, inFolder, run, serving, withServer } from '../interop/nbd-peers.t
 import { random } from '../random.ts'
 import { corpusOf, saveSeed } from './corpus.ts'
 import { GROUPS } from './groups.ts'
+import { MAPPED, MAPPED_PATH } from './targets/image-map.ts'
 import { dialRequests } from './targets/nbd-client.ts'
 
 const GENERATED = 12
@@ -306,8 +311,29 @@ function joining(): void {
   )
 }
 
+/** Maps of images as the scan writes them. */
+function maps(): void {
+  const directory = mkdtempSync(join(tmpdir(), 'swam-corpus-'))
+  try {
+    for (const [name, count] of [
+      ['empty', 0],
+      ['one', 1],
+      ['some', 40],
+    ] as const) {
+      const writer = new ImageMapWriter(directory, MAPPED_PATH, MAPPED)
+      for (let chunk = 0; chunk < count; chunk++)
+        writer.add(createHash('sha256').update(`${chunk}`).digest(), 0, chunk * 300 * 1024, 65_536 + chunk)
+      writer.finish()
+      save('image-map', name, readFileSync(mapPath(directory, MAPPED_PATH)))
+    }
+  } finally {
+    rmSync(directory, { recursive: true })
+  }
+}
+
 await clients()
 await servers()
 generated()
 await texts()
 joining()
+maps()

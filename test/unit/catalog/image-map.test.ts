@@ -1,0 +1,288 @@
+/** Maps of images on disk: what was found is found again without reading the image; what is wrong with one costs a scan. */
+import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { type TestContext, test } from 'node:test'
+import { ChunkIndex } from '../../../lib/catalog/chunk-index.ts'
+import { type ImageIdentity, ImageSource } from '../../../lib/catalog/image-files.ts'
+import { ImageIndexer, type IndexedImage } from '../../../lib/catalog/image-index.ts'
+import { dropMaps, ImageMap, ImageMapWriter, mapPath } from '../../../lib/catalog/image-map.ts'
+import { ImageStock } from '../../../lib/catalog/stock.ts'
+import { RefusedError } from '../../../lib/core/errors.ts'
+import { MAP_PIECE_CHUNKS_MAX } from '../../../lib/core/limits.ts'
+import { GIB, KIB, MIB } from '../../../lib/core/units.ts'
+import { patchyBytes } from '../chunk/samples.ts'
+
+const IDENTITY: ImageIdentity = { dev: 66n, ino: 2n ** 63n + 5n, size: 16 * GIB, mtimeNs: -7n }
+const PATH = '/images/a\u00e4.raw'
+
+function folder(context: TestContext): string {
+  const directory = mkdtempSync(join(tmpdir(), 'swam-map-'))
+  context.after(() => rmSync(directory, { recursive: true, force: true }))
+  return directory
+}
+
+interface Entry {
+  readonly key: string
+  readonly offset: number
+  readonly length: number
+}
+
+function write(directory: string, count: number): Entry[] {
+  const writer = new ImageMapWriter(directory, PATH, IDENTITY)
+  const entries = Array.from({ length: count }, (_, index) => {
+    const digest = randomBytes(32)
+    const entry = {
+      key: digest.toString('hex', 0, 8),
+      offset: index * 256 * KIB,
+      length: 1 + (index % (256 * KIB)),
+    }
+    writer.add(Buffer.concat([Buffer.alloc(32), digest]), 32, entry.offset, entry.length)
+    return entry
+  })
+  assert.equal(existsSync(mapPath(directory, PATH)), false, 'nothing is there before it is whole')
+  writer.finish()
+  writer.abort()
+  return entries
+}
+
+function read(directory: string, identity = IDENTITY, path = PATH): Entry[] | undefined {
+  using map = ImageMap.open(directory, path, identity)
+  if (map === undefined) return undefined
+  const entries = [...map.pieces()].flatMap((piece) => {
+    assert.ok(piece.length <= MAP_PIECE_CHUNKS_MAX)
+    return piece.map(({ key, offset, length }) => ({ key: key.toString('hex'), offset, length }))
+  })
+  assert.equal(entries.length, map.count)
+  return entries
+}
+
+for (const count of [0, 1, MAP_PIECE_CHUNKS_MAX, 3 * MAP_PIECE_CHUNKS_MAX + 1]) {
+  test(`what is written is read: ${count} chunks`, (context) => {
+    const directory = join(folder(context), 'catalog')
+    assert.equal(read(directory), undefined, 'there is none yet')
+    const entries = write(directory, count)
+    assert.deepEqual(read(directory), entries)
+    assert.deepEqual(readdirSync(directory), [mapPath('', PATH)])
+    assert.equal(statSync(mapPath(directory, PATH)).mode & 0o777, 0o600)
+    assert.equal(statSync(directory).mode & 0o777, 0o700)
+    const bytes = statSync(mapPath(directory, PATH)).size
+    assert.ok(bytes <= 17 * count + 200, `${bytes} bytes for ${count} chunks`)
+  })
+}
+
+test('the map of another image, or of what this one was, is none', (context) => {
+  const directory = folder(context)
+  write(directory, 3)
+  for (const other of [{ dev: 67n }, { ino: 5n }, { size: 17 * GIB }, { mtimeNs: 7n }])
+    assert.equal(read(directory, { ...IDENTITY, ...other }), undefined, JSON.stringify(Object.keys(other)))
+  assert.equal(read(directory, IDENTITY, '/images/b.raw'), undefined)
+  assert.equal(read(directory)?.length, 3)
+})
+
+test('one that is torn anywhere, or has any byte changed, is refused, and the next one takes its place', (context) => {
+  const directory = folder(context)
+  const entries = write(directory, 5)
+  const place = mapPath(directory, PATH)
+  const whole = readFileSync(place)
+  for (let at = 0; at < whole.length; at++) {
+    writeFileSync(place, whole)
+    truncateSync(place, at)
+    assert.throws(() => read(directory), RefusedError, `cut off at ${at}`)
+    const changed = Buffer.from(whole)
+    changed[at]! ^= 1 << (at % 8)
+    writeFileSync(place, changed)
+    // A changed identity or path is another image's; nothing of it is believed either.
+    assert.deepEqual(
+      outcomeOf(() => read(directory)),
+      'none',
+      `byte ${at} changed`,
+    )
+  }
+  writeFileSync(place, Buffer.concat([whole, Buffer.alloc(17)]))
+  assert.throws(() => read(directory), RefusedError)
+  rmSync(place)
+  writeFileSync(`${place}.new`, whole.subarray(0, 100))
+  assert.deepEqual(write(directory, 5).length, entries.length)
+  assert.equal(existsSync(`${place}.new`), false)
+})
+
+function outcomeOf(work: () => unknown): string {
+  try {
+    return work() === undefined ? 'none' : 'believed'
+  } catch (error) {
+    assert.ok(error instanceof RefusedError, String(error))
+    return 'none'
+  }
+}
+
+test('chunks that lie beyond the image, overlap, or are none are refused, however well they are signed', (context) => {
+  const directory = folder(context)
+  const signed = (entries: readonly (readonly [offset: number, length: number])[], size: number): void => {
+    const identity = { ...IDENTITY, size }
+    const writer = new ImageMapWriter(directory, PATH, identity)
+    for (const [offset, length] of entries) writer.add(randomBytes(32), 0, offset, length)
+    writer.finish()
+    assert.throws(() => read(directory, identity), RefusedError, JSON.stringify(entries))
+  }
+  signed([[MIB - 4096, 4097]], MIB)
+  signed([[2 ** 47, 4096]], MIB)
+  signed([[0, 0]], MIB)
+  signed([[0, 256 * KIB + 1]], MIB)
+  signed(
+    [
+      [0, 4096],
+      [4095, 4096],
+    ],
+    MIB,
+  )
+  signed(
+    [
+      [8192, 4096],
+      [0, 4096],
+    ],
+    MIB,
+  )
+  signed(
+    Array.from({ length: 257 }, (_, index) => [index, 1] as const),
+    MIB,
+  )
+})
+
+test('a link, a directory and a FIFO in the place of a map are no map', (context) => {
+  const directory = folder(context)
+  write(directory, 1)
+  const place = mapPath(directory, PATH)
+  const elsewhere = join(directory, 'elsewhere')
+  writeFileSync(elsewhere, readFileSync(place))
+  rmSync(place)
+  symlinkSync(elsewhere, place)
+  assert.throws(() => read(directory))
+  rmSync(place)
+  mkdirSync(place)
+  assert.throws(() => read(directory))
+})
+
+test('maps of images that are gone are dropped, what is no map stays', (context) => {
+  const directory = folder(context)
+  write(directory, 1)
+  const other = mapPath(directory, '/images/gone.raw')
+  for (const path of [other, `${other}.new`, join(directory, 'notes')]) writeFileSync(path, 'x')
+  dropMaps(directory, [PATH])
+  assert.deepEqual(readdirSync(directory).sort(), [mapPath('', PATH), 'notes'].sort())
+  dropMaps(directory, [])
+  assert.deepEqual(readdirSync(directory), ['notes'])
+  dropMaps(join(directory, 'nowhere'), [])
+})
+
+/** Everything that the index holds of these contents, by place. */
+function places(index: ChunkIndex, map: ImageMap): string[] {
+  return [...map.pieces()].flat().flatMap(({ key, offset }) =>
+    index
+      .lookup(key)
+      .filter((one) => one.offset === offset)
+      .map((one) => `${one.image} ${one.offset} ${one.length}`),
+  )
+}
+
+test('an image is scanned once: the next index takes it from its map, chunk for chunk', async (context) => {
+  const directory = folder(context)
+  const catalog = join(directory, 'catalog')
+  const path = join(directory, 'disk.raw')
+  writeFileSync(path, patchyBytes(21 * MIB, 5))
+  const indexed = async (): Promise<{ image: IndexedImage; index: ChunkIndex }> => {
+    const index = ChunkIndex.create({ bytesMax: MIB })
+    await using indexer = new ImageIndexer({ index, catalog })
+    return { image: await indexer.indexImage(path, 7), index }
+  }
+  const first = await indexed()
+  assert.deepEqual([first.image.mapped, first.image.problem, first.image.stale], [false, undefined, false])
+  await using source = await ImageSource.open(path)
+  using map = ImageMap.open(catalog, path, source.identity)
+  assert.ok(map !== undefined && map.count === first.image.progress.chunks && map.count > 10)
+  const second = await indexed()
+  assert.deepEqual([second.image.mapped, second.image.problem], [true, undefined])
+  assert.deepEqual(second.image.progress, { ...first.image.progress })
+  assert.deepEqual(places(second.index, map), places(first.index, map))
+  assert.equal(places(first.index, map).length, first.image.progress.inserted)
+
+  // A bit is flipped: it is said, the image is scanned, and the map is a good one again.
+  const place = mapPath(catalog, path)
+  const bytes = readFileSync(place)
+  bytes[bytes.length - 60]! ^= 4
+  writeFileSync(place, bytes)
+  const third = await indexed()
+  assert.equal(third.image.mapped, false)
+  assert.match(third.image.problem ?? '', /its digest does not fit|a chunk of/)
+  assert.deepEqual(places(third.index, map), places(first.index, map))
+  assert.equal((await indexed()).image.mapped, true)
+
+  // It was written to.
+  writeFileSync(path, patchyBytes(20 * MIB, 6))
+  const fourth = await indexed()
+  assert.deepEqual([fourth.image.mapped, fourth.image.problem], [false, undefined])
+  assert.equal((await indexed()).image.mapped, true)
+})
+
+test('a catalog that cannot be written costs nothing but a scan', async (context) => {
+  const directory = folder(context)
+  const path = join(directory, 'disk.raw')
+  writeFileSync(path, patchyBytes(4 * MIB, 7))
+  const catalog = join(directory, 'catalog')
+  writeFileSync(catalog, 'a file in its place')
+  const index = ChunkIndex.create({ bytesMax: MIB })
+  await using indexer = new ImageIndexer({ index, catalog })
+  const image = await indexer.indexImage(path, 0)
+  assert.deepEqual([image.mapped, image.progress.inserted > 0], [false, true])
+  assert.match(image.problem ?? '', /ENOTDIR|EEXIST/)
+})
+
+test('a stock that begins anew takes the images from their maps', async (context) => {
+  const directory = folder(context)
+  const images = join(directory, 'images')
+  const catalog = join(directory, 'catalog')
+  mkdirSync(images)
+  const names = ['a.raw', 'b.raw']
+  const when = new Date(2020, 1, 1)
+  for (const name of names) {
+    writeFileSync(join(images, name), randomBytes(2 * MIB))
+    utimesSync(join(images, name), when, when)
+  }
+  const filled = async (): Promise<[mapped: number, chunks: number]> => {
+    let mapped = 0
+    const onIndexed = (image: IndexedImage): void => void (mapped += Number(image.mapped))
+    const stock = new ImageStock({ indexBytesMax: MIB, imagesMax: 16, catalog, onIndexed })
+    try {
+      await stock.refresh([images], new Set())
+      const end = Date.now() + 10_000
+      while (stock.scanning > 0 && Date.now() < end) await new Promise((resolve) => setTimeout(resolve, 10))
+      return [mapped, stock.chunkCount]
+    } finally {
+      await stock.close()
+    }
+  }
+  const [scanned, chunks] = await filled()
+  assert.deepEqual([scanned, readdirSync(catalog).length], [0, 2])
+  assert.deepEqual(await filled(), [2, chunks])
+  rmSync(join(images, 'a.raw'))
+  assert.equal((await filled())[0], 1)
+  assert.deepEqual(
+    readdirSync(catalog),
+    [mapPath('', join(images, 'b.raw'))],
+    'the map of what is gone is dropped',
+  )
+})
