@@ -1,9 +1,14 @@
 /**
  * A reporter of node's test runner: one JSON line for each test that ended, as it ends, so that a run that is cut short
- * leaves what it had. Keys: `file`, `name` (with the names of what it stands in), `ok`, `ms`, `said` (its diagnostics).
+ * leaves what it had. Keys: `file`, `name` (with the names of what it stands in), `ok`, `ms`, `said` (its diagnostics; of one that
+ * failed first why).
  */
 import { relative } from 'node:path'
 import type { TestEvent } from 'node:test/reporters'
+
+const WHY_CHARACTERS_MAX = 400
+/** node's own last lines look like what the last test said. */
+const TOTALS = /^(tests|suites|pass|fail|cancelled|skipped|todo|duration_ms) [\d.]+$/
 
 export interface Ended {
   readonly file: string
@@ -11,6 +16,13 @@ export interface Ended {
   readonly ok: boolean
   readonly ms: number
   readonly said: readonly string[]
+}
+
+/** node wraps what a test throws. */
+function why(error: Error): string {
+  const { cause } = error
+  const text = cause instanceof Error ? cause.message : error.message
+  return text.replaceAll(/\s+/g, ' ').slice(0, WHY_CHARACTERS_MAX)
 }
 
 // biome-ignore lint/style/noDefaultExport: node's test runner takes a reporter by its default export
@@ -39,10 +51,10 @@ export default async function* lines(source: AsyncIterable<TestEvent>): AsyncGen
         name: [...above.slice(0, nesting), name].join(' > '),
         ok: event.type === 'test:pass',
         ms: Math.round(details.duration_ms),
-        said: [],
+        said: event.type === 'test:fail' ? [why(event.data.details.error)] : [],
       }
     } else if (event.type === 'test:diagnostic' && ended?.nesting === event.data.nesting) {
-      ended.said.push(event.data.message)
+      if (!TOTALS.test(event.data.message)) ended.said.push(event.data.message)
     }
   }
   yield told()

@@ -264,7 +264,9 @@ test('a stock that begins anew takes the images from their maps', async (context
   }
   const filled = async (): Promise<[mapped: number, chunks: number]> => {
     let mapped = 0
-    const onIndexed = (image: IndexedImage): void => void (mapped += Number(image.mapped))
+    const onIndexed = (image: IndexedImage): void => {
+      if (image.mapped) mapped++
+    }
     const stock = new ImageStock({ indexBytesMax: MIB, imagesMax: 16, catalog, onIndexed })
     try {
       await stock.refresh([images], new Set())
