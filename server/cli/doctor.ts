@@ -12,7 +12,7 @@ import { reportOf } from '../doctor/report.ts'
 import { farCommand, farTarget, isTarget, sshWords } from '../join/far-side.ts'
 import { type GlobalOptions, noSuchPeer, type Output, requireRoot } from './context.ts'
 import { EXIT } from './exit-codes.ts'
-import { plainText } from './format.ts'
+import { jsonLine, plainText } from './format.ts'
 
 export interface DoctorOptions extends GlobalOptions {
   readonly peer?: string
@@ -26,7 +26,7 @@ export async function doctorCommand(options: DoctorOptions, output: Output): Pro
   const all = [...findings, ...(far?.findings ?? [])]
   if (options.json === true) {
     const there = far === undefined ? {} : { peer: far }
-    output.out(`${JSON.stringify({ version: 1, ok: all.length === 0, findings, ...there })}\n`)
+    output.out(jsonLine({ version: 1, ok: all.length === 0, findings, ...there }))
   } else {
     output.out(findingsText('', findings))
     if (far !== undefined) output.out(findingsText(`${far.host}: `, far.findings))

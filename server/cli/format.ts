@@ -67,3 +67,13 @@ export function tableText(heads: readonly string[], rows: readonly (readonly str
     )
     .join('\n')
 }
+
+/** One line of JSON for `--json`. JSON itself escapes what is below a space, and leaves all else that a terminal obeys. */
+export function jsonLine(value: unknown): string {
+  const escaped = (character: string): string =>
+    character
+      .split('')
+      .map((unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`)
+      .join('')
+  return `${JSON.stringify(value).replaceAll(/[\p{Cc}\p{Cf}\u2028\u2029]/gu, escaped)}\n`
+}

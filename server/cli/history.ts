@@ -7,7 +7,7 @@ import {
   SOURCE_NAMES,
 } from '../report.ts'
 import { ask, type GlobalOptions, type Output, ofGuest } from './context.ts'
-import { bytesText, durationText, plainText, tableText, timeText } from './format.ts'
+import { bytesText, durationText, jsonLine, plainText, tableText, timeText } from './format.ts'
 import { bySourceText } from './status.ts'
 
 /** Of `guest` only, if one is named. Throws when the history has none of it (exit code 5). */
@@ -18,7 +18,7 @@ export async function historyCommand(
 ): Promise<void> {
   const all = (await ask(options, 'history')) as unknown as HistoryReport
   const report = { ...all, migrations: ofGuest(all.migrations, guest, 'swam history') }
-  output.out(options.json === true ? `${JSON.stringify(report)}\n` : `${historyText(report)}\n`)
+  output.out(options.json === true ? jsonLine(report) : `${historyText(report)}\n`)
 }
 
 export function historyText(report: HistoryReport): string {

@@ -18,7 +18,7 @@ import { type JoinHost, keyPathFor, makeKey, publicKeyAt, removeKey, THIS_HOST }
 import { type GlobalOptions, type Output, requireRoot } from './context.ts'
 import { findingsText } from './doctor.ts'
 import { UsageError } from './exit-codes.ts'
-import { plainText } from './format.ts'
+import { jsonLine, plainText } from './format.ts'
 
 export interface PeerAddOptions extends GlobalOptions {
   readonly dryRun?: boolean
@@ -185,7 +185,7 @@ function portOf(text: string): number {
 
 function print(report: Report, far: string, options: PeerAddOptions, output: Output): void {
   if (options.json === true) {
-    output.out(`${JSON.stringify(report)}\n`)
+    output.out(jsonLine(report))
     return
   }
   const would = report.dryRun ? 'would ' : ''

@@ -23,7 +23,7 @@ import type { LinkTestReport, LinkTestWay } from '../link-test.ts'
 import type { PeerReport, StatusReport } from '../report.ts'
 import { ask, askRoot, type GlobalOptions, noSuchPeer, type Output, requireRoot } from './context.ts'
 import { EXIT } from './exit-codes.ts'
-import { bytesText, durationText, plainText, rateText, tableText } from './format.ts'
+import { bytesText, durationText, jsonLine, plainText, rateText, tableText } from './format.ts'
 
 export async function peerAcceptCommand(
   stdin: Readable,
@@ -63,7 +63,7 @@ export async function peerListCommand(options: GlobalOptions, output: Output): P
   }
   const listed = peers.map((peer) => listedOf(peer, reports, problem))
   if (options.json === true) {
-    output.out(`${JSON.stringify({ version: 1, peers: listed, error: problem })}\n`)
+    output.out(jsonLine({ version: 1, peers: listed, error: problem }))
     return
   }
   if (listed.length === 0) output.out('no peers are configured: swam peer add NAME user@host\n')
@@ -104,7 +104,7 @@ export async function peerTestCommand(name: string, options: GlobalOptions, outp
     },
   )) as unknown as LinkTestReport
   const verified = report.out.verified && report.in.verified
-  if (options.json === true) output.out(`${JSON.stringify(report)}\n`)
+  if (options.json === true) output.out(jsonLine(report))
   else {
     const way = (what: string, { bytes, elapsedMs, verified: good }: LinkTestWay): string => {
       const digest = good ? 'digest verified' : 'DIGEST DIFFERS'
@@ -156,6 +156,6 @@ export async function peerRemoveCommand(
   const config = await loadConfig(configPath)
   done.push(await reloadText(config))
   const next = `${name} still has this host as a peer: run there: swam peer remove ${shortHostName()}`
-  if (options.json === true) output.out(`${JSON.stringify({ version: 1, peer: name, done, next })}\n`)
+  if (options.json === true) output.out(jsonLine({ version: 1, peer: name, done, next }))
   else output.out(`${[...done, next].map(plainText).join('\n')}\n`)
 }

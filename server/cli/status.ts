@@ -7,7 +7,7 @@ import {
   type StatusReport,
 } from '../report.ts'
 import { ask, type GlobalOptions, type Output, ofGuest } from './context.ts'
-import { bytesText, durationText, percentText, plainText, rateText, tableText } from './format.ts'
+import { bytesText, durationText, jsonLine, percentText, plainText, rateText, tableText } from './format.ts'
 
 /** With the migrations of `guest` only, if one is named. Throws when none of it runs (exit code 5). */
 export async function statusCommand(
@@ -17,7 +17,7 @@ export async function statusCommand(
 ): Promise<void> {
   const all = (await ask(options, 'status')) as unknown as StatusReport
   const report = { ...all, migrations: ofGuest(all.migrations, guest, 'swam status') }
-  output.out(options.json === true ? `${JSON.stringify(report)}\n` : `${statusText(report, Date.now())}\n`)
+  output.out(options.json === true ? jsonLine(report) : `${statusText(report, Date.now())}\n`)
 }
 
 export function statusText(report: StatusReport, wallMs: number): string {

@@ -260,6 +260,14 @@ for (const { name, argv, code, message } of [
   })
 }
 
+test('JSON is what it says, and moves no cursor: control characters beyond ASCII, and those that turn lines round', async () => {
+  const guest = 'a\u001b[2J\u009b2J\u007f\u202eb\u2028\u{e0041}\u00e4'
+  await serve({ history: async () => ({ ...history, migrations: [{ ...migration, guest }] }) })
+  const { out } = await swam('--socket', socket, 'history', '--json')
+  assert.doesNotMatch(out.trimEnd(), /[\p{Cc}\p{Cf}\u2028\u2029]/u)
+  assert.equal((JSON.parse(out) as HistoryReport).migrations[0]?.guest, guest)
+})
+
 test('of one guest, by name or uuid; exit code 5: a guest that none is of', async () => {
   await serve()
   const guests = async (...words: string[]): Promise<string[]> =>
