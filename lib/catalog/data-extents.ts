@@ -7,11 +7,18 @@
 import { spawn } from 'node:child_process'
 import { IMAGE_MAP_BYTES_MAX, IMAGE_MAP_DEADLINE_MS } from '../core/limits.ts'
 import { alignDown, alignUp, BLOCK_BYTES, MIB } from '../core/units.ts'
-import type { ImageSource } from './image-files.ts'
 
 export interface DataExtent {
   readonly offset: number
   readonly end: number
+}
+
+/** An open image file. */
+export interface MappedFile {
+  readonly fd: number
+  readonly size: number
+  /** What it takes on its file system. */
+  readonly allocatedBytes: number
 }
 
 /** Below this there is little to gain. */
@@ -20,8 +27,8 @@ const HOLE_BYTES_MIN = 64 * MIB
 const GAP_BYTES_MIN = MIB
 
 /** The parts of the image that may hold data: block-aligned, in order, with holes of 1 MiB and more between them. */
-export async function dataExtents(source: ImageSource, signal?: AbortSignal): Promise<DataExtent[]> {
-  const { size } = source.identity
+export async function dataExtents(source: MappedFile, signal?: AbortSignal): Promise<DataExtent[]> {
+  const { size } = source
   const all = size > 0 ? [{ offset: 0, end: size }] : []
   if (size - source.allocatedBytes < HOLE_BYTES_MIN) return all
   const output = await runQemuImgMap(source.fd, signal)

@@ -271,6 +271,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
       }
       this.#emit(this.#stage.takeOldest(Math.min(RUN_BYTES_MAX, this.#options.slabs.bytesMax))!)
     }
+    if (this.#options.bulkOnly === true) return
     if (!this.#stage.empty && this.#idleTimer === undefined && this.#lost === undefined) {
       this.#idleTimer = setTimeout(() => {
         this.#idleTimer = undefined
@@ -377,6 +378,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
    * nothing else to do, or while a FLUSH waits for it, gains a whole round trip, which in the end is downtime.
    */
   #isEager(length: number): boolean {
+    if (this.#options.bulkOnly === true) return false
     if (length > EAGER_RUN_BYTES_MAX || this.#earlyBytes + length > EARLY_BYTES_MAX) return false
     return this.#flushing !== undefined || this.#sentBytes + length <= EAGER_OUTSTANDING_BYTES_MAX
   }
