@@ -44,22 +44,39 @@ export function parseMap(output: string, size: number): DataExtent[] | undefined
     return undefined
   }
   if (!Array.isArray(entries)) return undefined
-  const extents: { offset: number; end: number }[] = []
-  let covered = 0
+  const map = new MapBuilder(size)
   for (const entry of entries as { start?: unknown; length?: unknown; zero?: unknown }[]) {
     const { start, length, zero } = entry ?? {}
-    if (start !== covered || typeof length !== 'number' || !Number.isSafeInteger(length) || length < 1)
+    if (start !== map.covered || typeof length !== 'number' || !Number.isSafeInteger(length) || length < 1)
       return undefined
-    covered += length
-    if (zero === true) continue
-    const offset = alignDown(start, BLOCK_BYTES)
-    const end = Math.min(size, alignUp(covered, BLOCK_BYTES))
-    const last = extents.at(-1)
-    if (last !== undefined && offset - last.end < GAP_BYTES_MIN) last.end = end
-    else if (offset < end) extents.push({ offset, end })
+    map.add(length, zero === true)
   }
   // qemu-img counts in sectors of 512 bytes.
-  return covered >= size && covered < size + 512 ? extents : undefined
+  return map.covered >= size && map.covered < size + 512 ? map.extents : undefined
+}
+
+/** Puts a map together from neighbouring parts: whole blocks, and short holes closed. */
+export class MapBuilder {
+  readonly #size: number
+  readonly extents: { offset: number; end: number }[] = []
+  /** How far the parts reach. */
+  covered = 0
+
+  constructor(size: number) {
+    this.#size = size
+  }
+
+  /** The next part, which reads as zero, or not. */
+  add(length: number, zero: boolean): void {
+    const start = this.covered
+    this.covered += length
+    if (zero) return
+    const offset = alignDown(start, BLOCK_BYTES)
+    const end = Math.min(this.#size, alignUp(this.covered, BLOCK_BYTES))
+    const last = this.extents.at(-1)
+    if (last !== undefined && offset - last.end < GAP_BYTES_MIN) last.end = end
+    else if (offset < end) this.extents.push({ offset, end })
+  }
 }
 
 function runQemuImgMap(fd: number, signal: AbortSignal | undefined): Promise<string | undefined> {

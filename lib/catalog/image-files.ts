@@ -81,11 +81,13 @@ export class ImageSource implements ExtentSource {
   readonly identity: ImageIdentity
   /** What the file takes on its file system; less than its size if it has holes (or is compressed there). */
   readonly allocatedBytes: number
+  readonly isBlockDevice: boolean
   readonly #handle: FileHandle
 
   private constructor(path: string, stats: BigIntStats, size: number, handle: FileHandle) {
     this.path = path
     this.identity = identityOf(stats, size)
+    this.isBlockDevice = stats.isBlockDevice()
     this.allocatedBytes = stats.isFile() ? Number(stats.blocks) * 512 : size
     this.#handle = handle
   }

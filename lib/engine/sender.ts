@@ -236,11 +236,15 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   }
 
   #roomy(): boolean {
-    const rate = this.#options.link.rateBytesPerSecond
+    const { link, limits, bulkOnly } = this.#options
+    // No guest waits for it to drain, and what is staged leaves only when the stage is full: so far it must be let.
+    if (bulkOnly === true) {
+      return this.#records.size < SENDER_RECORDS_MAX && this.unsettledBytes <= limits.windowBytes
+    }
     return (
       this.#records.size < SENDER_RECORDS_MAX &&
-      this.#options.limits.window?.hasRoomFor(this) !== false &&
-      this.#room.allows(this.unsettledBytes, this.#wantedBytes, rate)
+      limits.window?.hasRoomFor(this) !== false &&
+      this.#room.allows(this.unsettledBytes, this.#wantedBytes, link.rateBytesPerSecond)
     )
   }
 
