@@ -505,6 +505,8 @@ export const ANALYZE_CHAIN_FILES_MAX: number = 64
 export const ANALYZE_EXPORT_START_MS: number = 15_000
 /** How often that socket is tried. */
 export const ANALYZE_EXPORT_ASK_MS: number = 10
+/** How long the end of an export is waited for when its connection broke, for its reason. */
+export const ANALYZE_EXPORT_END_MS: number = 1_000
 /** What `qemu-img info` may print of one file: its bitmaps and key slots are some KiB. */
 export const ANALYZE_INFO_BYTES_MAX: number = 1 * MIB
 /** How long SHA-256 is measured, to compare the engine with it: within some percent on a quiet host. */

@@ -25,6 +25,7 @@ import type { BySource } from '../report.ts'
 import { HaveStock } from './have-stock.ts'
 import {
   checkDisk,
+  checkImage,
   type ImageFormat,
   type ImageName,
   imageName,
@@ -222,6 +223,13 @@ class Images {
     return source
   }
 
+  /** Bytes to look into, of any length: as raw, a file of qcow2 is one too. */
+  async #image(name: ImageName): Promise<ExtentSource> {
+    const source = await this.#openImage(name)
+    checkImage(name.path, source)
+    return source
+  }
+
   /** What the far side has: images by name must be usable, of a directory what is. The target is not its own source there. */
   async have(target: ExtentSource): Promise<ExtentSource[]> {
     const found: ExtentSource[] = []
@@ -229,7 +237,7 @@ class Images {
     for (const text of this.#options.have) {
       const name = this.named(text)
       if (await isDirectory(name)) found.push(...(await this.#haveOf(name, own)))
-      else found.push(await this.disk(name))
+      else found.push(await this.#image(name))
       if (found.length > ANALYZE_IMAGES_MAX) {
         throw new RefusedError(`${target.path}: --have: expected at most ${ANALYZE_IMAGES_MAX} images`)
       }
@@ -245,7 +253,7 @@ class Images {
         continue
       }
       try {
-        found.push(await this.disk(name))
+        found.push(await this.#image(name))
       } catch (error) {
         this.#context.signal.throwIfAborted()
         this.#note(`left out: ${errorText(error)}`)

@@ -14,7 +14,7 @@ import {
   QEMU_IMG_DEADLINE_MS,
 } from '../../lib/core/limits.ts'
 import { CommandError, runCommand } from '../../lib/host/command.ts'
-import { checkDisk, type ImageName, openFile, openRaw } from './images.ts'
+import { checkImage, type ImageName, openFile, openRaw } from './images.ts'
 
 /** A node of QEMU's block layer, as its `json:` names take it. */
 export type BlockNode = { readonly [key: string]: string | number | boolean | null | BlockNode }
@@ -60,7 +60,7 @@ export async function openChain(
       next = undefined
       if (name.format === 'raw') nodes.push({ driver: 'raw', file: node })
       else {
-        if (file.size === 0) checkDisk(name.path, file)
+        checkImage(name.path, file)
         const info = await qcow2Info(name.path, node, signal)
         nodes.push({ driver: 'qcow2', file: node })
         next = await backingOf(name.path, file, info, backings)

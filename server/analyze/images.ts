@@ -89,17 +89,23 @@ async function refuseQcow2(path: string, source: ImageSource): Promise<void> {
   }
 }
 
-/** What the engine can take as a disk. */
-export function checkDisk(path: string, source: ExtentSource): void {
+/** What holds anything, and not too much. */
+export function checkImage(path: string, source: ExtentSource): void {
   const { size } = source
   if (size === 0) throw new RefusedError(`${path}: the image is empty`)
+  if (size > IMAGE_BYTES_MAX)
+    throw new RefusedError(`${path}: ${size} bytes: expected at most ${IMAGE_BYTES_MAX}`)
+}
+
+/** What the engine can take as a disk. */
+export function checkDisk(path: string, source: ExtentSource): void {
+  checkImage(path, source)
+  const { size } = source
   if (size % SECTOR_BYTES !== 0) {
     throw new RefusedError(
       `${path}: ${size} bytes: expected a multiple of ${SECTOR_BYTES}, as every disk of a guest has`,
     )
   }
-  if (size > IMAGE_BYTES_MAX)
-    throw new RefusedError(`${path}: ${size} bytes: expected at most ${IMAGE_BYTES_MAX}`)
 }
 
 async function statOf(path: string): Promise<Stats> {

@@ -15,9 +15,10 @@ import type { BlockDevice } from '../../lib/block/device.ts'
 import { type DataExtent, MapBuilder } from '../../lib/catalog/data-extents.ts'
 import type { ExtentSource } from '../../lib/catalog/extent-source.ts'
 import type { ImageSource } from '../../lib/catalog/image-files.ts'
-import { errorText, RefusedError } from '../../lib/core/errors.ts'
+import { errorText, LostError, RefusedError } from '../../lib/core/errors.ts'
 import {
   ANALYZE_EXPORT_ASK_MS,
+  ANALYZE_EXPORT_END_MS,
   ANALYZE_EXPORT_START_MS,
   COMMAND_STDERR_BYTES_MAX,
   NBD_RANGE_BYTES_MAX,
@@ -114,29 +115,35 @@ export class Qcow2Export implements ExtentSource {
     const map = new MapBuilder(this.size)
     for (let at = 0; at < this.size; ) {
       signal?.throwIfAborted()
-      const status = await this.#device.blockStatus(at, Math.min(NBD_RANGE_BYTES_MAX, this.size - at))
-      for (const { length, zero } of status) {
-        map.add(length, zero)
-        at += length
+      const length = Math.min(NBD_RANGE_BYTES_MAX, this.size - at)
+      const status = await this.#ask(`map ${length} bytes at ${at}`, this.#device.blockStatus(at, length))
+      for (const extent of status) {
+        map.add(extent.length, extent.zero)
+        at += extent.length
       }
     }
     return map.extents
   }
 
   async read(offset: number, length: number): Promise<Buffer> {
-    try {
-      return await readBytes(this.#device, offset, length)
-    } catch (error) {
-      throw new RefusedError(`read ${this.path}: ${length} bytes at ${offset}: ${errorText(error)}`, {
-        cause: error,
-      })
-    }
+    return await this.#ask(`read ${length} bytes at ${offset}`, readBytes(this.#device, offset, length))
   }
 
   async readInto(target: Uint8Array, offset: number): Promise<number> {
     const length = Math.min(target.length, this.size - offset)
     if (length > 0) target.set(await this.read(offset, length))
     return Math.max(0, length)
+  }
+
+  /** Says what was asked of which image. That the process ended is a better reason than what its connection says of it. */
+  async #ask<Answer>(what: string, answer: Promise<Answer>): Promise<Answer> {
+    try {
+      return await answer
+    } catch (error) {
+      if (error instanceof LostError) await Promise.race([this.#exporter.gone, sleep(ANALYZE_EXPORT_END_MS)])
+      const reason = this.#exporter.ended ? `qemu-nbd ended: ${this.#exporter.reason}` : errorText(error)
+      throw new RefusedError(`${this.path}: ${what}: ${reason}`, { cause: error })
+    }
   }
 
   async isStale(): Promise<boolean> {
@@ -203,7 +210,7 @@ async function dial(
   const deadline = performance.now() + ANALYZE_EXPORT_START_MS
   for (;;) {
     signal?.throwIfAborted()
-    if (exporter.ended) throw new RefusedError(`${path}: not readable as a qcow2: ${exporter.reason}`)
+    if (exporter.ended) throw new RefusedError(`${path}: not readable as a qcow2: qemu-nbd: ${exporter.reason}`)
     if (performance.now() > deadline) {
       throw new RefusedError(
         `${path}: qemu-nbd has no socket after ${ANALYZE_EXPORT_START_MS} ms: ${exporter.reason}`,

@@ -113,7 +113,10 @@ test('longer than a run, the figures are the same each time', async () => {
     const have = await image(join(folder, 'have.raw'), 40 * MIB, [[9 * MIB, long]])
     const first = await analyze({ ...QUICK, target: path, have: [have] })
     // A run is cut at its end, wherever that lies: there are two.
-    assert.ok(first.bySource.literal > 0 && first.bySource.literal < 4 * 256 * KIB, `${first.bySource.literal}`)
+    assert.ok(
+      first.bySource.literal > 0 && first.bySource.literal < 4 * 256 * KIB,
+      `${first.bySource.literal}`,
+    )
     const again = await analyze({ ...QUICK, target: path, have: [have] })
     assert.deepEqual(again.bySource, first.bySource)
   })
@@ -122,7 +125,10 @@ test('longer than a run, the figures are the same each time', async () => {
 // ---- faults --------------------------------------------------------------------------------------------------
 
 /** A device that is told of some calls something else than the receiver said. */
-function faulty(device: BlockDevice, faults: Partial<Pick<BlockDevice, 'write' | 'writeZeroes'>>): BlockDevice {
+function faulty(
+  device: BlockDevice,
+  faults: Partial<Pick<BlockDevice, 'write' | 'writeZeroes'>>,
+): BlockDevice {
   return new Proxy(device, {
     get(inner, property) {
       const own: unknown = Reflect.get(faults, property)
@@ -147,7 +153,8 @@ const faults: readonly {
         await device.write(offset, changed)
       },
     }),
-    message: /verify .*target\.raw: write of \d+ bytes at \d+: byte \d+: expected 0x[0-9a-f]{2}, found 0x[0-9a-f]{2}$/,
+    message:
+      /verify .*target\.raw: write of \d+ bytes at \d+: byte \d+: expected 0x[0-9a-f]{2}, found 0x[0-9a-f]{2}$/,
   },
   {
     name: 'a write at another place',
@@ -173,7 +180,8 @@ const faults: readonly {
   {
     name: 'zeroes where there are none',
     fault: (device) => ({ writeZeroes: async () => await device.writeZeroes(0, 4 * MIB) }),
-    message: /verify .*target\.raw: zeroing of 4194304 bytes at \d+: byte \d+: expected 0x[0-9a-f]{2}, found 0x00$/,
+    message:
+      /verify .*target\.raw: zeroing of 4194304 bytes at \d+: byte \d+: expected 0x[0-9a-f]{2}, found 0x00$/,
   },
   {
     name: 'a part of a block',
@@ -207,7 +215,10 @@ test('an image that is written to meanwhile is told as that', async () => {
           await device.write(offset, data)
         },
       })
-    await assert.rejects(analyze({ ...QUICK, target: path, wrapDevice }), /target\.raw: it was written to while/)
+    await assert.rejects(
+      analyze({ ...QUICK, target: path, wrapDevice }),
+      /target\.raw: it was written to while/,
+    )
   })
 })
 
@@ -222,7 +233,10 @@ test('an aborted analysis says why, and stops', async () => {
         },
       })
     const path = await target(folder)
-    await assert.rejects(analyze({ ...QUICK, target: path, wrapDevice, signal: abort.signal }), /^Error: enough$/)
+    await assert.rejects(
+      analyze({ ...QUICK, target: path, wrapDevice, signal: abort.signal }),
+      /^Error: enough$/,
+    )
   })
 })
 
@@ -234,7 +248,10 @@ test('as text and as JSON, by the command', async () => {
     const have = join(folder, 'images')
     await mkdir(have)
     await image(join(have, 'one.raw'), 16 * MIB, [[7 * MIB, KNOWN]])
-    await writeFile(join(have, 'other.img'), Buffer.concat([Buffer.from('QFI\xfb', 'latin1'), noise(MIB - 4, 5)]))
+    await writeFile(
+      join(have, 'other.img'),
+      Buffer.concat([Buffer.from('QFI\xfb', 'latin1'), noise(MIB - 4, 5)]),
+    )
     const json = await swam('analyze', path, '--have', have, '--json')
     assert.equal(json.code, 0, json.err)
     assert.match(json.err, /^swam: left out: .*other\.img begins as a qcow2: say qcow2:.* or raw:.*\n$/)
