@@ -37,7 +37,7 @@ export async function openFileDevice(path: string, options: FileDeviceOptions = 
 }
 
 /** fstat gives no size for a block device; sysfs gives it in sectors of 512 bytes. */
-async function blockDeviceBytes(rdev: number): Promise<number> {
+export async function blockDeviceBytes(rdev: number): Promise<number> {
   const major = ((rdev >>> 8) & 0xfff) | 0
   const minor = (rdev & 0xff) | ((rdev >>> 12) & 0xfff00)
   return 512 * Number(await readFile(`/sys/dev/block/${major}:${minor}/size`, 'utf8'))

@@ -7,11 +7,18 @@
 import { spawn } from 'node:child_process'
 import { IMAGE_MAP_BYTES_MAX, IMAGE_MAP_DEADLINE_MS } from '../core/limits.ts'
 import { alignDown, alignUp, BLOCK_BYTES, MIB } from '../core/units.ts'
-import type { ImageSource } from './image-files.ts'
 
 export interface DataExtent {
   readonly offset: number
   readonly end: number
+}
+
+/** An open image file. */
+export interface MappedFile {
+  readonly fd: number
+  readonly size: number
+  /** What it takes on its file system. */
+  readonly allocatedBytes: number
 }
 
 /** Below this there is little to gain. */
@@ -20,8 +27,8 @@ const HOLE_BYTES_MIN = 64 * MIB
 const GAP_BYTES_MIN = MIB
 
 /** The parts of the image that may hold data: block-aligned, in order, with holes of 1 MiB and more between them. */
-export async function dataExtents(source: ImageSource, signal?: AbortSignal): Promise<DataExtent[]> {
-  const { size } = source.identity
+export async function dataExtents(source: MappedFile, signal?: AbortSignal): Promise<DataExtent[]> {
+  const { size } = source
   const all = size > 0 ? [{ offset: 0, end: size }] : []
   if (size - source.allocatedBytes < HOLE_BYTES_MIN) return all
   const output = await runQemuImgMap(source.fd, signal)
@@ -37,22 +44,39 @@ export function parseMap(output: string, size: number): DataExtent[] | undefined
     return undefined
   }
   if (!Array.isArray(entries)) return undefined
-  const extents: { offset: number; end: number }[] = []
-  let covered = 0
+  const map = new MapBuilder(size)
   for (const entry of entries as { start?: unknown; length?: unknown; zero?: unknown }[]) {
     const { start, length, zero } = entry ?? {}
-    if (start !== covered || typeof length !== 'number' || !Number.isSafeInteger(length) || length < 1)
+    if (start !== map.covered || typeof length !== 'number' || !Number.isSafeInteger(length) || length < 1)
       return undefined
-    covered += length
-    if (zero === true) continue
-    const offset = alignDown(start, BLOCK_BYTES)
-    const end = Math.min(size, alignUp(covered, BLOCK_BYTES))
-    const last = extents.at(-1)
-    if (last !== undefined && offset - last.end < GAP_BYTES_MIN) last.end = end
-    else if (offset < end) extents.push({ offset, end })
+    map.add(length, zero === true)
   }
   // qemu-img counts in sectors of 512 bytes.
-  return covered >= size && covered < size + 512 ? extents : undefined
+  return map.covered >= size && map.covered < size + 512 ? map.extents : undefined
+}
+
+/** Puts a map together from neighbouring parts: whole blocks, and short holes closed. */
+export class MapBuilder {
+  readonly #size: number
+  readonly extents: { offset: number; end: number }[] = []
+  /** How far the parts reach. */
+  covered = 0
+
+  constructor(size: number) {
+    this.#size = size
+  }
+
+  /** The next part, which reads as zero, or not. */
+  add(length: number, zero: boolean): void {
+    const start = this.covered
+    this.covered += length
+    if (zero) return
+    const offset = alignDown(start, BLOCK_BYTES)
+    const end = Math.min(this.#size, alignUp(this.covered, BLOCK_BYTES))
+    const last = this.extents.at(-1)
+    if (last !== undefined && offset - last.end < GAP_BYTES_MIN) last.end = end
+    else if (offset < end) this.extents.push({ offset, end })
+  }
 }
 
 function runQemuImgMap(fd: number, signal: AbortSignal | undefined): Promise<string | undefined> {

@@ -1,14 +1,18 @@
 /**
  * Image files as sources of bytes: which there are, what identifies one, and how it is read. Everything is raw bytes:
  * formats are never probed (a guest can write a qcow2 header), and since every reuse is verified by digest, the raw
- * bytes of a qcow2 file do no harm. Files are opened read-only, without following links, and must be regular.
+ * bytes of a qcow2 file do no harm. Files are opened read-only, without following links, and must be regular, or a block
+ * device where the caller allows it.
  */
 import { type BigIntStats, constants } from 'node:fs'
 import { type FileHandle, open, readdir, realpath, stat } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
+import { blockDeviceBytes } from '../block/file.ts'
 import { LostError, RefusedError } from '../core/errors.ts'
 import { IMAGE_READ_BYTES_MAX } from '../core/limits.ts'
 import { MIB } from '../core/units.ts'
+import { type DataExtent, dataExtents } from './data-extents.ts'
+import type { ExtentSource } from './extent-source.ts'
 
 /** What tells that a path still holds what was indexed. */
 export interface ImageIdentity {
@@ -33,8 +37,8 @@ export function sameIdentity(one: ImageIdentity, other: ImageIdentity): boolean 
   )
 }
 
-function identityOf(stats: BigIntStats): ImageIdentity {
-  return { dev: stats.dev, ino: stats.ino, size: Number(stats.size), mtimeNs: stats.mtimeNs }
+function identityOf(stats: BigIntStats, size = Number(stats.size)): ImageIdentity {
+  return { dev: stats.dev, ino: stats.ino, size, mtimeNs: stats.mtimeNs }
 }
 
 /**
@@ -72,29 +76,37 @@ async function imageAt(path: string, allowed: ReadonlySet<string>): Promise<Imag
 }
 
 /** An open image. Reads are positional and may run side by side. */
-export class ImageSource {
+export class ImageSource implements ExtentSource {
   readonly path: string
   readonly identity: ImageIdentity
   /** What the file takes on its file system; less than its size if it has holes (or is compressed there). */
   readonly allocatedBytes: number
+  readonly isBlockDevice: boolean
   readonly #handle: FileHandle
 
-  private constructor(path: string, stats: BigIntStats, handle: FileHandle) {
+  private constructor(path: string, stats: BigIntStats, size: number, handle: FileHandle) {
     this.path = path
-    this.identity = identityOf(stats)
-    this.allocatedBytes = Number(stats.blocks) * 512
+    this.identity = identityOf(stats, size)
+    this.isBlockDevice = stats.isBlockDevice()
+    this.allocatedBytes = stats.isFile() ? Number(stats.blocks) * 512 : size
     this.#handle = handle
   }
 
-  /** `path` has been resolved and allowed by the caller; if it became a link or no regular file, this refuses. */
-  static async open(path: string): Promise<ImageSource> {
+  /**
+   * `path` has been resolved and allowed by the caller; if it became a link or no regular file (with `blockDevices`: and no
+   * block device), this refuses.
+   */
+  static async open(path: string, options: { readonly blockDevices?: boolean } = {}): Promise<ImageSource> {
     // O_NONBLOCK: a FIFO in the way would hold up a thread of the pool for ever.
     const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK
     const handle = await open(path, flags)
     try {
       const stats = await handle.stat({ bigint: true })
+      if (options.blockDevices === true && stats.isBlockDevice()) {
+        return new ImageSource(path, stats, await blockDeviceBytes(Number(stats.rdev)), handle)
+      }
       if (!stats.isFile()) throw new RefusedError(`open image ${path}: a regular file expected`)
-      return new ImageSource(path, stats, handle)
+      return new ImageSource(path, stats, Number(stats.size), handle)
     } catch (error) {
       await handle.close()
       throw error
@@ -106,9 +118,19 @@ export class ImageSource {
     return this.#handle.fd
   }
 
-  /** True if the file was written to, or has another size, since it was opened. */
+  get size(): number {
+    return this.identity.size
+  }
+
+  extents(signal?: AbortSignal): Promise<DataExtent[]> {
+    return dataExtents(this, signal)
+  }
+
+  /** True if the file was written to, or has another size, since it was opened. A block device does not tell. */
   async isStale(): Promise<boolean> {
-    return !sameIdentity(this.identity, identityOf(await this.#handle.stat({ bigint: true })))
+    const stats = await this.#handle.stat({ bigint: true })
+    if (!stats.isFile()) return false
+    return !sameIdentity(this.identity, identityOf(stats))
   }
 
   /** Exactly `length` bytes; they are what lies there now, so the caller verifies their digest. */

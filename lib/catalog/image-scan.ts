@@ -1,5 +1,5 @@
 /**
- * Walks one image file and reports its chunks: the same cut as the sender's (zero blocks out, Rabin, SHA-256), but
+ * Walks one image and reports its chunks: the same cut as the sender's (zero blocks out, Rabin, SHA-256), but
  * over runs of any length, because the file is read in order: the unfinished chunk at the end of a piece is carried
  * over to the next one. The next piece is read while this one is cut. Synchronous work comes in pieces of a few
  * milliseconds. Holes are left out where the file system tells of them, and count as zero.
@@ -8,8 +8,8 @@ import { type Chunker, RUN_WORDS } from '../chunk/chunker.ts'
 import { DIGEST_BYTES } from '../chunk/digest.ts'
 import { CHUNK_BYTES_MAX, SCAN_PIECE_BYTES } from '../core/limits.ts'
 import { alignDown, BLOCK_BYTES } from '../core/units.ts'
-import { type DataExtent, dataExtents } from './data-extents.ts'
-import type { ImageSource } from './image-files.ts'
+import type { DataExtent } from './data-extents.ts'
+import type { ExtentSource } from './extent-source.ts'
 
 /** An unfinished chunk, from the start of the block in which it begins. */
 const CARRY_BYTES = CHUNK_BYTES_MAX + BLOCK_BYTES
@@ -21,15 +21,15 @@ export interface ScanOptions {
   readonly signal?: AbortSignal
 }
 
-export async function scanImage(source: ImageSource, chunker: Chunker, options: ScanOptions): Promise<void> {
-  const { size } = source.identity
+export async function scanImage(source: ExtentSource, chunker: Chunker, options: ScanOptions): Promise<void> {
+  const { size } = source
   const buffers: PieceBuffers = [
     new Uint8Array(CARRY_BYTES + SCAN_PIECE_BYTES),
     new Uint8Array(CARRY_BYTES + SCAN_PIECE_BYTES),
   ]
   let zeroBytes = 0
   let done = 0
-  for (const extent of await dataExtents(source, options.signal)) {
+  for (const extent of await source.extents(options.signal)) {
     zeroBytes += extent.offset - done
     const zeroBefore = zeroBytes
     zeroBytes += await scanExtent(source, chunker, extent, buffers, {
@@ -47,7 +47,7 @@ type PieceBuffers = readonly [Uint8Array, Uint8Array]
 
 /** Returns how many bytes of the extent were zero blocks. */
 async function scanExtent(
-  source: ImageSource,
+  source: ExtentSource,
   chunker: Chunker,
   extent: DataExtent,
   buffers: PieceBuffers,

@@ -27,6 +27,12 @@ export interface SenderOptions {
   readonly slabs: SlabPool
   readonly describe: (bytes: Uint8Array) => Promise<DescribedRun[]>
   readonly limits: SenderLimits
+  /**
+   * Nobody waits for what is written (an image is read, no guest writes): it leaves the stage when that is full or a FLUSH
+   * comes, and nothing is sent unasked. What is described and wanted then depends on the bytes, not on the time. Of the
+   * limits `windowBytes` counts, which must be more than the stage holds.
+   */
+  readonly bulkOnly?: boolean
   /** Told once, with the reason, when the session is lost. */
   readonly onLost?: (error: Error) => void
 }

@@ -236,11 +236,15 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   }
 
   #roomy(): boolean {
-    const rate = this.#options.link.rateBytesPerSecond
+    const { link, limits, bulkOnly } = this.#options
+    // No guest waits for it to drain, and what is staged leaves only when the stage is full: so far it must be let.
+    if (bulkOnly === true) {
+      return this.#records.size < SENDER_RECORDS_MAX && this.unsettledBytes <= limits.windowBytes
+    }
     return (
       this.#records.size < SENDER_RECORDS_MAX &&
-      this.#options.limits.window?.hasRoomFor(this) !== false &&
-      this.#room.allows(this.unsettledBytes, this.#wantedBytes, rate)
+      limits.window?.hasRoomFor(this) !== false &&
+      this.#room.allows(this.unsettledBytes, this.#wantedBytes, link.rateBytesPerSecond)
     )
   }
 
@@ -271,6 +275,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
       }
       this.#emit(this.#stage.takeOldest(Math.min(RUN_BYTES_MAX, this.#options.slabs.bytesMax))!)
     }
+    if (this.#options.bulkOnly === true) return
     if (!this.#stage.empty && this.#idleTimer === undefined && this.#lost === undefined) {
       this.#idleTimer = setTimeout(() => {
         this.#idleTimer = undefined
@@ -377,6 +382,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
    * nothing else to do, or while a FLUSH waits for it, gains a whole round trip, which in the end is downtime.
    */
   #isEager(length: number): boolean {
+    if (this.#options.bulkOnly === true) return false
     if (length > EAGER_RUN_BYTES_MAX || this.#earlyBytes + length > EARLY_BYTES_MAX) return false
     return this.#flushing !== undefined || this.#sentBytes + length <= EAGER_OUTSTANDING_BYTES_MAX
   }

@@ -3,9 +3,25 @@
  * the same offset of an image that has been a good guess so far. The second way needs no index, so it works from the
  * first second on, and it finds chunks that were cut at another place than in the index.
  */
-import type { ImageStock, StockImage } from '../catalog/stock.ts'
 import { GUESS_IMAGES_MAX } from '../core/limits.ts'
 import type { ChunkQuery, ChunkSource } from './sources.ts'
+
+/** An image that lies here. Its number is its name in the index; `read` gives exactly `length` bytes, or rejects. */
+export interface StockedImage {
+  readonly number: number
+  readonly path: string
+  readonly size: number
+  readonly source: { read(offset: number, length: number): Promise<Buffer> }
+}
+
+/** Which images lie here, and where a chunk may lie in them: ImageStock in the daemon. */
+export interface ChunkStock {
+  readonly images: readonly StockedImage[]
+  image(number: number): StockedImage | undefined
+  lookup(
+    digest: Buffer,
+  ): readonly { readonly image: number; readonly offset: number; readonly length: number }[]
+}
 
 /** An image is guessed at while it hits this often, or is still being tried, or now and then. */
 const GUESS_HITS_MIN = 0.1
@@ -14,13 +30,13 @@ const GUESS_EVERY = 64
 
 export class StockSource implements ChunkSource {
   readonly name = 'chunk'
-  readonly #stock: ImageStock
+  readonly #stock: ChunkStock
   readonly #except: ReadonlySet<string>
   readonly #guesses = new Map<number, { tries: number; hits: number }>()
   #queries = 0
 
   /** @param except paths that are being written by this very migration */
-  constructor(stock: ImageStock, except: ReadonlySet<string>) {
+  constructor(stock: ChunkStock, except: ReadonlySet<string>) {
     this.#stock = stock
     this.#except = except
   }
@@ -69,7 +85,7 @@ export class StockSource implements ChunkSource {
   }
 }
 
-async function readFrom(image: StockImage, offset: number, query: ChunkQuery): Promise<Buffer | undefined> {
+async function readFrom(image: StockedImage, offset: number, query: ChunkQuery): Promise<Buffer | undefined> {
   try {
     const bytes = await image.source.read(offset, query.length)
     return query.verify(bytes) ? bytes : undefined

@@ -26,7 +26,7 @@ export interface OwnCommandOptions extends CommandOptions {
   readonly interactive?: boolean
 }
 
-const quietEnvironment = (): NodeJS.ProcessEnv => ({
+export const quietEnvironment = (): NodeJS.ProcessEnv => ({
   PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin',
   LC_ALL: 'C',
   HOME: '/',

@@ -1,6 +1,6 @@
 /**
- * Two bundles linked in memory, for tests of what stands on them: the real hello, frames and pacing over duplex
- * pairs, with a link of a given one-way delay and rate where one is asked for.
+ * Two bundles linked in memory, for `swam analyze` and for tests of what stands on them: the real hello, frames and pacing
+ * over duplex pairs, with a link of a given one-way delay and rate where one is asked for.
  */
 import { randomBytes } from 'node:crypto'
 import { Duplex, duplexPair } from 'node:stream'

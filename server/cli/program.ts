@@ -3,10 +3,11 @@
  * tests can run it; server/cli/main.ts is the only place that knows argv and ends the process.
  */
 import type { Readable } from 'node:stream'
-import { Command, CommanderError } from 'commander'
+import { Command, CommanderError, Option } from 'commander'
 import { ConfigFindingsError, findingText } from '../../config/load.ts'
 import { errorText } from '../../lib/core/errors.ts'
 import { release } from '../release.ts'
+import type { AnalyzeCommandOptions } from './analyze.ts'
 import { configCheckCommand } from './config-check.ts'
 import type { GlobalOptions, Output } from './context.ts'
 import { EXIT, exitCodeOf } from './exit-codes.ts'
@@ -80,6 +81,7 @@ export function swamProgram(
     .action(async (file: string | undefined, _options, command: Command) => {
       exitCode = await configCheckCommand(file, settings(command), output)
     })
+  addAnalyzeCommand(program, output)
   addPeerCommands(program, stdin, output, (code) => {
     exitCode = code
   })
@@ -98,4 +100,25 @@ export function swamProgram(
     )
 
   return { program, exitCode: () => exitCode }
+}
+
+function addAnalyzeCommand(program: Command, output: Output): void {
+  program
+    .command('analyze')
+    .description('how many bytes of an image would cross the link, and where the others would come from')
+    .argument('<file>', 'the image: PATH, raw:PATH or qcow2:PATH')
+    .option('--have <image...>', 'images that the far side has, or directories of them')
+    .option('--in-place <image>', 'the image that lies at the target path there')
+    .option('--backing <image...>', 'files that these qcow2 images stand on, and may be read')
+    .addOption(
+      new Option('--format <format>', 'of images that are named without one (default: raw)').choices([
+        'raw',
+        'qcow2',
+      ]),
+    )
+    .action(async (file: string, _options, command: Command) => {
+      // Loaded when it is called: the hook is the same program, and virsh waits for it.
+      const { analyzeCommand } = await import('./analyze.ts')
+      await analyzeCommand(file, command.optsWithGlobals<AnalyzeCommandOptions>(), output)
+    })
 }

@@ -102,7 +102,8 @@ function details(migration: MigrationReport): string[] {
   return lines
 }
 
-const SOURCE_WORDS: Readonly<Record<keyof BySource, string>> = {
+/** What people read for the sources. */
+export const SOURCE_WORDS: Readonly<Record<keyof BySource, string>> = {
   zero: 'zero',
   inPlace: 'in place',
   chunk: 'chunks of other images',

@@ -1,0 +1,175 @@
+/**
+ * The files that make up one qcow2 image, each opened once, and what QEMU is told of them: every driver, every file (by our
+ * open descriptor, so that no name leads elsewhere meanwhile) and the end of the chain. Nothing that a header names is
+ * opened: `qemu-img info` is run on one file at a time, with no backing file and with an empty node in the place of a data file.
+ * What the header names is then only compared with what the user has named. We parse no qcow2.
+ */
+import { realpath } from 'node:fs/promises'
+import { dirname, resolve } from 'node:path'
+import type { ImageSource } from '../../lib/catalog/image-files.ts'
+import { errorText, RefusedError } from '../../lib/core/errors.ts'
+import {
+  ANALYZE_CHAIN_FILES_MAX,
+  ANALYZE_INFO_BYTES_MAX,
+  QEMU_IMG_DEADLINE_MS,
+} from '../../lib/core/limits.ts'
+import { CommandError, runCommand } from '../../lib/host/command.ts'
+import { checkImage, type ImageName, openFile, openRaw } from './images.ts'
+
+/** A node of QEMU's block layer, as its `json:` names take it. */
+export type BlockNode = { readonly [key: string]: string | number | boolean | null | BlockNode }
+
+export interface BackingChain {
+  readonly node: BlockNode
+  /** Open; whoever has the chain closes them. The first is the image itself. */
+  readonly files: readonly ImageSource[]
+}
+
+/** Of what `qemu-img info` says, what is looked at. */
+interface Qcow2Info {
+  readonly encrypted: boolean
+  readonly corrupt: boolean
+  readonly dataFile: string | undefined
+  readonly backing: string | undefined
+  readonly backingFormat: string | undefined
+}
+
+/**
+ * Opens the image and what it stands on, all of which must be among `backings`. Rejects as `openFile` does, or with a
+ * RefusedError that says what is the matter with a file of the chain. Nothing stays open then.
+ */
+export async function openChain(
+  top: ImageName,
+  backings: readonly ImageName[],
+  signal?: AbortSignal,
+): Promise<BackingChain> {
+  const files: ImageSource[] = []
+  const nodes: BlockNode[] = []
+  try {
+    let next: ImageName | undefined = top
+    while (next !== undefined) {
+      if (files.length >= ANALYZE_CHAIN_FILES_MAX) {
+        throw new RefusedError(
+          `${top.path}: expected at most ${ANALYZE_CHAIN_FILES_MAX} files in its backing chain`,
+        )
+      }
+      const name: ImageName = next
+      const file = name.format === 'raw' ? await openRaw(name) : await openFile(name)
+      files.push(file)
+      const node = fileNode(file)
+      next = undefined
+      if (name.format === 'raw') nodes.push({ driver: 'raw', file: node })
+      else {
+        checkImage(name.path, file)
+        const info = await qcow2Info(name.path, node, signal)
+        nodes.push({ driver: 'qcow2', file: node })
+        next = await backingOf(name.path, file, info, backings)
+      }
+    }
+    return { node: joined(nodes), files }
+  } catch (error) {
+    for (const file of files) await file.close()
+    throw error
+  }
+}
+
+/** Each node on the next one; the last has none, whatever its header says. */
+function joined(nodes: readonly BlockNode[]): BlockNode {
+  let below: BlockNode | null = null
+  for (const node of nodes.toReversed()) below = node['driver'] === 'raw' ? node : { ...node, backing: below }
+  return { ...below, 'read-only': true, 'force-share': true }
+}
+
+function fileNode(file: ImageSource): BlockNode {
+  return {
+    driver: file.isBlockDevice ? 'host_device' : 'file',
+    filename: `/proc/${process.pid}/fd/${file.fd}`,
+    locking: 'off',
+  }
+}
+
+async function qcow2Info(path: string, file: BlockNode, signal: AbortSignal | undefined): Promise<Qcow2Info> {
+  const node: BlockNode = { driver: 'qcow2', file, backing: null, 'read-only': true, 'force-share': true }
+  const empty: BlockNode = { driver: 'null-co', size: 0 }
+  try {
+    return parseInfo(await runInfo({ ...node, 'data-file': empty }, signal))
+  } catch (error) {
+    if (!(error instanceof CommandError))
+      throw new RefusedError(`${path}: ${errorText(error)}`, { cause: error })
+    // A QEMU that minds: it says so only of an image that has none.
+    if (!error.stderr.includes("'data-file' can only be set")) throw unreadable(path, error)
+  }
+  try {
+    return parseInfo(await runInfo(node, signal))
+  } catch (error) {
+    throw error instanceof CommandError ? unreadable(path, error) : error
+  }
+}
+
+async function runInfo(node: BlockNode, signal: AbortSignal | undefined): Promise<string> {
+  return await runCommand(['qemu-img', 'info', '--output=json', jsonName(node)], {
+    deadlineMs: QEMU_IMG_DEADLINE_MS,
+    outputBytesMax: ANALYZE_INFO_BYTES_MAX,
+    ...(signal === undefined ? {} : { signal }),
+  })
+}
+
+export function jsonName(node: BlockNode): string {
+  return `json:${JSON.stringify(node)}`
+}
+
+/** QEMU's reason, without the long name that we gave it. */
+function unreadable(path: string, error: CommandError): RefusedError {
+  const reason = /.*':\s*(.+)/s.exec(error.stderr)?.[1] ?? error.stderr
+  return new RefusedError(`${path}: not readable as a qcow2: ${reason.trim().replaceAll(/\s+/g, ' ')}`)
+}
+
+function parseInfo(output: string): Qcow2Info {
+  const info = objectOf(JSON.parse(output))
+  const data = objectOf(objectOf(info['format-specific'])['data'])
+  const text = (value: unknown): string | undefined => (typeof value === 'string' ? value : undefined)
+  return {
+    encrypted: info['encrypted'] === true || data['encrypt'] !== undefined,
+    corrupt: data['corrupt'] === true,
+    dataFile: text(data['data-file']),
+    backing: text(info['backing-filename']),
+    backingFormat: text(info['backing-filename-format']),
+  }
+}
+
+function objectOf(value: unknown): Record<string, unknown> {
+  return typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {}
+}
+
+/** What the image stands on, as the user has named it; undefined: nothing. Throws a RefusedError if it cannot be used. */
+async function backingOf(
+  path: string,
+  file: ImageSource,
+  info: Qcow2Info,
+  backings: readonly ImageName[],
+): Promise<ImageName | undefined> {
+  if (info.encrypted)
+    throw new RefusedError(`${path}: it is encrypted: what is in it cannot be told without its key`)
+  if (info.corrupt) throw new RefusedError(`${path}: it is marked as corrupt: qemu-img check says more`)
+  if (info.dataFile !== undefined) {
+    throw new RefusedError(`${path}: its data lie in another file (${info.dataFile}): that is not supported`)
+  }
+  if (info.backing === undefined) return undefined
+  const wanted = resolve(dirname(file.path), info.backing)
+  const real = await realpath(wanted).catch(() => wanted)
+  for (const backing of backings) {
+    const given = await realpath(backing.path).catch(() => undefined)
+    if (given !== real) continue
+    if (info.backingFormat !== undefined && info.backingFormat !== backing.format) {
+      throw new RefusedError(
+        `${path}: it has its backing file as ${info.backingFormat}, not as ${backing.format}: ` +
+          `say --backing ${info.backingFormat}:${backing.path}`,
+      )
+    }
+    return backing
+  }
+  const format = info.backingFormat === undefined ? '' : `${info.backingFormat}:`
+  throw new RefusedError(
+    `${path}: it stands on ${wanted}: if that may be read, say --backing ${format}${wanted}`,
+  )
+}

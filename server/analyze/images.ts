@@ -1,0 +1,135 @@
+/**
+ * The images that `swam analyze` is told of: what was typed, looked at and opened. A format is what was said and never
+ * what the bytes look like: a guest can write a qcow2 header into its disk. Where a file that nobody called raw begins
+ * as a qcow2, that is a refusal which asks for the word.
+ *
+ * What cannot be used is one line that names the path, with the class that makes its exit code: AnswerError (no such image, 5), a
+ * cause of EACCES (not allowed, 4), UsageError (2), RefusedError (1).
+ */
+import { constants, type Stats } from 'node:fs'
+import { access, realpath, stat } from 'node:fs/promises'
+import type { ExtentSource } from '../../lib/catalog/extent-source.ts'
+import { ImageSource, listImages } from '../../lib/catalog/image-files.ts'
+import { errorText, RefusedError } from '../../lib/core/errors.ts'
+import { IMAGE_BYTES_MAX } from '../../lib/core/limits.ts'
+import { UsageError } from '../cli/exit-codes.ts'
+import { AnswerError } from '../control.ts'
+
+export type ImageFormat = 'raw' | 'qcow2'
+
+/** An image as it was named: `PATH`, `raw:PATH` or `qcow2:PATH`. */
+export interface ImageName {
+  readonly path: string
+  readonly format: ImageFormat
+  /** The format was said with the path. */
+  readonly explicit: boolean
+}
+
+const SECTOR_BYTES = 512
+const QCOW2_MAGIC: Buffer = Buffer.from('QFI\xfb', 'latin1')
+
+/** @param format of names that say none; undefined: raw, which a file that begins as a qcow2 must be called */
+export function imageName(text: string, format: ImageFormat | undefined): ImageName {
+  const match = /^(raw|qcow2):(.*)$/s.exec(text)
+  if (match !== null) return { path: named(match[2]!), format: match[1] as ImageFormat, explicit: true }
+  return { path: named(text), format: format ?? 'raw', explicit: format !== undefined }
+}
+
+function named(path: string): string {
+  if (path === '' || path.includes('\0'))
+    throw new UsageError('expected the path of an image, found an empty one')
+  return path
+}
+
+export async function isDirectory(name: ImageName): Promise<boolean> {
+  return (await statOf(name.path)).isDirectory()
+}
+
+/** The images in a directory, as the daemon would find them: files of 1 MiB and more, not below it. Rejects if it cannot be read. */
+export async function imagesIn(directory: ImageName): Promise<ImageName[]> {
+  await access(directory.path, constants.R_OK | constants.X_OK).catch((error: unknown) => {
+    throw problem(directory.path, error)
+  })
+  return (await listImages([directory.path])).map(({ path }) => ({ ...directory, path }))
+}
+
+/** Opens the file or device itself, whatever it holds. */
+export async function openFile(name: ImageName): Promise<ImageSource> {
+  const { path } = name
+  const stats = await statOf(path)
+  if (!stats.isFile() && !stats.isBlockDevice()) {
+    throw new RefusedError(`${path}: expected an image file or a block device, found ${kindOf(stats)}`)
+  }
+  try {
+    return await ImageSource.open(await realpath(path), { blockDevices: true })
+  } catch (error) {
+    throw problem(path, error)
+  }
+}
+
+/** Opens an image that is raw. */
+export async function openRaw(name: ImageName): Promise<ImageSource> {
+  const source = await openFile(name)
+  try {
+    if (!name.explicit) await refuseQcow2(name.path, source)
+    return source
+  } catch (error) {
+    await source.close()
+    throw error
+  }
+}
+
+async function refuseQcow2(path: string, source: ImageSource): Promise<void> {
+  const head = Buffer.alloc(QCOW2_MAGIC.length)
+  await source.readInto(head, 0).catch((error: unknown) => {
+    throw problem(path, error)
+  })
+  if (head.equals(QCOW2_MAGIC)) {
+    throw new UsageError(`${path} begins as a qcow2: say qcow2:${path} or raw:${path}`)
+  }
+}
+
+/** What holds anything, and not too much. */
+export function checkImage(path: string, source: ExtentSource): void {
+  const { size } = source
+  if (size === 0) throw new RefusedError(`${path}: the image is empty`)
+  if (size > IMAGE_BYTES_MAX)
+    throw new RefusedError(`${path}: ${size} bytes: expected at most ${IMAGE_BYTES_MAX}`)
+}
+
+/** What the engine can take as a disk. */
+export function checkDisk(path: string, source: ExtentSource): void {
+  checkImage(path, source)
+  const { size } = source
+  if (size % SECTOR_BYTES !== 0) {
+    throw new RefusedError(
+      `${path}: ${size} bytes: expected a multiple of ${SECTOR_BYTES}, as every disk of a guest has`,
+    )
+  }
+}
+
+async function statOf(path: string): Promise<Stats> {
+  try {
+    return await stat(path)
+  } catch (error) {
+    throw problem(path, error)
+  }
+}
+
+/** What a failed call of the system says of this path. */
+export function problem(path: string, error: unknown): Error {
+  const code = (error as NodeJS.ErrnoException | undefined)?.code
+  if (code === 'ENOENT' || code === 'ENOTDIR')
+    return new AnswerError('SWAM_NOT_FOUND', `${path}: no such image`)
+  if (code === 'EACCES' || code === 'EPERM') {
+    return new RefusedError(`${path}: not allowed to read it`, { cause: error })
+  }
+  return new RefusedError(`${path}: cannot read it: ${errorText(error)}`, { cause: error })
+}
+
+function kindOf(stats: Stats): string {
+  if (stats.isDirectory()) return 'a directory'
+  if (stats.isFIFO()) return 'a FIFO'
+  if (stats.isSocket()) return 'a socket'
+  return 'a character device'
+}

@@ -1,0 +1,228 @@
+/**
+ * A qcow2 image as an extent source: QEMU's own qemu-nbd exports the chain read-only on a socket in a private folder, and our NBD
+ * client reads it. The process dies with its connection and with us (a signal of the kernel's), and as root it has no
+ * network. The folder goes as soon as the connection stands. Images in use by a QEMU may be read (force-share), but what is
+ * then seen of them is neither new nor whole: the caller is told if a file changed.
+ */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { connect, type Socket } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { BlockDevice } from '../../lib/block/device.ts'
+import { type DataExtent, MapBuilder } from '../../lib/catalog/data-extents.ts'
+import type { ExtentSource } from '../../lib/catalog/extent-source.ts'
+import type { ImageSource } from '../../lib/catalog/image-files.ts'
+import { errorText, LostError, RefusedError } from '../../lib/core/errors.ts'
+import {
+  ANALYZE_EXPORT_ASK_MS,
+  ANALYZE_EXPORT_END_MS,
+  ANALYZE_EXPORT_START_MS,
+  COMMAND_STDERR_BYTES_MAX,
+  NBD_RANGE_BYTES_MAX,
+} from '../../lib/core/limits.ts'
+import { readBytes } from '../../lib/engine/sources.ts'
+import { quietEnvironment } from '../../lib/host/command.ts'
+import { negotiateNbd } from '../../lib/nbd/client.ts'
+import { type BackingChain, jsonName, openChain } from './backing-chain.ts'
+import type { ImageName } from './images.ts'
+
+/** qemu-nbd while it runs, and the first words of its standard error. */
+class Exporter {
+  readonly #child: ChildProcess
+  readonly gone: Promise<void>
+  ended = false
+  #stderr = ''
+
+  constructor(argv: readonly string[]) {
+    const child = spawn(argv[0]!, argv.slice(1), {
+      stdio: ['ignore', 'ignore', 'pipe'],
+      env: quietEnvironment(),
+    })
+    this.#child = child
+    child.stderr!.on('data', (piece: Buffer) => {
+      if (this.#stderr.length < COMMAND_STDERR_BYTES_MAX) this.#stderr += piece.toString('utf8')
+    })
+    this.gone = new Promise((resolve) => {
+      const end = (text: string): void => {
+        this.#stderr ||= text
+        this.ended = true
+        resolve()
+      }
+      child.once('error', (error) => end(error.message))
+      child.once('close', (code, signal) => end(`it ended with ${code ?? signal}`))
+    })
+  }
+
+  /** Its reason, in one line, without the long name that we gave it. */
+  get reason(): string {
+    const reason = /.*':\s*(.+)/s.exec(this.#stderr)?.[1] ?? this.#stderr
+    return reason.trim().replaceAll(/\s+/g, ' ')
+  }
+
+  async end(): Promise<void> {
+    if (!this.ended) this.#child.kill('SIGKILL')
+    await this.gone
+  }
+}
+
+export class Qcow2Export implements ExtentSource {
+  readonly path: string
+  readonly #device: BlockDevice
+  readonly #files: readonly ImageSource[]
+  readonly #exporter: Exporter
+  #closed: Promise<void> | undefined
+
+  /**
+   * Rejects as `openChain` does, or with a RefusedError if QEMU cannot export the image. `onLost` hears of an export that ends
+   * before it is closed: what reads it then finds nothing, and must not be believed.
+   */
+  static async open(
+    name: ImageName,
+    backings: readonly ImageName[],
+    options: { readonly signal?: AbortSignal; readonly onLost: (error: Error) => void },
+  ): Promise<Qcow2Export> {
+    const chain = await openChain(name, backings, options.signal)
+    try {
+      const { exporter, device } = await exportChain(name.path, chain, options.signal)
+      const source = new Qcow2Export(name.path, chain.files, exporter, device)
+      void exporter.gone.then(() => {
+        if (source.#closed === undefined) {
+          options.onLost(new RefusedError(`${name.path}: its export by qemu-nbd ended: ${exporter.reason}`))
+        }
+      })
+      return source
+    } catch (error) {
+      for (const file of chain.files) await file.close()
+      throw error
+    }
+  }
+
+  private constructor(path: string, files: readonly ImageSource[], exporter: Exporter, device: BlockDevice) {
+    this.path = path
+    this.#files = files
+    this.#exporter = exporter
+    this.#device = device
+  }
+
+  get size(): number {
+    return this.#device.size
+  }
+
+  async extents(signal?: AbortSignal): Promise<DataExtent[]> {
+    const map = new MapBuilder(this.size)
+    for (let at = 0; at < this.size; ) {
+      signal?.throwIfAborted()
+      const length = Math.min(NBD_RANGE_BYTES_MAX, this.size - at)
+      const status = await this.#ask(`map ${length} bytes at ${at}`, this.#device.blockStatus(at, length))
+      for (const extent of status) {
+        map.add(extent.length, extent.zero)
+        at += extent.length
+      }
+    }
+    return map.extents
+  }
+
+  async read(offset: number, length: number): Promise<Buffer> {
+    return await this.#ask(`read ${length} bytes at ${offset}`, readBytes(this.#device, offset, length))
+  }
+
+  async readInto(target: Uint8Array, offset: number): Promise<number> {
+    const length = Math.min(target.length, this.size - offset)
+    if (length > 0) target.set(await this.read(offset, length))
+    return Math.max(0, length)
+  }
+
+  /** Says what was asked of which image. That the process ended is a better reason than what its connection says of it. */
+  async #ask<Answer>(what: string, answer: Promise<Answer>): Promise<Answer> {
+    try {
+      return await answer
+    } catch (error) {
+      if (error instanceof LostError) await Promise.race([this.#exporter.gone, sleep(ANALYZE_EXPORT_END_MS)])
+      const reason = this.#exporter.ended ? `qemu-nbd ended: ${this.#exporter.reason}` : errorText(error)
+      throw new RefusedError(`${this.path}: ${what}: ${reason}`, { cause: error })
+    }
+  }
+
+  async isStale(): Promise<boolean> {
+    for (const file of this.#files) if (await file.isStale()) return true
+    return false
+  }
+
+  close(): Promise<void> {
+    this.#closed ??= (async () => {
+      await this.#device.close()
+      await this.#exporter.end()
+      for (const file of this.#files) await file.close()
+    })()
+    return this.#closed
+  }
+}
+
+async function exportChain(
+  path: string,
+  chain: BackingChain,
+  signal: AbortSignal | undefined,
+): Promise<{ exporter: Exporter; device: BlockDevice }> {
+  const folder = await mkdtemp(join(tmpdir(), 'swam-analyze-'))
+  const socket = join(folder, 'nbd')
+  let exporter: Exporter | undefined
+  try {
+    exporter = new Exporter(exportCommand(socket, chain))
+    const connection = await dial(path, socket, exporter, signal)
+    const negotiation = await negotiateNbd(connection)
+    return { exporter, device: await negotiation.go('') }
+  } catch (error) {
+    await exporter?.end()
+    signal?.throwIfAborted()
+    throw error instanceof RefusedError
+      ? error
+      : new RefusedError(`${path}: cannot be exported by qemu-nbd: ${errorText(error)}`, { cause: error })
+  } finally {
+    await rm(folder, { recursive: true, force: true })
+  }
+}
+
+/** Dies when we do; as root it has a network of its own, with nothing in it. */
+function exportCommand(socket: string, chain: BackingChain): string[] {
+  const alone = process.getuid?.() === 0 ? ['unshare', '--net', '--'] : []
+  return [
+    ...alone,
+    'setpriv',
+    '--pdeathsig=KILL',
+    '--',
+    'qemu-nbd',
+    '--read-only',
+    '--shared=1',
+    `--socket=${socket}`,
+    jsonName(chain.node),
+  ]
+}
+
+async function dial(
+  path: string,
+  socketPath: string,
+  exporter: Exporter,
+  signal: AbortSignal | undefined,
+): Promise<Socket> {
+  const deadline = performance.now() + ANALYZE_EXPORT_START_MS
+  for (;;) {
+    signal?.throwIfAborted()
+    if (exporter.ended) throw new RefusedError(`${path}: not readable as a qcow2: qemu-nbd: ${exporter.reason}`)
+    if (performance.now() > deadline) {
+      throw new RefusedError(
+        `${path}: qemu-nbd has no socket after ${ANALYZE_EXPORT_START_MS} ms: ${exporter.reason}`,
+      )
+    }
+    const socket = connect(socketPath)
+    try {
+      await once(socket, 'connect')
+      return socket
+    } catch {
+      socket.destroy()
+      await sleep(ANALYZE_EXPORT_ASK_MS)
+    }
+  }
+}

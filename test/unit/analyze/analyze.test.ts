@@ -1,0 +1,314 @@
+/**
+ * swam analyze on raw images made by hand, of which each byte's source is known; and what happens when what arrives, or what
+ * nobody wrote, is not the image.
+ */
+import assert from 'node:assert/strict'
+import { chmod, mkdir, open, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import type { BlockDevice } from '../../../lib/block/device.ts'
+import { KIB, MIB } from '../../../lib/core/units.ts'
+import { type AnalyzeReport, analyze } from '../../../server/analyze/analyze.ts'
+import { EXIT, exitCodeOf } from '../../../server/cli/exit-codes.ts'
+import { emptyBySource } from '../../../server/report.ts'
+import { noise } from '../engine/rig.ts'
+import { GAP, image, inFolder, QUICK, swam } from './rig.ts'
+
+const KNOWN = noise(2 * MIB, 1)
+const NEW = noise(3 * MIB, 2)
+const OLD = noise(MIB, 3)
+/** What of an incompressible literal is no payload: headers, digests, acknowledgements. */
+const OVERHEAD_BYTES = 64 * KIB
+
+/** Zeroes, content of another image, new content, again what came before, content that lies in place. */
+const SIZE = 13 * MIB + 512
+const AT = { known: MIB, new: 4 * MIB, again: 8 * MIB - GAP, old: 11 * MIB + GAP }
+
+async function target(folder: string): Promise<string> {
+  return await image(join(folder, 'target.raw'), SIZE, [
+    [AT.known, KNOWN],
+    [AT.new, NEW],
+    [AT.again, NEW],
+    [AT.old, OLD.subarray(0, 512 * KIB)],
+  ])
+}
+
+function bySource(found: AnalyzeReport): AnalyzeReport['bySource'] {
+  return { ...found.bySource, digest: 0 }
+}
+
+test('every byte is told by its source', async () => {
+  await inFolder(async (folder) => {
+    const path = await target(folder)
+    const have = await image(join(folder, 'have.raw'), 16 * MIB, [[7 * MIB, KNOWN]])
+    const inPlace = await image(join(folder, 'old.raw'), SIZE, [[AT.old, OLD]])
+    const found = await analyze({ ...QUICK, target: path, have: [have], inPlace })
+    const data = 2 * MIB + 6 * MIB + 512 * KIB
+    assert.deepEqual(bySource(found), {
+      ...emptyBySource(),
+      zero: SIZE - data,
+      chunk: 2 * MIB,
+      literal: 3 * MIB,
+      session: 3 * MIB,
+      inPlace: 512 * KIB,
+    })
+    assert.equal(found.dataBytes, data)
+    assert.equal(found.size, SIZE)
+    assert.ok(found.bySource.digest > (data / (256 * KIB)) * 32, `digests: ${found.bySource.digest}`)
+    const overhead = found.wireBytes - 3 * MIB
+    assert.ok(overhead > found.bySource.digest && overhead < OVERHEAD_BYTES, `overhead: ${overhead}`)
+    assert.equal(found.verified, true)
+  })
+})
+
+test('without anything at the far side all that is not zero is sent, and what compresses, compressed', async () => {
+  await inFolder(async (folder) => {
+    const text = Buffer.alloc(MIB, 'all work and no play ')
+    const path = await image(join(folder, 'target.raw'), 4 * MIB, [[MIB, text]])
+    const found = await analyze({ ...QUICK, target: path })
+    assert.equal(found.bySource.zero, 3 * MIB)
+    assert.equal(found.bySource.literal + found.bySource.session, MIB)
+    assert.ok(found.wireBytes < OVERHEAD_BYTES, `wire: ${found.wireBytes}`)
+  })
+})
+
+test('the image itself at the far side: nothing is sent but digests', async () => {
+  await inFolder(async (folder) => {
+    const path = await target(folder)
+    const data = 8 * MIB + 512 * KIB
+    const same = await analyze({ ...QUICK, target: path, inPlace: path })
+    assert.deepEqual(bySource(same), { ...emptyBySource(), zero: SIZE - data, inPlace: data })
+    const had = await analyze({ ...QUICK, target: path, have: [path] })
+    assert.equal(had.bySource.literal, 0)
+    assert.ok(had.wireBytes < OVERHEAD_BYTES, `wire: ${had.wireBytes}`)
+  })
+})
+
+test('an image of zeroes has no data, and its rate is zero', async () => {
+  await inFolder(async (folder) => {
+    const found = await analyze({ ...QUICK, target: await image(join(folder, 'zero.raw'), 8 * MIB, []) })
+    assert.deepEqual(bySource(found), { ...emptyBySource(), zero: 8 * MIB })
+    assert.equal(found.dataBytes, 0)
+    assert.equal(found.mbPerSecond, 0)
+    assert.ok(found.wireBytes < KIB)
+  })
+})
+
+test('what lies in place and is zero in the image is zeroed', async () => {
+  await inFolder(async (folder) => {
+    const path = await image(join(folder, 'target.raw'), 4 * MIB, [[MIB, OLD]])
+    const inPlace = await image(join(folder, 'old.raw'), 4 * MIB, [
+      [MIB, OLD],
+      [3 * MIB, OLD],
+    ])
+    const found = await analyze({ ...QUICK, target: path, inPlace })
+    assert.deepEqual(bySource(found), { ...emptyBySource(), zero: 3 * MIB, inPlace: MIB })
+  })
+})
+
+test('longer than a run, the figures are the same each time', async () => {
+  await inFolder(async (folder) => {
+    const long = noise(24 * MIB, 4)
+    const path = await image(join(folder, 'target.raw'), 32 * MIB, [[MIB, long]])
+    const have = await image(join(folder, 'have.raw'), 40 * MIB, [[9 * MIB, long]])
+    const first = await analyze({ ...QUICK, target: path, have: [have] })
+    // A run is cut at its end, wherever that lies: there are two.
+    assert.ok(
+      first.bySource.literal > 0 && first.bySource.literal < 4 * 256 * KIB,
+      `${first.bySource.literal}`,
+    )
+    const again = await analyze({ ...QUICK, target: path, have: [have] })
+    assert.deepEqual(again.bySource, first.bySource)
+  })
+})
+
+// ---- faults --------------------------------------------------------------------------------------------------
+
+/** A device that is told of some calls something else than the receiver said. */
+function faulty(
+  device: BlockDevice,
+  faults: Partial<Pick<BlockDevice, 'write' | 'writeZeroes'>>,
+): BlockDevice {
+  return new Proxy(device, {
+    get(inner, property) {
+      const own: unknown = Reflect.get(faults, property)
+      if (own !== undefined) return own
+      const value: unknown = Reflect.get(inner, property, inner)
+      return typeof value === 'function' ? value.bind(inner) : value
+    },
+  })
+}
+
+const faults: readonly {
+  readonly name: string
+  readonly fault: (device: BlockDevice) => Partial<Pick<BlockDevice, 'write' | 'writeZeroes'>>
+  readonly message: RegExp
+}[] = [
+  {
+    name: 'a byte of a write',
+    fault: (device) => ({
+      write: async (offset, data) => {
+        const changed = Buffer.from(data)
+        if (offset >= AT.new) changed[100]! ^= 1
+        await device.write(offset, changed)
+      },
+    }),
+    message:
+      /verify .*target\.raw: write of \d+ bytes at \d+: byte \d+: expected 0x[0-9a-f]{2}, found 0x[0-9a-f]{2}$/,
+  },
+  {
+    name: 'a write at another place',
+    fault: (device) => ({
+      write: (offset, data) => device.write(offset === AT.new ? offset - 4 * KIB : offset, data),
+    }),
+    message: /verify .*target\.raw: write of/,
+  },
+  {
+    name: 'a write that is not done',
+    fault: (device) => ({
+      write: async (offset, data) => {
+        if (offset < AT.again) await device.write(offset, data)
+      },
+    }),
+    message: /verify .*target\.raw: \d+ bytes that nobody wrote at \d+: byte \d+: expected 0x/,
+  },
+  {
+    name: 'zeroes that are not written',
+    fault: () => ({ writeZeroes: async () => {} }),
+    message: /verify .*target\.raw: \d+ bytes that nobody wrote at \d+: byte \d+: expected 0x00, found 0x/,
+  },
+  {
+    name: 'zeroes where there are none',
+    fault: (device) => ({ writeZeroes: async () => await device.writeZeroes(0, 4 * MIB) }),
+    message:
+      /verify .*target\.raw: zeroing of 4194304 bytes at \d+: byte \d+: expected 0x[0-9a-f]{2}, found 0x00$/,
+  },
+  {
+    name: 'a part of a block',
+    fault: (device) => ({ write: (offset, data) => device.write(offset, data.subarray(0, 100)) }),
+    message: /verify .*target\.raw: write of 100 bytes at \d+: expected whole blocks of 4096 below \d+$/,
+  },
+]
+
+for (const { name, fault, message } of faults) {
+  test(`verification fails: ${name}`, async () => {
+    await inFolder(async (folder) => {
+      const path = await target(folder)
+      const inPlace = await image(join(folder, 'old.raw'), SIZE, [
+        [AT.old, OLD],
+        [0, OLD.subarray(0, 64 * KIB)],
+      ])
+      const wrapDevice = (device: BlockDevice): BlockDevice => faulty(device, fault(device))
+      await assert.rejects(analyze({ ...QUICK, target: path, inPlace, wrapDevice }), { message })
+    })
+  })
+}
+
+test('an image that is written to meanwhile is told as that', async () => {
+  await inFolder(async (folder) => {
+    const path = await target(folder)
+    const wrapDevice = (device: BlockDevice): BlockDevice =>
+      faulty(device, {
+        write: async (offset, data) => {
+          await using file = await open(path, 'r+')
+          await file.write(Buffer.from('changed'), 0, 7, offset)
+          await device.write(offset, data)
+        },
+      })
+    await assert.rejects(
+      analyze({ ...QUICK, target: path, wrapDevice }),
+      /target\.raw: it was written to while/,
+    )
+  })
+})
+
+test('an aborted analysis says why, and stops', async () => {
+  await inFolder(async (folder) => {
+    const abort = new AbortController()
+    const wrapDevice = (device: BlockDevice): BlockDevice =>
+      faulty(device, {
+        write: async () => {
+          abort.abort(new Error('enough'))
+          await new Promise(() => {})
+        },
+      })
+    const path = await target(folder)
+    await assert.rejects(
+      analyze({ ...QUICK, target: path, wrapDevice, signal: abort.signal }),
+      /^Error: enough$/,
+    )
+  })
+})
+
+// ---- the command ---------------------------------------------------------------------------------------------
+
+test('as text and as JSON, by the command', async () => {
+  await inFolder(async (folder) => {
+    const path = await target(folder)
+    const have = join(folder, 'images')
+    await mkdir(have)
+    await image(join(have, 'one.raw'), 16 * MIB, [[7 * MIB, KNOWN]])
+    await writeFile(
+      join(have, 'other.img'),
+      Buffer.concat([Buffer.from('QFI\xfb', 'latin1'), noise(MIB - 4, 5)]),
+    )
+    const json = await swam('analyze', path, '--have', have, '--json')
+    assert.equal(json.code, 0, json.err)
+    assert.match(json.err, /^swam: left out: .*other\.img begins as a qcow2: say qcow2:.* or raw:.*\n$/)
+    const report = JSON.parse(json.out) as AnalyzeReport
+    assert.deepEqual(Object.keys(report), [
+      'version',
+      'target',
+      'format',
+      'size',
+      'dataBytes',
+      'wireBytes',
+      'bySource',
+      'seconds',
+      'mbPerSecond',
+      'sha256Ratio',
+      'verified',
+      'haveImages',
+      'indexSeconds',
+    ])
+    assert.equal(report.bySource.chunk, 2 * MIB)
+    assert.equal(report.haveImages, 1)
+    const near = (found: number, expected: number): boolean => Math.abs(found / expected - 1) < 0.01
+    assert.ok(near(report.mbPerSecond, report.dataBytes / report.seconds / 1e6), json.out)
+    assert.ok(report.sha256Ratio > 0)
+
+    const text = await swam('analyze', path, '--have', `raw:${have}`)
+    assert.equal(text.code, 0, text.err)
+    assert.equal(text.err, '')
+    assert.match(text.out, /target\.raw: raw, 13\.0 MiB, of it 8\.5 MiB not zero\n/)
+    assert.match(text.out, /the far side has 2 images, scanned in /)
+    assert.match(text.out, /^chunks of other images +2\.0 MiB +23\.5 %$/m)
+  })
+})
+
+test('an image in a directory that is the analyzed one is not its own source', async () => {
+  await inFolder(async (folder) => {
+    const found = await swam('analyze', await target(folder), '--have', folder, '--json')
+    assert.equal(found.code, 0, found.err)
+    assert.match(found.err, /target\.raw: left out: it is the image that is analyzed\n/)
+    assert.equal((JSON.parse(found.out) as AnalyzeReport).bySource.chunk, 0)
+  })
+})
+
+test('an image that may not be read is exit code 4', async () => {
+  await inFolder(async (folder) => {
+    const path = await target(folder)
+    await chmod(path, 0)
+    await chmod(folder, 0o755)
+    // Root may read everything.
+    const root = process.getuid?.() === 0
+    if (root) process.seteuid?.(65534)
+    const refused = await analyze({ ...QUICK, target: path })
+      .catch((error: unknown) => error)
+      .finally(() => {
+        if (root) process.seteuid?.(0)
+      })
+    assert.equal(exitCodeOf(refused), EXIT.notAllowed)
+    assert.equal((refused as Error).message, `${path}: not allowed to read it`)
+  })
+})
