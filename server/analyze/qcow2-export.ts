@@ -210,7 +210,8 @@ async function dial(
   const deadline = performance.now() + ANALYZE_EXPORT_START_MS
   for (;;) {
     signal?.throwIfAborted()
-    if (exporter.ended) throw new RefusedError(`${path}: not readable as a qcow2: qemu-nbd: ${exporter.reason}`)
+    if (exporter.ended)
+      throw new RefusedError(`${path}: not readable as a qcow2: qemu-nbd: ${exporter.reason}`)
     if (performance.now() > deadline) {
       throw new RefusedError(
         `${path}: qemu-nbd has no socket after ${ANALYZE_EXPORT_START_MS} ms: ${exporter.reason}`,

@@ -7,7 +7,7 @@ import { type AnalyzeReport, analyze } from '../analyze/analyze.ts'
 import type { ImageFormat } from '../analyze/images.ts'
 import { SOURCE_NAMES } from '../report.ts'
 import type { GlobalOptions, Output } from './context.ts'
-import { bytesText, durationText, plainText, tableText } from './format.ts'
+import { bytesText, durationText, jsonLine, plainText, tableText } from './format.ts'
 import { SOURCE_WORDS } from './status.ts'
 
 export interface AnalyzeCommandOptions extends GlobalOptions {
@@ -37,7 +37,7 @@ export async function analyzeCommand(
       onNote: (text) => output.err(`swam: ${plainText(text)}\n`),
     }),
   )
-  output.out(options.json === true ? `${JSON.stringify(report)}\n` : `${analyzeText(report)}\n`)
+  output.out(options.json === true ? jsonLine(report) : `${analyzeText(report)}\n`)
 }
 
 /** Until the work is done, a signal that would end us ends the work, which then cleans up. */
