@@ -505,7 +505,7 @@ export const ANALYZE_IMAGES_MAX: number = SHARED_IMAGES_MAX
 export const ANALYZE_EXPORTS_MAX: number = 32
 /** Files of one backing chain: longer ones are snapshots that somebody forgot to merge, or a circle. */
 export const ANALYZE_CHAIN_FILES_MAX: number = 64
-/** From the start of QEMU's export of a qcow2 to its socket: some 50 ms, seconds on a busy host. */
+/** From the start of QEMU's export of a qcow2 to its socket, and from there to its greeting: some 50 ms, seconds on a busy host. */
 export const ANALYZE_EXPORT_START_MS: number = 15_000
 /** How often that socket is tried. */
 export const ANALYZE_EXPORT_ASK_MS: number = 10

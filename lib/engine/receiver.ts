@@ -47,13 +47,7 @@ import {
   SourceRouter,
   unlessRefused,
 } from './sources.ts'
-import { newTask, runsOfApplied, seqRuns, type Task } from './task.ts'
-
-/** What all disks of one migration hold together: a far side that lies may have many of them. */
-export interface ReceiverBudget {
-  tasks: number
-  eagerBytes: number
-}
+import { newTask, type ReceiverBudget, runsOfApplied, seqRuns, type Task } from './task.ts'
 
 export interface ReceiverOptions {
   readonly link: DiskLink
@@ -297,6 +291,12 @@ export class DiskReceiver implements DiskEndpoint {
       void same.found
         .then(async () => {
           await this.#hold(task)
+          // Written but for a block that it shares with a neighbour, which in its own run may be this very chunk.
+          if (same.bytes === undefined && same.writer !== task.writer) {
+            this.#letGo(task)
+            await same.done
+            await this.#hold(task)
+          }
           if (this.#failed !== undefined) return
           if (same.bytes !== undefined && verify(same.bytes)) this.#apply(task, same.bytes, 'session')
           else await this.#search(task, digest, verify)

@@ -2,6 +2,12 @@
 import type { AppliedRun, SeqRun, SourceName } from '../wire/disk.ts'
 import type { RunWriter } from './seams.ts'
 
+/** What all disks of one migration hold together: a far side that lies may have many of them. */
+export interface ReceiverBudget {
+  tasks: number
+  eagerBytes: number
+}
+
 export interface Task {
   readonly seq: number
   readonly start: number

@@ -172,8 +172,7 @@ async function exportChain(
   try {
     exporter = new Exporter(exportCommand(socket, chain))
     const connection = await dial(path, socket, exporter, signal)
-    const negotiation = await negotiateNbd(connection)
-    return { exporter, device: await negotiation.go('') }
+    return { exporter, device: await greeted(path, connection, signal) }
   } catch (error) {
     await exporter?.end()
     signal?.throwIfAborted()
@@ -182,6 +181,25 @@ async function exportChain(
       : new RefusedError(`${path}: cannot be exported by qemu-nbd: ${errorText(error)}`, { cause: error })
   } finally {
     await rm(folder, { recursive: true, force: true })
+  }
+}
+
+/** The socket stands before the image is open: a file that hangs is noticed here. */
+async function greeted(
+  path: string,
+  connection: Socket,
+  signal: AbortSignal | undefined,
+): Promise<BlockDevice> {
+  const late = new RefusedError(`${path}: qemu-nbd does not answer within ${ANALYZE_EXPORT_START_MS} ms`)
+  const end = (): void => void connection.destroy(late)
+  const timer = setTimeout(end, ANALYZE_EXPORT_START_MS)
+  signal?.addEventListener('abort', end, { once: true })
+  try {
+    const negotiation = await negotiateNbd(connection)
+    return await negotiation.go('')
+  } finally {
+    clearTimeout(timer)
+    signal?.removeEventListener('abort', end)
   }
 }
 

@@ -160,8 +160,12 @@ async function* readAhead(image: SparseImage): AsyncGenerator<{ offset: number; 
   for (const { offset, bytes } of reading) yield { offset, bytes: await bytes }
 }
 
-/** Every byte has one source: what was read, and what the far end says that it applied, must agree. */
-function checkAccount(image: SparseImage, dataBytes: number, account: DiskAccount): void {
+/** Every byte has one source: what was read, and what the far end says that it applied, must agree. Throws a RefusedError. */
+export function checkAccount(
+  image: { readonly path: string; readonly size: number },
+  dataBytes: number,
+  account: DiskAccount,
+): void {
   const { zero, digest: _, ...others } = account.bySource
   const data = Object.values(others).reduce((sum, bytes) => sum + bytes, 0)
   if (data !== dataBytes || zero + data !== image.size) {

@@ -3,12 +3,16 @@
  * nobody wrote, is not the image.
  */
 import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
 import { chmod, mkdir, open, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { BlockDevice } from '../../../lib/block/device.ts'
 import { KIB, MIB } from '../../../lib/core/units.ts'
+import { DiskAccount } from '../../../lib/engine/account.ts'
 import { type AnalyzeReport, analyze } from '../../../server/analyze/analyze.ts'
+import { checkAccount } from '../../../server/analyze/transfer.ts'
 import { EXIT, exitCodeOf } from '../../../server/cli/exit-codes.ts'
 import { emptyBySource } from '../../../server/report.ts'
 import { noise } from '../engine/rig.ts'
@@ -120,6 +124,55 @@ test('longer than a run, the figures are the same each time', async () => {
     const again = await analyze({ ...QUICK, target: path, have: [have] })
     assert.deepEqual(again.bySource, first.bySource)
   })
+})
+
+test('small runs are looked for before they are sent, however idle the link is', async () => {
+  await inFolder(async (folder) => {
+    const runs = Array.from({ length: 20 }, (_, index) => noise(64 * KIB, 100 + index))
+    const at = (step: number) => runs.map((bytes, index) => [index * step, bytes] as const)
+    const path = await image(join(folder, 'target.raw'), 8 * MIB, at(128 * KIB))
+    const have = await image(join(folder, 'have.raw'), 8 * MIB, at(256 * KIB))
+    const found = await analyze({ ...QUICK, target: path, have: [have] })
+    assert.deepEqual(bySource(found), {
+      ...emptyBySource(),
+      zero: 8 * MIB - 20 * 64 * KIB,
+      chunk: 20 * 64 * KIB,
+    })
+  })
+})
+
+test('what comes twice is sent once, even while a part of it is still being written', async () => {
+  await inFolder(async (folder) => {
+    const filler = randomBytes(17 * MIB)
+    const path = await image(join(folder, 'target.raw'), 40 * MIB, [
+      [MIB, NEW],
+      [5 * MIB, filler],
+      [22 * MIB + GAP, Buffer.from(filler).reverse()],
+      [39 * MIB + 2 * GAP, NEW.subarray(0, 512 * KIB)],
+    ])
+    // The blocks that chunks of the first copy share come late: after the second copy was looked for.
+    const wrapDevice = (device: BlockDevice): BlockDevice =>
+      faulty(device, {
+        write: async (offset, data) => {
+          if (data.length === 4 * KIB && offset < 4 * MIB) await sleep(1500)
+          await device.write(offset, data)
+        },
+      })
+    const found = await analyze({ ...QUICK, target: path, wrapDevice })
+    // Its last chunk ends elsewhere.
+    assert.ok(found.bySource.session > 512 * KIB - 256 * KIB, `${found.bySource.session}`)
+  })
+})
+
+test('an account that does not add up is an error', () => {
+  const account = new DiskAccount('', 4 * MIB)
+  const disk = { path: 'a', size: 4 * MIB }
+  account.applied('literal', MIB)
+  account.applied('zero', 3 * MIB)
+  checkAccount(disk, MIB, account)
+  assert.throws(() => checkAccount(disk, 2 * MIB, account), /2097152 bytes of 4194304 were read/)
+  account.applied('chunk', KIB)
+  assert.throws(() => checkAccount(disk, MIB, account), /the far end applied 1049600, and 3145728 zeroes/)
 })
 
 // ---- faults --------------------------------------------------------------------------------------------------

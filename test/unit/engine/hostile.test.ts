@@ -16,8 +16,9 @@ import {
 import { MIB } from '../../../lib/core/units.ts'
 import { DiskAccount } from '../../../lib/engine/account.ts'
 import { DiskLink } from '../../../lib/engine/link.ts'
-import { DiskReceiver, type ReceiverBudget } from '../../../lib/engine/receiver.ts'
+import { DiskReceiver } from '../../../lib/engine/receiver.ts'
 import type { ChunkQuery } from '../../../lib/engine/sources.ts'
+import type { ReceiverBudget } from '../../../lib/engine/task.ts'
 import {
   DISK_FAILED,
   DISK_READ_REPLY,
