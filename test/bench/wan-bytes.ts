@@ -45,6 +45,7 @@ export interface WanBytes {
 
 export async function run(): Promise<WanBytes> {
   const startedAt = new Date().toISOString()
+  const commit = commitOfTree()
   const tools = { ...(await backupToolVersions()), zstd: process.versions['zstd'] ?? 'unknown' }
   const pairs = await imagePairs()
   const results: PairResult[] = pairs.map(({ name, kind, target: { dataBytes } }) => {
@@ -65,12 +66,15 @@ export async function run(): Promise<WanBytes> {
     }
   })
   const images = [...new Set(pairs.flatMap(({ target, have }) => [target, ...have]))]
-  const commit = commitOfTree()
   return { version: 1, name: 'wan-bytes', commit, startedAt, tools, images, pairs: results, failures }
 }
 
 /** A row for each pair, in MB (a million bytes). */
-export function table({ commit, startedAt, pairs }: WanBytes): string {
+export function table({
+  commit,
+  startedAt,
+  pairs,
+}: Pick<WanBytes, 'commit' | 'startedAt' | 'pairs'>): string {
   const rows = pairs.map((pair) => [
     pair.name,
     megabytes(pair.dataBytes),
@@ -78,7 +82,7 @@ export function table({ commit, startedAt, pairs }: WanBytes): string {
     pair.swam === null || pair.ideal === null ? '-' : (pair.swam / pair.ideal).toFixed(3),
   ])
   const lines = [['MB', 'data', ...COLUMNS, 'swam/ideal'], ...rows].map(([first, ...rest]) =>
-    [first!.padEnd(16), ...rest.map((cell) => cell.padStart(10))].join(''),
+    [first!.padEnd(16), ...rest.map((cell) => cell.padStart(12))].join(''),
   )
   return [`wan-bytes, ${startedAt}, commit ${commit}`, ...lines].join('\n')
 }
