@@ -9,7 +9,7 @@ import { spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { existsSync } from 'node:fs'
 import { mkdir, open, readdir, readFile, stat, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 
 const RELEASE = 'bookworm'
 const BLOCK = 4096
@@ -33,7 +33,10 @@ export interface DebianImages extends ImageShare {
 
 export async function debianImages(cache = '/var/tmp/swam-lab-cache'): Promise<DebianImages> {
   const directory = join(cache, `debian-${await recipeDigest()}`)
-  if (!existsSync(directory)) await build(cache, directory)
+  if (!existsSync(directory)) {
+    const recipe = join(import.meta.dirname, 'recipe.sh')
+    await buildDirectory(directory, recipe, [await debianMirror(RELEASE, await ownRelease()), RELEASE])
+  }
   const images = {
     directory,
     base: join(directory, 'base.raw'),
@@ -80,16 +83,32 @@ async function* blockDigests(path: string): AsyncGenerator<string> {
 }
 
 async function recipeDigest(): Promise<string> {
-  const hash = createHash('sha256').update(RELEASE)
   const names = (await readdir(import.meta.dirname)).filter((name) => /\.(sh|pl|py|service)$/.test(name))
-  for (const name of names.toSorted())
-    hash.update(name).update(await readFile(join(import.meta.dirname, name)))
+  return await digestOfFiles(
+    RELEASE,
+    names.toSorted().map((name) => join(import.meta.dirname, name)),
+  )
+}
+
+/** 16 hex digits that change when a file's content or the settings do. */
+export async function digestOfFiles(settings: string, paths: readonly string[]): Promise<string> {
+  const hash = createHash('sha256').update(settings)
+  for (const path of paths) hash.update(basename(path)).update(await readFile(path))
   return hash.digest('hex').slice(0, 16)
 }
 
-async function build(cache: string, directory: string): Promise<void> {
+/**
+ * Makes a directory that is not there yet, by `recipe DIRECTORY.part ARG…` in mount and pid namespaces of its own, and
+ * under its final name only when the recipe is done. The recipe finds apt's settings of this machine in APT_CONF and CA_BUNDLE.
+ * Rejects when the recipe fails; its stderr is passed on.
+ */
+export async function buildDirectory(
+  directory: string,
+  recipe: string,
+  args: readonly string[],
+): Promise<void> {
+  const cache = dirname(directory)
   await mkdir(cache, { recursive: true })
-  const mirror = await debianMirror()
   const settings = await run('apt-config', ['dump'])
   const aptConf = join(cache, 'apt.conf')
   await writeFile(
@@ -100,37 +119,47 @@ async function build(cache: string, directory: string): Promise<void> {
       .join('\n')}\n`,
   )
   const proxy = /^Acquire::http::Proxy "([^"]+)"/m.exec(settings)?.[1]
-  // Whoever holds the lock builds; whoever waited for it finds the work done.
+  // Whoever holds the lock builds; whoever waited for it finds the work done. If this process is killed, so is all below it.
   const script = `
     set -eu
-    [ ! -d "$1" ] || exit 0
-    rm -rf "$2"/debian-*.part
-    mkdir "$1.part"
-    unshare --mount --propagation private --pid --fork --kill-child --mount-proc "$3" "$1.part" "$4" "$5"
-    mv "$1.part" "$1"`
-  const args = [directory, cache, join(import.meta.dirname, 'recipe.sh'), mirror, RELEASE]
-  await run('flock', [join(cache, 'lock'), 'sh', '-c', script, 'build', ...args], {
+    directory=$1 recipe=$2
+    shift 2
+    [ ! -d "$directory" ] || exit 0
+    rm -rf "\${directory%-*}"-*.part
+    mkdir "$directory.part"
+    setpriv --pdeathsig KILL \\
+      unshare --mount --propagation private --pid --fork --kill-child --mount-proc "$recipe" "$directory.part" "$@"
+    mv "$directory.part" "$directory"`
+  const locked = ['--pdeathsig', 'KILL', 'flock', '--no-fork', join(cache, 'lock')]
+  await run('setpriv', [...locked, 'sh', '-c', script, 'build', directory, recipe, ...args], {
     APT_CONF: aptConf,
     CA_BUNDLE: '/etc/ssl/certs/ca-certificates.crt',
     ...(proxy !== undefined && process.env['http_proxy'] === undefined ? { http_proxy: proxy } : {}),
   })
 }
 
-/** The first Debian archive in the machine's apt sources, deb822 or one-line: apt itself reads them. */
-async function debianMirror(): Promise<string> {
+/**
+ * The first Debian archive in the machine's apt sources for one of the suites, deb822 or one-line: apt itself reads them.
+ * Throws when there is none, also after an update.
+ */
+export async function debianMirror(...suites: readonly string[]): Promise<string> {
   for (const update of [false, true]) {
     if (update) await run('apt-get', ['update', '-q'])
     const format = '$(RELEASE) $(COMPONENT) $(REPO_URI)'
     const targets = await run('apt-get', ['indextargets', '--format', format, 'Created-By: Packages'])
-    const own = /^VERSION_CODENAME=(.*)$/m.exec(await readFile('/etc/os-release', 'utf8'))?.[1]
-    for (const release of [RELEASE, own]) {
+    for (const wanted of suites) {
       for (const line of targets.split('\n')) {
         const [suite, component, uri] = line.split(' ')
-        if (suite === release && component === 'main' && uri !== undefined) return uri
+        if (suite === wanted && component === 'main' && uri !== undefined) return uri
       }
     }
   }
-  throw new Error(`apt sources: expected an entry for Debian ${RELEASE} main, found none`)
+  throw new Error(`apt sources: expected an entry for Debian ${suites.join(' or ')} main, found none`)
+}
+
+/** The code name of this machine's own release. */
+async function ownRelease(): Promise<string> {
+  return /^VERSION_CODENAME=(.*)$/m.exec(await readFile('/etc/os-release', 'utf8'))?.[1] ?? RELEASE
 }
 
 function run(command: string, args: readonly string[], env: Record<string, string> = {}): Promise<string> {

@@ -9,53 +9,12 @@ out=$1 mirror=$2 release=$3
 root=$out/root
 image_bytes=$((4 << 30))
 here=$(dirname "$(readlink -f "$0")")
-export DEBIAN_FRONTEND=noninteractive LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin
 
 base_packages=systemd-sysv,dbus,linux-image-cloud-amd64,initramfs-tools,openssh-server,openssh-client,python3,perl
 base_packages+=,ca-certificates,vim-tiny,less,curl,wget,rsync,bash-completion,file,xz-utils,zstd
 guest_packages=(nginx redis-server git sqlite3 python3-django)
 
-step() { printf '%s %s\n' "$(date +%T)" "$1" >&2; }
-
-mount_image() { # IMAGE
-  mkdir -p "$root"
-  # Nothing here must survive a power cut: barriers would only make dpkg slow.
-  mount -o loop,noatime,nobarrier,commit=600 "$1" "$root"
-}
-
-enter() { # mounts what a chroot needs; all of it is private to our mount namespace
-  mount -t proc proc "$root/proc"
-  mount -t sysfs -o ro sysfs "$root/sys"
-  mount --rbind /dev "$root/dev"
-  mount -t tmpfs tmpfs "$root/run"
-  mount -t tmpfs tmpfs "$root/tmp"
-  printf '#!/bin/sh\nexit 101\n' > "$root/usr/sbin/policy-rc.d"
-  chmod 755 "$root/usr/sbin/policy-rc.d"
-  echo force-unsafe-io > "$root/etc/dpkg/dpkg.cfg.d/90unsafe-io"
-  cp /etc/resolv.conf "$root/run/resolv.conf"
-  ln -sf /run/resolv.conf "$root/etc/resolv.conf"
-  {
-    cat "${APT_CONF:-/dev/null}"
-    if [ -s "${CA_BUNDLE:-}" ]; then
-      cp "$CA_BUNDLE" "$root/run/ca.crt"
-      echo 'Acquire::https::CaInfo "/run/ca.crt";'
-    fi
-    echo 'APT::Install-Recommends "false"; Acquire::Languages "none"; Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";'
-  } > "$root/etc/apt/apt.conf.d/99lab"
-}
-
-leave() {
-  rm -f "$root/usr/sbin/policy-rc.d" "$root/etc/dpkg/dpkg.cfg.d/90unsafe-io" "$root/etc/apt/apt.conf.d/99lab"
-  for place in tmp run dev sys proc; do umount -R "$root/$place"; done
-}
-
-close_image() { # IMAGE [E2FSCK OPTION ...]
-  umount "$root"
-  local image=$1
-  shift
-  e2fsck -fp "$@" "$image" >&2 || [ $? -le 1 ] # 1: it mended something, such as an orphan
-  fallocate --dig-holes "$image"
-}
+. "$here/image.sh"
 
 build_base() {
   step "base: file system"
