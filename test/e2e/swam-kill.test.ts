@@ -22,14 +22,11 @@ import { startBoth, swamLab } from './swam-lab.ts'
 
 const ROWS: readonly (Row & { readonly thenDirect?: boolean })[] = [
   { side: 'source', moment: 'bulk', signal: 'SIGKILL', thenDirect: true },
-  { side: 'far', moment: 'bulk', signal: 'SIGKILL' },
   { side: 'far', moment: 'ready', signal: 'SIGKILL', thenDirect: true },
   { side: 'source', moment: 'bulk', signal: 'SIGTERM' },
-  { side: 'far', moment: 'ready', signal: 'SIGTERM', thenDirect: true },
   { side: 'source', moment: 'flush', signal: 'SIGKILL' },
   { side: 'source', moment: 'announced', signal: 'SIGKILL' },
   { side: 'far', moment: 'bulk', signal: 'SIGSTOP' },
-  { side: 'far', moment: 'idle', signal: 'SIGSTOP' },
 ]
 
 test('swamd ends or hangs in the middle of a migration', { timeout: 1_200_000 }, async (t) => {

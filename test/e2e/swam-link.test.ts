@@ -21,13 +21,6 @@ const ROWS: readonly LinkRow[] = [
     resumes: 1,
   },
   {
-    name: 'cut for 10 s while memory moves',
-    moment: 'ready',
-    fault: { kind: 'cut', ms: 10_000 },
-    outcome: 'done',
-    resumes: 1,
-  },
-  {
     name: 'cut for ever in the bulk',
     moment: 'bulk',
     fault: { kind: 'cut', ms: undefined },

@@ -13,6 +13,7 @@ const EVERY: readonly Row[] = MOMENTS.flatMap((moment) =>
 const ROWS: readonly Row[] = [
   ...EVERY,
   { side: 'source', moment: 'announced', signal: 'SIGKILL', imageMade: true },
+  { side: 'far', moment: 'ready', signal: 'SIGTERM' },
 ]
 
 test('swamd is killed or hangs', { timeout: 3_600_000 }, async (t) => {
