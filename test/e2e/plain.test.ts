@@ -16,7 +16,6 @@ import type { WanStats } from '../lab/wan.ts'
 const MIB = 1 << 20
 const RANDOM_MIB = 64
 const GUEST = { diskMiB: 256, randomMiB: RANDOM_MIB, ramMiB: 128 }
-const SMALL_AREA = { areaBytes: 8 * MIB }
 const PREFIX = `plain-${process.pid}`
 
 /** What a lab could leave on the machine: processes that name its directory, mounts of it, the directory. */
@@ -138,23 +137,6 @@ test('plain migration over IPv6 and ssh, scattered writes on a qcow2', { timeout
     assert.ok(connections.some((each) => each.b === '[fd08::2]:22'))
   }
   assert.deepEqual(left(name), [])
-})
-
-test('what a guest stores in its memory while it migrates is there when it has arrived', {
-  timeout: 240_000,
-}, async () => {
-  await using lab = await Lab.up({ name: `${PREFIX}-memory`, rttMs: 2, mbit: 1000 })
-  const guest = lab.tinyGuest({ diskMiB: 16, randomMiB: 1, ramMiB: 128, hammerMiB: 32, write: SMALL_AREA })
-  await guest.create('hosta')
-  await guest.waitBoot()
-  await guest.waitProgress(3)
-  for (let turn = 0; turn < 6; turn++) {
-    const [from, to] = turn % 2 === 0 ? (['hosta', 'hostb'] as const) : (['hostb', 'hosta'] as const)
-    const done = await lab.migrate(guest, from, to, { maxDowntimeMs: 1 })
-    assert.ok(done.ok, done.stderr)
-    assert.ok(Number(done.jobinfo['Iteration']) > 3, `rounds over the memory: ${done.jobinfo['Iteration']}`)
-    await guest.waitProgress(15) // three seconds, in which it comes by each page again
-  }
 })
 
 test('the link can be changed and cut while it is used', { timeout: 120_000 }, async () => {
