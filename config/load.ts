@@ -72,7 +72,11 @@ export async function readConfigText(path: string): Promise<string> {
     return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(buffer.subarray(0, used))
   } catch (error) {
     if (error instanceof ConfigError) throw error
-    throw new ConfigError(`${path}: cannot read the config: ${errorText(error)}`, { cause: error })
+    const missing = (error as NodeJS.ErrnoException).code === 'ENOENT'
+    const why = missing
+      ? 'there is none: install the package swam, or name another one (--config)'
+      : errorText(error)
+    throw new ConfigError(`${path}: cannot read the config: ${why}`, { cause: error })
   } finally {
     await file?.close()
   }

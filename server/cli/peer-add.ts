@@ -50,12 +50,12 @@ export async function peerAddCommand(
   const name = nameOf('NAME', given)
   const nameHere = nameOf('--name-here', options.nameHere ?? shortHostName())
   const port = options.port === undefined ? undefined : portOf(options.port)
-  const configPath = options.config ?? DEFAULT_CONFIG_PATH
-  const config = await loadConfig(configPath)
-  const ours = await host.facts(config, configPath)
   if (!isTarget(targetText)) {
     throw new UsageError(`expected user@host, found ${JSON.stringify(targetText.slice(0, 80))}`)
   }
+  const configPath = options.config ?? DEFAULT_CONFIG_PATH
+  const config = await loadConfig(configPath)
+  const ours = await host.facts(config, configPath)
   const target = await farTarget(targetText, port)
   await using far = new FarSide(target, port, ['peer', 'accept'])
   const request = { name: nameHere, replace: options.replace === true }

@@ -6,9 +6,8 @@ import assert from 'node:assert/strict'
 import { before, test } from 'node:test'
 import type { Finding } from '../../server/doctor/finding.ts'
 import { release as version } from '../../server/release.ts'
-import { Machine } from '../lab/machine.ts'
 import { run, until } from '../lab/run.ts'
-import { apt, build, connect, type Host, peersUp, share } from './package-machines.ts'
+import { apt, build, type Host, Pair, peersUp } from './package-machines.ts'
 
 before(() => build(undefined))
 
@@ -30,15 +29,10 @@ async function only(host: Host, id: string): Promise<Finding> {
 }
 
 test('findings of whole machines: provoked, and gone after their mend', { timeout: 900_000 }, async (t) => {
-  await using first = await Machine.boot('trixie', 'new')
-  await using second = await Machine.boot('bookworm', 'old')
-  const a: Host = { machine: first, name: 'new', address: '10.9.0.1' }
-  const b: Host = { machine: second, name: 'old', address: '10.9.0.2' }
-  await connect(a, b)
-  for (const { machine } of [a, b]) {
-    share(machine, version())
-    await apt(machine, `install /mnt/swam_${version()}.deb`)
-  }
+  await using pair = await Pair.boot(['trixie', 'new'], ['bookworm', 'old'], [version()])
+  const { a, b } = pair
+  const [first, second] = [a.machine, b.machine]
+  for (const machine of [first, second]) await apt(machine, `install /mnt/swam_${version()}.deb`)
   await first.shell('swam peer add old root@old')
   await peersUp(a, b)
 

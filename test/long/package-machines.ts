@@ -6,7 +6,7 @@ import assert from 'node:assert/strict'
 import { randomUUID } from 'node:crypto'
 import { copyFileSync, writeFileSync } from 'node:fs'
 import type { HistoryReport, MigrationReport, StatusReport } from '../../server/report.ts'
-import type { Machine } from '../lab/machine.ts'
+import { Machine, type MachineRelease } from '../lab/machine.ts'
 import { run, until } from '../lab/run.ts'
 
 /** The same tree under a higher version. */
@@ -68,7 +68,7 @@ export interface Host {
 }
 
 /** A cable between them, names, and root's SSH both ways as `virsh migrate qemu+ssh://` needs it. */
-export async function connect(a: Host, b: Host): Promise<void> {
+async function connect(a: Host, b: Host): Promise<void> {
   const end = (host: Host): string[] => ['name', 'cable0', 'netns', String(host.machine.leader)]
   await run('ip', ['link', 'add', ...end(a), 'type', 'veth', 'peer', ...end(b)])
   for (const { machine, address } of [a, b]) {
@@ -87,6 +87,48 @@ mkdir -p -m 700 /root/.ssh; ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25
     await until('ssh', 20_000, async () =>
       (await from.machine.exec(['ssh', to.name, 'true'], { check: false })).code === 0 ? true : undefined,
     )
+  }
+}
+
+/** Two machines with a cable between them that have the versions of the package below /mnt. */
+export class Pair implements AsyncDisposable {
+  readonly a: Host
+  readonly b: Host
+
+  private constructor(a: Host, b: Host) {
+    this.a = a
+    this.b = b
+  }
+
+  static async boot(
+    [releaseA, nameA]: readonly [MachineRelease, string],
+    [releaseB, nameB]: readonly [MachineRelease, string],
+    versions: readonly string[] = [],
+  ): Promise<Pair> {
+    const first = await Machine.boot(releaseA, nameA)
+    try {
+      const second = await Machine.boot(releaseB, nameB)
+      const pair = new Pair(
+        { machine: first, name: nameA, address: '10.9.0.1' },
+        { machine: second, name: nameB, address: '10.9.0.2' },
+      )
+      try {
+        await connect(pair.a, pair.b)
+        for (const { machine } of [pair.a, pair.b]) share(machine, ...versions)
+        return pair
+      } catch (error) {
+        await second.close()
+        throw error
+      }
+    } catch (error) {
+      await first.close()
+      throw error
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.b.machine.close()
+    await this.a.machine.close()
   }
 }
 

@@ -8,21 +8,19 @@ import { rmSync } from 'node:fs'
 import { after, before, test } from 'node:test'
 import { release as version } from '../../server/release.ts'
 import type { MigrationReport } from '../../server/report.ts'
-import { Machine } from '../lab/machine.ts'
 import { type RunResult, until } from '../lab/run.ts'
 import {
   apt,
   build,
-  connect,
   entry,
   type Host,
   history,
   imageOf,
   isUp,
   NEWER,
+  Pair,
   peersUp,
   runs,
-  share,
   startGuest,
   status,
 } from './package-machines.ts'
@@ -62,15 +60,10 @@ async function copying(host: Host): Promise<MigrationReport> {
 test('an upgrade in the middle of a migration, both versions, a removal, and nothing left', {
   timeout: 1_200_000,
 }, async (t) => {
-  await using first = await Machine.boot('bookworm', 'host-a')
-  await using second = await Machine.boot('trixie', 'host-b')
-  const a: Host = { machine: first, name: 'host-a', address: '10.9.0.1' }
-  const b: Host = { machine: second, name: 'host-b', address: '10.9.0.2' }
-  await connect(a, b)
-  for (const { machine } of [a, b]) {
-    share(machine, version(), NEWER)
-    await apt(machine, `install /mnt/swam_${version()}.deb`)
-  }
+  await using pair = await Pair.boot(['bookworm', 'host-a'], ['trixie', 'host-b'], [version(), NEWER])
+  const { a, b } = pair
+  const [first, second] = [a.machine, b.machine]
+  for (const machine of [first, second]) await apt(machine, `install /mnt/swam_${version()}.deb`)
   await first.shell('swam peer add host-b root@host-b')
   await peersUp(a, b)
   const digest = await startGuest(first, 'g2', DISK_MIB)

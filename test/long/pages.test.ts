@@ -7,10 +7,9 @@ import assert from 'node:assert/strict'
 import { copyFileSync, readFileSync, rmSync } from 'node:fs'
 import { after, before, type TestContext, test } from 'node:test'
 import type { Finding } from '../../server/doctor/finding.ts'
-import { Machine } from '../lab/machine.ts'
 import { type CommandBlock, commandBlocks } from '../lab/pages.ts'
 import { run } from '../lab/run.ts'
-import { build, connect, entry, type Host, imageOf, isUp, runs, startGuest } from './package-machines.ts'
+import { build, entry, type Host, imageOf, isUp, Pair, runs, startGuest } from './package-machines.ts'
 
 /** The version that the page upgrades to. */
 const NEXT = '0.2.0'
@@ -37,16 +36,16 @@ async function type(host: Host, command: string, codes: readonly number[] = [0])
   return { command, said }
 }
 
-interface Pair {
+interface Sides {
   readonly here: Host
   readonly far: Host
 }
 
-function hostsOf({ here, far }: Pair, block: CommandBlock): readonly Host[] {
+function hostsOf({ here, far }: Sides, block: CommandBlock): readonly Host[] {
   return block.place === 'both' ? [here, far] : block.place === 'far' ? [far] : [here]
 }
 
-async function runBlock(t: TestContext, pair: Pair, block: CommandBlock): Promise<Typed[]> {
+async function runBlock(t: TestContext, pair: Sides, block: CommandBlock): Promise<Typed[]> {
   const typed: Typed[] = []
   for (const host of hostsOf(pair, block)) {
     for (const command of block.commands) {
@@ -57,7 +56,7 @@ async function runBlock(t: TestContext, pair: Pair, block: CommandBlock): Promis
   return typed
 }
 
-async function aMigrationOfVm(pair: Pair, digest: string, count: number): Promise<void> {
+async function aMigrationOfVm(pair: Sides, digest: string, count: number): Promise<void> {
   const { here, far } = pair
   assert.deepEqual([await runs(here), await runs(far)], ['', 'vm'])
   assert.equal(await far.machine.shell(`sha256sum <${imageOf('vm')}`), digest)
@@ -69,7 +68,7 @@ async function aMigrationOfVm(pair: Pair, digest: string, count: number): Promis
 }
 
 /** What the doctor finds is mended by the commands that it names, at the host that they are about. */
-async function mended(t: TestContext, { here, far }: Pair, block: CommandBlock): Promise<void> {
+async function mended(t: TestContext, { here, far }: Sides, block: CommandBlock): Promise<void> {
   const command = block.commands[0]!
   const { said } = await type(here, `${command} --json`, [0, 1])
   const report = JSON.parse(said) as { findings: Finding[]; peer: { findings: Finding[] } }
@@ -87,11 +86,9 @@ async function mended(t: TestContext, { here, far }: Pair, block: CommandBlock):
 }
 
 test('README: six commands from two hosts to a migration', { timeout: 1_200_000 }, async (t) => {
-  await using first = await Machine.boot('bookworm', 'here')
-  await using second = await Machine.boot('trixie', 'far')
-  const here: Host = { machine: first, name: 'here', address: '10.9.0.1' }
-  const far: Host = { machine: second, name: 'far', address: '10.9.0.2' }
-  await connect(here, far)
+  await using pair = await Pair.boot(['bookworm', 'here'], ['trixie', 'far'])
+  const { a: here, b: far } = pair
+  const first = here.machine
   const digest = await startGuest(first, 'vm', DISK_MIB)
   const blocks = commandBlocks(readFileSync('README.md', 'utf8')).filter(({ place }) => place !== undefined)
   assert.deepEqual(
@@ -110,12 +107,10 @@ test('README: six commands from two hosts to a migration', { timeout: 1_200_000 
 })
 
 test('operations.md: from the first line to the last', { timeout: 1_200_000 }, async (t) => {
-  await using first = await Machine.boot('trixie', 'here')
-  await using second = await Machine.boot('bookworm', 'far')
-  const here: Host = { machine: first, name: 'here', address: '10.9.0.1' }
-  const far: Host = { machine: second, name: 'far', address: '10.9.0.2' }
-  const pair: Pair = { here, far }
-  await connect(here, far)
+  await using machines = await Pair.boot(['trixie', 'here'], ['bookworm', 'far'])
+  const { a: here, b: far } = machines
+  const first = here.machine
+  const pair: Sides = { here, far }
   for (const { machine } of [here, far]) {
     for (const version of ['0.1.0', NEXT])
       copyFileSync(`out/swam_${version}_amd64.deb`, `${machine.shared}/swam_${version}_amd64.deb`)

@@ -243,13 +243,15 @@ for (const { name, argv, code, message } of [
     name: 'no config',
     argv: ['--config', '/nonexistent/swam.toml', 'status'],
     code: 6,
-    message: /cannot read the config/,
+    message:
+      /^swam: \/nonexistent\/swam\.toml: cannot read the config: there is none: install the package swam, .*--config\)\n$/,
   },
   {
     name: 'no config to check',
     argv: ['config', 'check', '/nonexistent/swam.toml'],
     code: 6,
-    message: /cannot read the config/,
+    message:
+      /^swam: \/nonexistent\/swam\.toml: cannot read the config: there is none: install the package swam, .*--config\)\n$/,
   },
 ]) {
   test(`exit code ${code}: ${name}`, async () => {
