@@ -247,9 +247,9 @@ export class Daemon {
         path: join(runDir, 'hook.sock'),
         mode: 0o600,
         handlers: {
-          hook: (params) => {
+          hook: (params, signal) => {
             this.#hookAt = Date.now()
-            return target.hook(params)
+            return target.hook(params, signal)
           },
           hookReport: (params) => target.hookReport(params),
           // Not for people, but for root.

@@ -51,7 +51,8 @@ export class TargetSide {
     return [...this.#incoming.values()]
   }
 
-  async hook(params: unknown): Promise<HookAnswer> {
+  /** @param signal aborted when the hook does not wait any more */
+  async hook(params: unknown, signal?: AbortSignal): Promise<HookAnswer> {
     const event = new Params('hook', params)
     const op = `${event.text('op', 32)} ${event.text('sub', 32)}`
     const guest = event.text('guest')
@@ -65,6 +66,7 @@ export class TargetSide {
             guest,
             event.text('xml', HOOK_REQUEST_BYTES_MAX),
             event.has('ports') ? event.list('ports', GUEST_PORTS_MAX) : [],
+            signal,
           )
         case 'stopped end':
         case 'release end':
@@ -237,7 +239,12 @@ export class TargetSide {
     return { create, problem }
   }
 
-  async #started(guest: string, xml: string, reported: readonly unknown[]): Promise<HookAnswer> {
+  async #started(
+    guest: string,
+    xml: string,
+    reported: readonly unknown[],
+    signal: AbortSignal | undefined,
+  ): Promise<HookAnswer> {
     const migration = this.#incoming.get(guest)
     if (migration === undefined) return NOTHING
     const [low, high] = this.#site.config.migrationPorts
@@ -259,6 +266,8 @@ export class TargetSide {
       if (claims.length > 1)
         throw new RefusedError(`${claims.join(' and ')} all say that they run this guest`)
       await migration.started(ports, `the disks do not come to a port of ${range}: ${elsewhere}`)
+      // What libvirt began meanwhile was not caught.
+      if (signal?.aborted === true) migration.record.note = 'the hook waited in vain: this host was too busy'
       return NOTHING
     } catch (error) {
       const reason = errorText(error)

@@ -34,7 +34,7 @@ import { plainText } from './format.ts'
 export interface HookInput {
   readonly argv: readonly string[]
   readonly stdin: AsyncIterable<Buffer>
-  /** Of the events after the announcement. */
+  /** Of the events after the guest has started. */
   readonly laterDeadlineMs?: number
 }
 
@@ -50,9 +50,11 @@ export async function hookCommand(input: HookInput, options: GlobalOptions, outp
     return EXIT.done
   }
   const isAnnouncement = input.argv[1] === 'migrate'
-  const deadlineMs = isAnnouncement
-    ? config.hookDeadlineMs
-    : Math.min(config.hookDeadlineMs, input.laterDeadlineMs ?? HOOK_LATER_DEADLINE_MS)
+  // Until the guest has started here nobody stands still for it, and what goes direct costs a whole disk.
+  const deadlineMs =
+    isAnnouncement || input.argv[1] === 'started'
+      ? config.hookDeadlineMs
+      : Math.min(config.hookDeadlineMs, input.laterDeadlineMs ?? HOOK_LATER_DEADLINE_MS)
   try {
     await within(deadlineMs, (untilMs) => handle(input, config, untilMs, say))
     return EXIT.done

@@ -96,6 +96,18 @@ export async function rested(lab: Lab): Promise<Held[]> {
   )
 }
 
+/** What the daemons said about one migration. */
+function about(lab: Lab, id: string): string {
+  const lines = lab.hosts().flatMap((host) =>
+    host
+      .swamdLog()
+      .split('\n')
+      .filter((line) => line.includes(id))
+      .map((line) => `${host.name}: ${line}`),
+  )
+  return lines.slice(-40).join('\n')
+}
+
 export async function say(t: TestContext, lab: Lab, when: string): Promise<void> {
   for (const [host, report] of Object.entries(await vitals(lab))) {
     t.diagnostic(`${when}: ${host}: ${vitalsText(report)}`)
@@ -118,7 +130,13 @@ export async function move(lab: Lab, guests: readonly TinyGuest[], to: HostName,
   for (const each of done) assert.ok(each.ok, `${each.stderr}\n${logs(lab)}`)
   for (const guest of guests) {
     // The destination first: it says why one went direct, of which the source knows nothing.
-    assertDone(await entry(lab, to, guest, since))
-    assertDone(await entry(lab, from, guest, since))
+    for (const host of [to, from]) {
+      const report = await entry(lab, host, guest, since)
+      try {
+        assertDone(report)
+      } catch (error) {
+        assert.fail(`${(error as Error).message}\n${about(lab, report.id)}`)
+      }
+    }
   }
 }

@@ -180,7 +180,7 @@ export const NO_PLACE: DiskRow = {
     /libvirt did not start the guest here: .*cannot create it/,
   ],
   early: true,
-  statusMs: 15_000,
+  statusMs: 28_000,
 }
 
 /** A socket at which nbdkit gives the guest its disk, at both hosts. */

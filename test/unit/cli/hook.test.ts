@@ -459,6 +459,18 @@ test('after the beginning libvirt holds the lock of the guest: the hook has less
   assert.ok(ms >= 190 && ms < 10_000, `${ms} ms`)
 })
 
+test('started has the whole deadline: a redirect that comes too late costs a whole disk', async () => {
+  await serve()
+  answer = async () => {
+    await new Promise((resolve) => setTimeout(resolve, 600))
+    return { action: 'stop', message: 'heard' }
+  }
+  await writeConfig('hookDeadlineMs = 20000\n')
+  const { code, err } = await run(['vm', 'started', 'begin'], xml, { laterDeadlineMs: 200 })
+  assert.equal(code, 10)
+  assert.match(err, /heard/)
+})
+
 test('a message to the user of virsh is a line or two, however long the daemon talks', async () => {
   await serve()
   answer = () => ({ action: 'none', message: 'x'.repeat(10_000) })

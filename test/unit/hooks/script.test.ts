@@ -149,8 +149,16 @@ for (const { name, toml, seconds } of [
     const fakeTimeout = `#!/bin/sh\necho "$@" > ${directory}/timeout-called\n`
     await writeFile(join(directory, 'bin', 'timeout'), fakeTimeout, { mode: 0o755 })
     const env = { ...process.env, PATH: `${directory}/bin:${process.env['PATH']}` }
-    assert.equal((await run(['vm', 'migrate', 'begin', '-'], env)).code, 0)
-    const words = (await readFile(join(directory, 'timeout-called'), 'utf8')).split(' ')
-    assert.deepEqual(words.slice(0, 3), ['-k', '1', seconds])
+    await writeFile(join(directory, 'incoming', 'vm'), '')
+    for (const [op, sub, deadline] of [
+      ['migrate', 'begin', seconds],
+      ['started', 'begin', seconds],
+      ['stopped', 'end', '8'],
+      ['release', 'end', '8'],
+    ] as const) {
+      assert.equal((await run(['vm', op, sub, '-'], env)).code, 0)
+      const words = (await readFile(join(directory, 'timeout-called'), 'utf8')).split(' ')
+      assert.deepEqual(words.slice(0, 3), ['-k', '1', deadline], op)
+    }
   })
 }

@@ -257,9 +257,12 @@ test('a guest that two peers say they run is taken from neither', async (context
     ends.push(() => Promise.all(side.migrations.map((migration) => migration.abort('over'))))
     const event = (op: string): object => ({ guest: 'vm', op, sub: 'begin', xml: xml(UUID) })
     assert.deepEqual(await side.hook(event('migrate')), { action: 'none', create: [], message: '' })
-    const answer = await side.hook({ ...event('started'), ports: [{ address: '127.0.0.1', port: 49_152 }] })
+    const gone = AbortSignal.abort()
+    const started = { ...event('started'), ports: [{ address: '127.0.0.1', port: 49_152 }] }
+    const answer = await side.hook(started, gone)
     if (liars === 0) {
       assert.equal(answer.message, '')
+      assert.match(side.migrations[0]!.record.note ?? '', /the hook waited in vain/)
       assert.deepEqual(armed, ['ams1'])
     } else {
       assert.match(answer.message, /ams1 and fra1 all say that they run this guest/)
