@@ -14,6 +14,7 @@ import { Describer } from '../lib/chunk/describer.ts'
 import { SlabPool } from '../lib/chunk/slab.ts'
 import { ConfigError, errorText, SwamError } from '../lib/core/errors.ts'
 import {
+  BLOCK_INDEX_BYTES_MAX,
   BUNDLES_IN_FLIGHT_BYTES_MAX,
   CONTROL_REQUEST_BYTES_MAX,
   HOOK_REQUEST_BYTES_MAX,
@@ -30,6 +31,7 @@ import { PeerListener } from '../lib/peer/accept.ts'
 import { RateLimit } from '../lib/peer/rate-limit.ts'
 import { sshCrypto } from '../lib/peer/ssh.ts'
 import { WindowPool } from '../lib/peer/windows.ts'
+import { ENGINE_FEATURES } from '../lib/wire/disk.ts'
 import { FEATURE_RESUME } from '../lib/wire/hello.ts'
 import { Abouts } from './about.ts'
 import { type ControlServer, JsonText, removeStale, serveControl } from './control.ts'
@@ -98,6 +100,7 @@ export class Daemon {
     this.#site = new Site(config, log, new History(config.stateDir))
     this.#stock = new ImageStock({
       indexBytesMax: config.limits.indexMiB * MIB,
+      blockIndexBytesMax: BLOCK_INDEX_BYTES_MAX,
       imagesMax: SHARED_IMAGES_MAX,
       catalog: join(config.stateDir, 'catalog'),
       onProblem: (text) => log.warn({}, text),
@@ -236,7 +239,7 @@ export class Daemon {
       path: join(runDir, 'peer.sock'),
       localName: 'swamd',
       onBundle: (bundle) => source.takeBundle(bundle),
-      features: this.#own.resumeMs === 0 ? [] : [FEATURE_RESUME],
+      features: [...(this.#own.resumeMs === 0 ? [] : [FEATURE_RESUME]), ...ENGINE_FEATURES],
       instance: this.#own.instance,
       ...bundleTuning(this.#own),
       onRefused: (peer, error) => this.#log.warn({ peer, error }, 'refused a channel'),

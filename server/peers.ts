@@ -16,6 +16,7 @@ import type { RateLimit } from '../lib/peer/rate-limit.ts'
 import { Rpc, type RpcHandler } from '../lib/peer/rpc.ts'
 import { dialBundle } from '../lib/peer/ssh.ts'
 import type { WindowPool } from '../lib/peer/windows.ts'
+import { ENGINE_FEATURES } from '../lib/wire/disk.ts'
 import { FEATURE_RESUME } from '../lib/wire/hello.ts'
 import { aboutOf, failedAbout, type PeerAbout } from './about.ts'
 import { type LinkTestReport, type LinkTests, roundTrip } from './link-test.ts'
@@ -121,7 +122,10 @@ export class Peer {
       channels: CHANNELS[kind],
       localName: hostname(),
       peer: name,
-      features: kind === 'control' || this.#own.resumeMs === 0 ? [] : [FEATURE_RESUME],
+      features: [
+        ...(kind === 'control' || this.#own.resumeMs === 0 ? [] : [FEATURE_RESUME]),
+        ...(kind === 'disk' ? ENGINE_FEATURES : []),
+      ],
       instance: this.#own.instance,
       ...bundleTuning(this.#own),
     })

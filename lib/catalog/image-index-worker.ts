@@ -8,7 +8,9 @@ import { setPriority } from 'node:os'
 import { basename } from 'node:path'
 import { parentPort, workerData } from 'node:worker_threads'
 import { Chunker } from '../chunk/chunker.ts'
+import { hintOf } from '../chunk/digest.ts'
 import { errorText } from '../core/errors.ts'
+import { BLOCK_BYTES, HINT_BYTES } from '../core/units.ts'
 import { ChunkIndex, type SharedChunkIndex } from './chunk-index.ts'
 import { type ImageIdentity, ImageSource } from './image-files.ts'
 import { ImageMap, ImageMapWriter } from './image-map.ts'
@@ -44,6 +46,8 @@ export type IndexReply =
 
 export interface IndexWorkerData {
   readonly shared: SharedChunkIndex
+  /** The same for blocks of 4 KiB. */
+  readonly sharedBlocks: SharedChunkIndex
   /** Where maps lie; without it every image is scanned. */
   readonly catalog: string | undefined
 }
@@ -51,8 +55,9 @@ export interface IndexWorkerData {
 if (parentPort === null) throw new Error('image-index-worker.ts runs as a worker thread only')
 
 const port = parentPort
-const { shared, catalog } = workerData as IndexWorkerData
+const { shared, sharedBlocks, catalog } = workerData as IndexWorkerData
 const index = ChunkIndex.attach(shared)
+const blocks = ChunkIndex.attach(sharedBlocks)
 const chunker = new Chunker()
 const aborts = new Map<number, AbortController>()
 let tail: Promise<void> = Promise.resolve()
@@ -93,6 +98,11 @@ async function indexImage(id: number, path: string, imageNumber: number, signal:
         if (index.insert(digests, digestOffset, { image: imageNumber, offset, length })) inserted++
         map.add(digests, digestOffset, offset, length)
       },
+      onBlock: (offset, bytes) => {
+        const hint = hintOf(bytes)
+        blocks.insert(hint, 0, { image: imageNumber, offset, length: BLOCK_BYTES })
+        map.addBlock(offset, hint)
+      },
       onProgress: (bytesDone, zeroBytes) => {
         progress = { bytesDone, bytesTotal, zeroBytes, chunks, inserted }
         reply({ type: 'progress', id, progress })
@@ -122,9 +132,16 @@ async function insertMapped(
   let dataBytes = 0
   for (const piece of map.pieces()) {
     signal.throwIfAborted()
-    for (const { key, offset, length } of piece) {
-      if (index.insert(key, 0, { image, offset, length })) inserted++
-      dataBytes += length
+    if (Array.isArray(piece)) {
+      for (const { key, offset, length } of piece) {
+        if (index.insert(key, 0, { image, offset, length })) inserted++
+        dataBytes += length
+      }
+    } else {
+      for (let at = 0; at < piece.hints.length; at += HINT_BYTES) {
+        const offset = piece.offset + (at / HINT_BYTES) * BLOCK_BYTES
+        blocks.insert(piece.hints, at, { image, offset, length: BLOCK_BYTES })
+      }
     }
     await new Promise((resolve) => setImmediate(resolve))
   }
@@ -143,6 +160,10 @@ class MapKeeper {
 
   add(digests: Uint8Array, digestOffset: number, offset: number, length: number): void {
     this.#try(() => this.#writer?.add(digests, digestOffset, offset, length))
+  }
+
+  addBlock(offset: number, hint: Buffer): void {
+    this.#try(() => this.#writer?.addBlock(offset, hint))
   }
 
   finish(): void {

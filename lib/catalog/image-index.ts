@@ -47,11 +47,16 @@ export class ImageIndexer {
   #closing: Promise<void> | undefined
 
   /**
-   * The indexer is the only writer of `index`, and of the maps in `catalog`: a directory that it makes when it is needed.
+   * The indexer is the only writer of both indexes, and of the maps in `catalog`: a directory that it makes when it is needed.
    * Without one every image is scanned.
    */
-  constructor(options: { readonly index: ChunkIndex; readonly catalog?: string }) {
-    const workerData: IndexWorkerData = { shared: options.index.shared, catalog: options.catalog }
+  constructor(options: {
+    readonly index: ChunkIndex
+    readonly blocks: ChunkIndex
+    readonly catalog?: string
+  }) {
+    const { index, blocks, catalog } = options
+    const workerData: IndexWorkerData = { shared: index.shared, sharedBlocks: blocks.shared, catalog }
     this.#worker = new Worker(new URL('./image-index-worker.ts', import.meta.url), {
       name: 'swam-image-index',
       workerData,

@@ -1,15 +1,18 @@
 /**
  * What was found of an image, in one flat file below the state directory, so that the next daemon need not read the image
- * again: a header with the image's identity, 17 bytes a chunk in the order of the image, a trailer with their number and a
- * SHA-256 of all before it. Numbers are big-endian.
+ * again: a header with the image's identity, sections, a trailer with their contents' numbers and a SHA-256 of all before it.
+ * Numbers are big-endian.
  *
  *   "SWAMMAP\0", u32 version, u32 path length, u64 device, inode, size, i64 mtime in ns, path
- *   8 bytes of the digest, u48 offset, u24 length                                            for each chunk
- *   "SWAMEND\0", u64 chunks, SHA-256
+ *   u8 1, u32 count; count times: 8 bytes of the digest, u48 offset, u24 length               chunks
+ *   u8 2, u32 count; u48 offset; count times: 8 bytes of the digest                           a run of 4 KiB blocks
+ *   "SWAMEND\0", u64 chunks, u64 blocks, SHA-256
+ *
+ * Chunks stand in the order of the image, and so do blocks. 0.2% of the image's data.
  *
  * A map is written beside its place and renamed; one that is torn, changed, of another version or of another image is not
  * believed, and the image is scanned. It proves nothing: whatever is found through it is verified by digest (I3).
- * Synchronous, for the thread of low priority that scans. Deliberately not here: digests of 4 KiB blocks, handprints.
+ * Synchronous, for the thread of low priority that scans. Deliberately not here: handprints.
  */
 import { createHash, type Hash, hash } from 'node:crypto'
 import {
@@ -27,25 +30,37 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import { RefusedError } from '../core/errors.ts'
-import { CHUNK_BYTES_MAX, MAP_PIECE_CHUNKS_MAX, PATH_BYTES_MAX } from '../core/limits.ts'
+import { CHUNK_BYTES_MAX, MAP_PIECE_CHUNKS_MAX, MAP_RUN_BLOCKS_MAX, PATH_BYTES_MAX } from '../core/limits.ts'
 import { BLOCK_BYTES } from '../core/units.ts'
 import type { ImageIdentity } from './image-files.ts'
 
-const VERSION = 1
+const VERSION = 2
 const MAGIC = Buffer.from('SWAMMAP\0', 'latin1')
 const END = Buffer.from('SWAMEND\0', 'latin1')
 const FIXED_BYTES = MAGIC.length + 4 + 4 + 4 * 8
-const ENTRY_BYTES = 17
-const SHA256_BYTES = 32
-const TRAILER_BYTES = END.length + 8 + SHA256_BYTES
 const KEY_BYTES = 8
-const PIECE_BYTES = MAP_PIECE_CHUNKS_MAX * ENTRY_BYTES
+const CHUNKS = 1
+const BLOCKS = 2
+const SECTION_BYTES = 5
+const OFFSET_BYTES = 6
+const CHUNK_ENTRY_BYTES = KEY_BYTES + OFFSET_BYTES + 3
+const COUNTS_BYTES = 2 * 8
+const SHA256_BYTES = 32
+const TRAILER_BYTES = END.length + COUNTS_BYTES + SHA256_BYTES
 
 export interface MappedChunk {
   /** The first 8 bytes of the digest. */
   readonly key: Buffer
   readonly offset: number
   readonly length: number
+}
+
+/** Neighbouring blocks of 4 KiB. */
+export interface MappedBlocks {
+  /** Of the first one. */
+  readonly offset: number
+  /** The first 8 bytes of the SHA-256 of each. */
+  readonly hints: Buffer
 }
 
 /** Where the map of the image at that path lies. */
@@ -87,9 +102,13 @@ function header(path: string, { dev, ino, size, mtimeNs }: ImageIdentity): Buffe
 export class ImageMapWriter {
   readonly #place: string
   readonly #hash: Hash = createHash('sha256')
-  readonly #piece = Buffer.alloc(PIECE_BYTES)
-  #filled = 0
-  #count = 0
+  readonly #chunks = Buffer.alloc(MAP_PIECE_CHUNKS_MAX * CHUNK_ENTRY_BYTES)
+  #chunksFilled = 0
+  #chunkCount = 0
+  readonly #hints = Buffer.alloc(MAP_RUN_BLOCKS_MAX * KEY_BYTES)
+  #hintsFilled = 0
+  #runOffset = 0
+  #blockCount = 0
   #fd: number | undefined
 
   /** @throws when the directory cannot be written */
@@ -104,21 +123,32 @@ export class ImageMapWriter {
 
   /** In the order of the image. @param digestOffset where in `digests` the chunk's digest begins */
   add(digests: Uint8Array, digestOffset: number, offset: number, length: number): void {
-    const piece = this.#piece
-    piece.set(digests.subarray(digestOffset, digestOffset + KEY_BYTES), this.#filled)
-    piece.writeUIntBE(offset, this.#filled + KEY_BYTES, 6)
-    piece.writeUIntBE(length, this.#filled + KEY_BYTES + 6, 3)
-    this.#filled += ENTRY_BYTES
-    this.#count++
-    if (this.#filled === piece.length) this.#flush()
+    const entries = this.#chunks
+    entries.set(digests.subarray(digestOffset, digestOffset + KEY_BYTES), this.#chunksFilled)
+    entries.writeUIntBE(offset, this.#chunksFilled + KEY_BYTES, OFFSET_BYTES)
+    entries.writeUIntBE(length, this.#chunksFilled + KEY_BYTES + OFFSET_BYTES, 3)
+    this.#chunksFilled += CHUNK_ENTRY_BYTES
+    this.#chunkCount++
+    if (this.#chunksFilled === entries.length) this.#flushChunks()
+  }
+
+  /** In the order of the image. @param hint the first 8 bytes of the block's SHA-256 */
+  addBlock(offset: number, hint: Buffer): void {
+    const next = this.#runOffset + (this.#hintsFilled / KEY_BYTES) * BLOCK_BYTES
+    if (offset !== next || this.#hintsFilled === this.#hints.length) {
+      this.#flushBlocks()
+      this.#runOffset = offset
+    }
+    hint.copy(this.#hints, this.#hintsFilled, 0, KEY_BYTES)
+    this.#hintsFilled += KEY_BYTES
+    this.#blockCount++
   }
 
   /** The map is at its place, and durable, when this returns. */
   finish(): void {
-    this.#flush()
-    const trailer = Buffer.alloc(END.length + 8)
-    trailer.writeBigUInt64BE(BigInt(this.#count), END.copy(trailer))
-    this.#put(trailer)
+    this.#flushChunks()
+    this.#flushBlocks()
+    this.#put(counts(this.#chunkCount, this.#blockCount))
     const fd = this.#open()
     writeSync(fd, this.#hash.digest())
     fsyncSync(fd)
@@ -140,9 +170,20 @@ export class ImageMapWriter {
     return this.#fd
   }
 
-  #flush(): void {
-    this.#put(this.#piece.subarray(0, this.#filled))
-    this.#filled = 0
+  #flushChunks(): void {
+    if (this.#chunksFilled === 0) return
+    this.#put(sectionHead(CHUNKS, this.#chunksFilled / CHUNK_ENTRY_BYTES))
+    this.#put(this.#chunks.subarray(0, this.#chunksFilled))
+    this.#chunksFilled = 0
+  }
+
+  #flushBlocks(): void {
+    if (this.#hintsFilled === 0) return
+    const offset = Buffer.alloc(OFFSET_BYTES)
+    offset.writeUIntBE(this.#runOffset, 0, OFFSET_BYTES)
+    this.#put(Buffer.concat([sectionHead(BLOCKS, this.#hintsFilled / KEY_BYTES), offset]))
+    this.#put(this.#hints.subarray(0, this.#hintsFilled))
+    this.#hintsFilled = 0
   }
 
   #put(bytes: Buffer): void {
@@ -151,18 +192,35 @@ export class ImageMapWriter {
   }
 }
 
+function sectionHead(kind: number, count: number): Buffer {
+  const bytes = Buffer.alloc(SECTION_BYTES)
+  bytes.writeUInt32BE(count, bytes.writeUInt8(kind, 0))
+  return bytes
+}
+
+function counts(chunks: number, blocks: number): Buffer {
+  const bytes = Buffer.alloc(END.length + COUNTS_BYTES)
+  const at = bytes.writeBigUInt64BE(BigInt(chunks), END.copy(bytes))
+  bytes.writeBigUInt64BE(BigInt(blocks), at)
+  return bytes
+}
+
 /** A whole map of just this image. */
 export class ImageMap {
   readonly place: string
   readonly count: number
+  readonly blockCount: number
   readonly #fd: number
   readonly #start: number
+  readonly #end: number
 
-  private constructor(place: string, fd: number, start: number, count: number) {
+  private constructor(place: string, fd: number, start: number, whole: Whole) {
     this.place = place
     this.#fd = fd
     this.#start = start
-    this.count = count
+    this.#end = whole.end
+    this.count = whole.chunks
+    this.blockCount = whole.blocks
   }
 
   /**
@@ -185,9 +243,8 @@ export class ImageMap {
       if (found?.subarray(0, kind).equals(expected.subarray(0, kind)) !== true) {
         throw new RefusedError(`${place}: expected a map of version ${VERSION}, found another file`)
       }
-      if (found.equals(expected)) {
-        return new ImageMap(place, fd, expected.length, checkWhole(place, fd, expected.length, identity.size))
-      }
+      if (found.equals(expected))
+        return new ImageMap(place, fd, expected.length, checkWhole(place, fd, expected, identity.size))
     } catch (error) {
       closeSync(fd)
       throw error
@@ -196,13 +253,11 @@ export class ImageMap {
     return undefined
   }
 
-  /** All chunks in the order of the image, in pieces of at most MAP_PIECE_CHUNKS_MAX. */
-  *pieces(): Generator<MappedChunk[]> {
-    for (let done = 0; done < this.count; done += MAP_PIECE_CHUNKS_MAX) {
-      const some = Math.min(MAP_PIECE_CHUNKS_MAX, this.count - done)
-      const bytes = readAt(this.#fd, this.#start + done * ENTRY_BYTES, some * ENTRY_BYTES)
-      if (bytes === undefined) throw new RefusedError(`${this.place}: it was cut off while it was read`)
-      yield Array.from({ length: some }, (_, index) => chunkAt(bytes, index * ENTRY_BYTES))
+  /** All chunks and all blocks, each in the order of the image, in pieces of at most MAP_…_MAX. */
+  *pieces(): Generator<MappedChunk[] | MappedBlocks> {
+    for (const { kind, entries } of sections(this.place, this.#fd, this.#start, this.#end)) {
+      if (kind === CHUNKS) yield chunksOf(entries)
+      else yield blocksOf(entries)
     }
   }
 
@@ -215,46 +270,88 @@ export class ImageMap {
   }
 }
 
-function chunkAt(bytes: Buffer, at: number): MappedChunk {
-  return {
-    key: bytes.subarray(at, at + KEY_BYTES),
-    offset: bytes.readUIntBE(at + KEY_BYTES, 6),
-    length: bytes.readUIntBE(at + KEY_BYTES + 6, 3),
+interface Section {
+  readonly kind: typeof CHUNKS | typeof BLOCKS
+  /** Its head. */
+  readonly head: Buffer
+  readonly entries: Buffer
+}
+
+/** @throws RefusedError where they do not end at `end`, or are no sections */
+function* sections(place: string, fd: number, start: number, end: number): Generator<Section> {
+  for (let at = start; at < end; ) {
+    const head = at + SECTION_BYTES > end ? undefined : readAt(fd, at, SECTION_BYTES)
+    const kind = head?.readUInt8(0)
+    const count = head?.readUInt32BE(1) ?? 0
+    const most = kind === CHUNKS ? MAP_PIECE_CHUNKS_MAX : MAP_RUN_BLOCKS_MAX
+    if (head === undefined || (kind !== CHUNKS && kind !== BLOCKS) || count < 1 || count > most)
+      throw new RefusedError(`${place}: a section of kind ${kind} with ${count} entries at ${at}`)
+    const bytes = kind === CHUNKS ? count * CHUNK_ENTRY_BYTES : OFFSET_BYTES + count * KEY_BYTES
+    at += SECTION_BYTES
+    const entries = at + bytes > end ? undefined : readAt(fd, at, bytes)
+    if (entries === undefined) throw new RefusedError(`${place}: cut off in a section at ${at}`)
+    at += bytes
+    yield { kind, head, entries }
   }
 }
 
-/** Reads all of it once. Gives the number of chunks. @throws RefusedError */
-function checkWhole(place: string, fd: number, start: number, imageBytes: number): number {
+function chunksOf(entries: Buffer): MappedChunk[] {
+  return Array.from({ length: entries.length / CHUNK_ENTRY_BYTES }, (_, index) => {
+    const at = index * CHUNK_ENTRY_BYTES
+    return {
+      key: entries.subarray(at, at + KEY_BYTES),
+      offset: entries.readUIntBE(at + KEY_BYTES, OFFSET_BYTES),
+      length: entries.readUIntBE(at + KEY_BYTES + OFFSET_BYTES, 3),
+    }
+  })
+}
+
+function blocksOf(entries: Buffer): MappedBlocks {
+  return { offset: entries.readUIntBE(0, OFFSET_BYTES), hints: entries.subarray(OFFSET_BYTES) }
+}
+
+interface Whole {
+  readonly chunks: number
+  readonly blocks: number
+  /** Where the sections end. */
+  readonly end: number
+}
+
+/** Reads all of it once. @throws RefusedError */
+function checkWhole(place: string, fd: number, head: Buffer, imageBytes: number): Whole {
   const refused = (what: string): RefusedError => new RefusedError(`${place}: ${what}`)
   const size = fstatSync(fd).size
-  const entryBytes = size - start - TRAILER_BYTES
-  const count = entryBytes / ENTRY_BYTES
+  const end = size - TRAILER_BYTES
+  if (end < head.length) throw refused(`${size} bytes are no map`)
+  const trailer = readAt(fd, end, TRAILER_BYTES)
+  const sum = createHash('sha256').update(head)
   const countMax = Math.ceil(imageBytes / BLOCK_BYTES)
-  if (!Number.isInteger(count) || count < 0 || count > countMax) {
-    throw refused(`${entryBytes} bytes of chunks, expected 0 to ${countMax} of ${ENTRY_BYTES}`)
-  }
-  const trailer = readAt(fd, size - TRAILER_BYTES, TRAILER_BYTES)
-  const sum = createHash('sha256')
-  let end = 0
-  for (let at = 0; at < start + entryBytes; ) {
-    // The header first, then whole chunks.
-    const length = at === 0 ? start : Math.min(PIECE_BYTES, start + entryBytes - at)
-    const bytes = readAt(fd, at, length)
-    if (bytes === undefined) throw refused('it was cut off while it was read')
-    sum.update(bytes)
-    for (let entry = at === 0 ? length : 0; entry < length; entry += ENTRY_BYTES) {
-      const chunk = chunkAt(bytes, entry)
-      const fits = chunk.offset >= end && chunk.length >= 1 && chunk.length <= CHUNK_BYTES_MAX
-      end = chunk.offset + chunk.length
-      if (!fits || end > imageBytes) throw refused(`a chunk of ${chunk.length} bytes at ${chunk.offset}`)
+  let chunks = 0
+  let blocks = 0
+  let chunksEnd = 0
+  let blocksEnd = 0
+  for (const section of sections(place, fd, head.length, end)) {
+    sum.update(section.head).update(section.entries)
+    if (section.kind === CHUNKS) {
+      for (const { offset, length } of chunksOf(section.entries)) {
+        const fits = offset >= chunksEnd && length >= 1 && length <= CHUNK_BYTES_MAX
+        chunksEnd = offset + length
+        if (!fits || chunksEnd > imageBytes) throw refused(`a chunk of ${length} bytes at ${offset}`)
+        // Most are much longer: a map is smaller than its image.
+        if (++chunks > countMax) throw refused(`more than ${countMax} chunks`)
+      }
+    } else {
+      const { offset, hints } = blocksOf(section.entries)
+      const fits = offset >= blocksEnd && offset % BLOCK_BYTES === 0
+      blocksEnd = offset + (hints.length / KEY_BYTES) * BLOCK_BYTES
+      if (!fits || blocksEnd > imageBytes) throw refused(`blocks from ${offset} to ${blocksEnd}`)
+      blocks += hints.length / KEY_BYTES
     }
-    at += length
   }
-  const expected = Buffer.alloc(END.length + 8)
-  expected.writeBigUInt64BE(BigInt(count), END.copy(expected))
+  const expected = counts(chunks, blocks)
   const digest = sum.update(expected).digest()
   if (trailer?.equals(Buffer.concat([expected, digest])) !== true) throw refused('its digest does not fit')
-  return count
+  return { chunks, blocks, end }
 }
 
 /** `undefined` when the file is shorter. */

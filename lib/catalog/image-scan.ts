@@ -7,15 +7,19 @@
 import { type Chunker, RUN_WORDS } from '../chunk/chunker.ts'
 import { DIGEST_BYTES } from '../chunk/digest.ts'
 import { CHUNK_BYTES_MAX, SCAN_PIECE_BYTES } from '../core/limits.ts'
-import { alignDown, BLOCK_BYTES } from '../core/units.ts'
+import { alignDown, alignUp, BLOCK_BYTES } from '../core/units.ts'
 import type { DataExtent } from './data-extents.ts'
 import type { ExtentSource } from './extent-source.ts'
+
+const ZEROES = Buffer.alloc(BLOCK_BYTES)
 
 /** An unfinished chunk, from the start of the block in which it begins. */
 const CARRY_BYTES = CHUNK_BYTES_MAX + BLOCK_BYTES
 
 export interface ScanOptions {
   readonly onChunk: (offset: number, length: number, digests: Uint8Array, digestOffset: number) => void
+  /** Each whole 4 KiB block that is not all zero, in the order of the image; `bytes` are good until it returns. */
+  readonly onBlock?: (offset: number, bytes: Uint8Array) => void
   /** After each piece: how far the file is read, and how many bytes of it were zero blocks. */
   readonly onProgress?: (bytesDone: number, zeroBytes: number) => void
   readonly signal?: AbortSignal
@@ -77,6 +81,8 @@ async function scanExtent(
       reading.catch(() => {})
     }
 
+    if (options.onBlock !== undefined)
+      visitBlocks(buffer.subarray(CARRY_BYTES, CARRY_BYTES + bytesRead), pieceOffset, options.onBlock)
     const bytes = buffer.subarray(CARRY_BYTES - carry, CARRY_BYTES + bytesRead)
     const open = visitChunks(chunker, bytes, skip, last, pieceOffset - carry, options)
     zeroBytes += open.zeroBytes
@@ -118,4 +124,11 @@ function visitChunks(
     }
   }
   return { offset: bytes.length, zeroBytes }
+}
+
+function visitBlocks(bytes: Uint8Array, base: number, onBlock: NonNullable<ScanOptions['onBlock']>): void {
+  for (let at = alignUp(base, BLOCK_BYTES) - base; at + BLOCK_BYTES <= bytes.length; at += BLOCK_BYTES) {
+    const block = bytes.subarray(at, at + BLOCK_BYTES)
+    if (ZEROES.compare(block) !== 0) onBlock(base + at, block)
+  }
 }

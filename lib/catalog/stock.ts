@@ -1,11 +1,11 @@
 /**
- * ImageStock: the images that lie on this host, as a source of chunks. It keeps one chunk index over the configured
+ * ImageStock: the images that lie on this host, as a source of chunks and blocks. It keeps one index of each over the configured
  * directories and the open files behind it. `refresh` (when a migration is announced) scans what is new or changed;
  * nobody waits for it, lookups use what is there so far. An image is known by its identity: a file that changed gets
  * a new number, and entries of the old one only cost a failed verification. Files are open only while somebody may read
  * them (`rest`): an image that is deleted meanwhile must not keep its blocks on the disk because we hold it.
  *
- * Deliberately not here: qcow2, 4 KiB blocks, and any trust in what is found.
+ * Deliberately not here: qcow2, and any trust in what is found.
  */
 import { errorText } from '../core/errors.ts'
 import { IMAGE_NUMBER_MAX } from '../core/limits.ts'
@@ -30,6 +30,8 @@ interface RestingImage {
 
 export interface StockOptions {
   readonly indexBytesMax: number
+  /** The same for the index of 4 KiB blocks. */
+  readonly blockIndexBytesMax: number
   /** Images that are kept open at once. */
   readonly imagesMax: number
   /** Where maps of what was found lie (image-map.ts); without it every image is scanned again by the next daemon. */
@@ -44,6 +46,7 @@ export interface StockOptions {
 export class ImageStock {
   readonly #options: StockOptions
   #index: ChunkIndex
+  #blocks: ChunkIndex
   #indexer: ImageIndexer
   readonly #images = new Map<number, StockImage>()
   readonly #resting = new Map<number, RestingImage>()
@@ -55,12 +58,17 @@ export class ImageStock {
   constructor(options: StockOptions) {
     this.#options = options
     this.#index = ChunkIndex.create({ bytesMax: options.indexBytesMax })
+    this.#blocks = ChunkIndex.create({ bytesMax: options.blockIndexBytesMax })
     this.#indexer = this.#newIndexer()
   }
 
   #newIndexer(): ImageIndexer {
     const { catalog } = this.#options
-    return new ImageIndexer({ index: this.#index, ...(catalog === undefined ? {} : { catalog }) })
+    return new ImageIndexer({
+      index: this.#index,
+      blocks: this.#blocks,
+      ...(catalog === undefined ? {} : { catalog }),
+    })
   }
 
   get #numbersMax(): number {
@@ -82,6 +90,14 @@ export class ImageStock {
 
   image(number: number): StockImage | undefined {
     return this.#images.get(number)
+  }
+
+  get blockCount(): number {
+    return this.#blocks.count
+  }
+
+  lookupBlock(hints: Buffer, hintOffset: number): { image: number; offset: number }[] {
+    return this.#blocks.lookup(hints, hintOffset)
   }
 
   lookup(digest: Buffer): { image: number; offset: number; length: number }[] {
@@ -137,6 +153,7 @@ export class ImageStock {
   #forget(number: number): void {
     this.#scanning.get(number)?.abort(new Error('the image is gone or changed'))
     this.#index.forget(number)
+    this.#blocks.forget(number)
   }
 
   /** An image that rested and is what it was: its entries in the index are good. */
@@ -188,6 +205,7 @@ export class ImageStock {
     for (const image of images) await image.source.close()
     if (this.#closed) return
     this.#index = ChunkIndex.create({ bytesMax: this.#options.indexBytesMax })
+    this.#blocks = ChunkIndex.create({ bytesMax: this.#options.blockIndexBytesMax })
     this.#indexer = this.#newIndexer()
     this.#nextNumber = 0
   }

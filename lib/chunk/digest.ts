@@ -3,6 +3,7 @@
  * One-shot crypto.hash is several times faster on small inputs than a Hash object.
  */
 import { hash } from 'node:crypto'
+import { HINT_BYTES } from '../core/units.ts'
 
 export const DIGEST_BYTES: number = 32
 
@@ -14,4 +15,9 @@ export function sha256(bytes: Uint8Array): Buffer {
 export function matchesDigest(bytes: Uint8Array, digests: Uint8Array, offset = 0): boolean {
   if (offset + DIGEST_BYTES > digests.length) return false
   return Buffer.compare(sha256(bytes), digests.subarray(offset, offset + DIGEST_BYTES)) === 0
+}
+
+/** The first HINT_BYTES of the SHA-256 of a block. */
+export function hintOf(block: Uint8Array): Buffer {
+  return sha256(block).subarray(0, HINT_BYTES)
 }

@@ -14,3 +14,5 @@ export function alignUp(value: number, unit: number): number {
   const rest = value % unit
   return rest === 0 ? value : value + unit - rest
 }
+/** Of a block's SHA-256: enough to look for it. What is found is verified by a whole digest. */
+export const HINT_BYTES: number = 8

@@ -33,8 +33,10 @@ export class DiskAccount {
     this.size = size
   }
 
-  applied(source: SourceName, bytes: number): void {
+  /** @param literalBytes those of `bytes` that were sent, where the source is `block` */
+  applied(source: SourceName, bytes: number, literalBytes = 0): void {
     this.appliedBytes += bytes
-    this.bySource[source] += bytes
+    this.bySource[source] += bytes - literalBytes
+    this.bySource.literal += literalBytes
   }
 }

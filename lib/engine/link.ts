@@ -16,6 +16,8 @@ export type DiskClass = typeof CLASS_CONTROL | typeof CLASS_FINAL | typeof CLASS
 export interface FrameChannel {
   send(type: number, payload: readonly Uint8Array[], cls: DiskClass): Promise<void>
   onFrame: ((type: number, payload: Buffer, cls: 0 | 1 | 2 | 3) => void) | undefined
+  /** What both ends can do beyond the first version of the protocol. */
+  readonly features: ReadonlySet<string>
   readonly rateBytesPerSecond: number
   /** For how long the far end gave no sign although it was asked for one; 0 while all is well. Milliseconds. */
   readonly silentMs: number
@@ -43,6 +45,10 @@ export class DiskLink {
     void channel.closed.then((error) =>
       this.#lose(error ?? new LostError('the peer closed the disk channel')),
     )
+  }
+
+  get features(): ReadonlySet<string> {
+    return this.#channel.features
   }
 
   get rateBytesPerSecond(): number {

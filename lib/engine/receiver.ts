@@ -1,13 +1,12 @@
 /**
- * DiskReceiver: the destination's end of one disk. It puts together every described chunk from what lies here, asks
- * for the rest, verifies each against the sender's SHA-256 and only then writes it, through the destination QEMU's own
- * NBD export (I3).
+ * DiskReceiver: the destination's end of one disk. It puts together every described chunk from what lies here, in place
+ * (root-level.ts too), as a whole, or from its blocks (block-level.ts), asks for the rest, verifies each against the sender's
+ * SHA-256 and only then writes it, through the destination QEMU's own NBD export (I3).
  *
- * Order: of two chunks that overlap, the newer one begins only when the older is applied. `#latest` maps every
- * range to the newest unfinished task on it, so a new task waits for exactly those that it would overwrite.
- * Zeroes are pending state: they are applied when a FLUSH settles them, so that a zeroing pass over the whole disk
- * does not erase the old version lying in place, the best source there is.
- * A FLUSH is answered when everything below its barrier is applied, pending zeroes are settled and the device flushed.
+ * Order: of two chunks that overlap, the newer one begins only when the older is applied. `#latest` maps every range to the
+ * newest unfinished task on it, so a new task waits for exactly those that it would overwrite.
+ * Zeroes are pending state until a FLUSH settles them (target-zeroes.ts). A FLUSH is answered when everything below its barrier
+ * is applied, pending zeroes are settled and the device flushed.
  *
  * Memory: a chunk's bytes are held only with a place in `memory`, which all disks of the daemon share: it is taken before
  * the chunk is looked for, so that no more is asked for than may be held, and given back when the device has the bytes.
@@ -17,27 +16,32 @@
 import type { BlockDevice } from '../block/device.ts'
 import { IntervalMap } from '../block/extents.ts'
 import { sha256 } from '../chunk/digest.ts'
-import { decompress } from '../chunk/zstd.ts'
 import type { ByteBudget, ByteShare } from '../core/byte-budget.ts'
 import { errorText, ProtocolError, RefusedError } from '../core/errors.ts'
 import {
-  EARLY_BYTES_MAX,
-  KNOWN_ZEROES_MAX,
-  MIGRATION_EAGER_BYTES_MAX,
   MIGRATION_TASKS_MAX,
-  PENDING_ZEROES_MAX,
   RECEIVER_FLUSHES_MAX,
-  RECEIVER_READS_MAX,
   RECEIVER_TASKS_MAX,
   RESOLVING_CHUNKS_MAX,
-  SCANNED_EXTENTS_MAX,
-  SEQ_RUNS_MAX,
-  SETTLING_ZEROES_MAX,
+  SESSION_BLOCKS_BYTES_MAX,
 } from '../core/limits.ts'
-import { GIB } from '../core/units.ts'
-import { DIGEST_BYTES, type DiskMessage, type DiskMessageBody, type SourceName } from '../wire/disk.ts'
+import {
+  DIGEST_BYTES,
+  type DiskMessage,
+  type DiskMessageBody,
+  FEATURE_BLOCKS,
+  FEATURE_SURVEY,
+  ROOT_CHUNKS,
+  type SourceName,
+} from '../wire/disk.ts'
 import type { DiskAccount } from './account.ts'
+import type { BlockPlaces } from './block-finder.ts'
+import { BlockLevel } from './block-level.ts'
+import { IncomingLiterals, misfit } from './incoming-literals.ts'
+import { IncomingReads } from './incoming-reads.ts'
 import { CLASS_CONTROL, type DiskEndpoint, type DiskLink } from './link.ts'
+import { Reports } from './reports.ts'
+import { RootLevel } from './root-level.ts'
 import { RunWriter } from './seams.ts'
 import {
   type ChunkQuery,
@@ -47,7 +51,9 @@ import {
   SourceRouter,
   unlessRefused,
 } from './sources.ts'
-import { newTask, type ReceiverBudget, runsOfApplied, seqRuns, type Task } from './task.ts'
+import { runsOf, type Survey } from './survey.ts'
+import { TargetZeroes } from './target-zeroes.ts'
+import { newTask, type ReceiverBudget, type Task } from './task.ts'
 
 export interface ReceiverOptions {
   readonly link: DiskLink
@@ -59,6 +65,8 @@ export interface ReceiverOptions {
   readonly memory: ByteBudget
   /** Beyond the target itself: catalog, neighbours. */
   readonly sources: readonly ChunkSource[]
+  /** The same for blocks of chunks that no source has. */
+  readonly blockPlaces?: readonly BlockPlaces[]
   readonly sessionEntriesMax: number
   /** Shared by the disks of one migration. */
   readonly budget?: ReceiverBudget
@@ -76,27 +84,25 @@ export class DiskReceiver implements DiskEndpoint {
   readonly #tasks = new Map<number, Task>()
   readonly #latest = new IntervalMap<Task | Promise<void>>()
   readonly #byDigest = new Map<string, Task>()
-  /** Ranges that must read as zero and are not yet zeroed on the device. */
-  readonly #pendingZeroes = new IntervalMap<true>()
-  /** Ranges that are known to read as zero on the device. */
-  readonly #knownZeroes = new IntervalMap<true>()
+  readonly #zeroes: TargetZeroes
   readonly #budget: ReceiverBudget
   #nextSeq = 0
-  /** Bytes that came without having been asked for, and are still held. */
-  #earlyBytes = 0
-  #reads = 0
-  #reading: Promise<void> = Promise.resolve()
   #flushes = 0
   readonly #share: ByteShare
   #queue: (() => Promise<void>)[] = []
   #queueHead = 0
   #resolving = 0
-  #wants: number[] = []
-  #applied: { seq: number; source: SourceName }[] = []
-  #reporting = false
+  readonly #reports: Reports
+  readonly #literals: IncomingLiterals
+  readonly #reads: IncomingReads
+  /** Undefined where the far end does not know it. */
+  readonly #blocks: BlockLevel | undefined
+  readonly #roots: RootLevel
   #barriers: { barrier: number; resolve: () => void }[] = []
   #failed: Error | undefined
   #closed = false
+  readonly #ended = (): boolean => this.#failed !== undefined
+  readonly #onError = (error: unknown): void => this.#fail(error)
 
   constructor(options: ReceiverOptions) {
     this.#options = options
@@ -106,30 +112,77 @@ export class DiskReceiver implements DiskEndpoint {
     this.#share = options.memory.share({ bytesMax: options.memory.bytesMax / 2 })
     this.#session = new SessionSource(options.device, options.sessionEntriesMax)
     this.#router = new SourceRouter([this.#session, ...options.sources])
+    this.#zeroes = new TargetZeroes({
+      device: options.device,
+      ended: this.#ended,
+      // What was described meanwhile may be written at any moment.
+      untouched: (start, end) => this.#nextSeq === 0 && !this.#latest.overlaps(start, end),
+      inTurn: (start, end, work) => this.#inTurn(start, end, work),
+    })
+    this.#reports = new Reports((message) => this.#send(message), options.link.features.has(FEATURE_SURVEY))
+    this.#roots = this.#rootLevel()
+    this.#literals = new IncomingLiterals({
+      features: options.link.features,
+      budget: this.#budget,
+      tasks: this.#tasks,
+      nextSeq: () => this.#nextSeq,
+      ended: this.#ended,
+      fail: this.#onError,
+    })
+    this.#reads = new IncomingReads({
+      device: options.device,
+      zeroes: this.#zeroes,
+      settled: async (start, end) => {
+        for (const claim of this.#claims(start, end)) await claim.done
+      },
+      ended: this.#ended,
+      reply: async (id, data) => {
+        const { link, disk, epoch } = options
+        await link.send({ type: 'readReply', id, errno: 0, data, disk, epoch }, CLASS_CONTROL)
+      },
+      fail: this.#onError,
+    })
+    if (options.link.features.has(FEATURE_BLOCKS)) this.#blocks = this.#blockLevel()
     options.link.register(options.disk, this)
   }
 
-  /** Learns which ranges of the target read as zero already; of what it cannot learn nothing is assumed. */
+  #rootLevel(): RootLevel {
+    return new RootLevel({
+      device: this.#device,
+      reports: this.#reports,
+      ended: this.#ended,
+      mayHold: (start, end) => !this.#zeroes.isKnown(start, end),
+      hold: (task) => this.#hold(task),
+      letGo: (task) => this.#letGo(task),
+      inPlace: (task) => void this.#inPlace(task).catch(this.#onError),
+      resolve: (task) => this.#resolve(task, [], this.#sameAs(task)),
+      fail: this.#onError,
+    })
+  }
+
+  #blockLevel(): BlockLevel {
+    return new BlockLevel({
+      device: this.#device,
+      places: this.#options.blockPlaces ?? [],
+      sessionBytesMax: SESSION_BLOCKS_BYTES_MAX,
+      reports: this.#reports,
+      mayHold: (start, end) => !this.#zeroes.isKnown(start, end),
+      ended: this.#ended,
+      apply: (task, bytes, literalBytes) => {
+        task.literalBytes = literalBytes
+        this.#apply(task, bytes, 'block')
+      },
+      take: (task, bytes) => this.#take(task, bytes),
+      want: (task) => this.#want(task),
+      fail: this.#onError,
+    })
+  }
+
+  /** Learns which ranges of the target read as zero already. */
   async scanTarget(): Promise<void> {
-    if (!this.#device.features.blockStatus) return
-    let at = 0
-    let seen = 0
-    while (at < this.#device.size && this.#failed === undefined) {
-      const extents = await unlessRefused(this.#device.blockStatus(at, Math.min(GIB, this.#device.size - at)))
-      if (extents === undefined) return
-      for (const extent of extents) {
-        const end = Math.min(this.#device.size, at + extent.length)
-        // What was described meanwhile may be written at any moment: its state is no longer what the device said.
-        const full = this.#knownZeroes.count >= KNOWN_ZEROES_MAX
-        if (extent.zero && at < end && !full && !this.#latest.overlaps(at, end) && this.#nextSeq === 0) {
-          this.#knownZeroes.set(at, end, true)
-        }
-        at = end
-        // A fragmented image has a hundred thousand of them in one answer.
-        if (++seen % SCANNED_EXTENTS_MAX === 0) await new Promise((resolve) => setImmediate(resolve))
-      }
-      if (extents.length === 0) return
-    }
+    const bytes = await this.#zeroes.scan()
+    if (bytes === undefined || this.#failed !== undefined || this.#closed) return
+    if (this.#options.link.features.has(FEATURE_SURVEY)) this.#send({ type: 'held', bytes })
   }
 
   onMessage(message: DiskMessage): void {
@@ -147,19 +200,26 @@ export class DiskReceiver implements DiskEndpoint {
         this.#zero(message.seq, message.offset, message.length)
         return
       case 'literal':
-        void this.#literal(message.chunks, message.codec, message.data).catch((error: unknown) =>
-          this.#fail(error),
-        )
+        this.#literals.receive(message)
+        return
+      case 'survey':
+        this.#survey(message)
+        return
+      case 'digests':
+        this.#roots.digests(this.#tasks, message.firstSeq, message.digests)
+        return
+      case 'hints':
+        for (const { seq, hints } of message.chunks) this.#hints(seq, hints)
         return
       case 'flush':
         if (++this.#flushes > RECEIVER_FLUSHES_MAX)
           throw new ProtocolError(`disk ${message.disk}: ${this.#flushes} FLUSHes wait already`)
         void this.#flush(message.id, message.barrier)
-          .catch((error: unknown) => this.#fail(error))
+          .catch(this.#onError)
           .finally(() => this.#flushes--)
         return
       case 'read':
-        this.#enqueueRead(message.id, message.offset, message.length)
+        this.#reads.read(message.id, message.offset, message.length)
         return
       case 'close':
         this.#end(undefined)
@@ -203,9 +263,7 @@ export class DiskReceiver implements DiskEndpoint {
       const length = lengths[i]!
       const digest = Buffer.from(digests.subarray(i * DIGEST_BYTES, (i + 1) * DIGEST_BYTES))
       const task = this.#task(at, at + length, digest, writer)
-      const key = digest.toString('latin1')
-      const same = this.#byDigest.get(key)
-      if (same === undefined) this.#byDigest.set(key, task)
+      const same = this.#sameAs(task)
       // Both are in order of their places.
       while (firstClaim < before.length && before[firstClaim]!.end <= task.start) firstClaim++
       const waits: Promise<void>[] = []
@@ -214,6 +272,45 @@ export class DiskReceiver implements DiskEndpoint {
       this.#enqueue(() => this.#resolve(task, waits, same))
       at += length
     }
+  }
+
+  /** An older chunk under way with the same content, or this one will be it for others. A newer one may wait for this one. */
+  #sameAs(task: Task): Task | undefined {
+    const key = task.digest!.toString('latin1')
+    const same = this.#byDigest.get(key)
+    if (same !== undefined && same.seq < task.seq) return same
+    this.#byDigest.set(key, task)
+    return undefined
+  }
+
+  #survey(survey: Survey): void {
+    if (!this.#options.link.features.has(FEATURE_SURVEY))
+      throw new ProtocolError('SURVEY: it was not agreed on')
+    const rooted: { task: Task; waits: Promise<void>[] }[] = []
+    for (const run of runsOf(survey)) {
+      if (run.zero) this.#zero(run.seq, run.offset, run.length)
+      else if (survey.roots) rooted.push(...this.#rooted(run.seq, run.offset, run.lengths))
+      else this.#describe(run.seq, run.offset, run.lengths, run.digests)
+    }
+    for (let at = 0; at < rooted.length; at += ROOT_CHUNKS) {
+      const digestAt = (at / ROOT_CHUNKS) * DIGEST_BYTES
+      const root = Buffer.from(survey.digests.subarray(digestAt, digestAt + DIGEST_BYTES))
+      this.#enqueue(() => this.#roots.compare(rooted.slice(at, at + ROOT_CHUNKS), root))
+    }
+  }
+
+  /** The tasks of one run, whose digests are not known yet, and what each must wait for. */
+  #rooted(firstSeq: number, offset: number, lengths: Uint32Array): { task: Task; waits: Promise<void>[] }[] {
+    const end = lengths.reduce((sum, length) => sum + length, offset)
+    this.#expect('SURVEY', firstSeq, offset, end - offset)
+    const writer = new RunWriter(this.#device, offset, end)
+    let at = offset
+    return Array.from(lengths, (length) => {
+      const waits = this.#claims(at, at + length).map(({ done }) => done)
+      const task = this.#task(at, at + length, undefined, writer)
+      at += length
+      return { task, waits }
+    })
   }
 
   #task(start: number, end: number, digest: Buffer | undefined, writer: RunWriter | undefined): Task {
@@ -249,7 +346,7 @@ export class DiskReceiver implements DiskEndpoint {
       }
       this.#resolving++
       void step()
-        .catch((error: unknown) => this.#fail(error))
+        .catch(this.#onError)
         .finally(() => {
           this.#resolving--
           this.#pump()
@@ -276,7 +373,7 @@ export class DiskReceiver implements DiskEndpoint {
     const digest = task.digest!
     const length = task.end - task.start
     const verify = (bytes: Buffer): boolean => bytes.length === length && sha256(bytes).equals(digest)
-    if (!this.#knownZeroes.covers(task.start, task.end)) {
+    if (!this.#zeroes.isKnown(task.start, task.end)) {
       const bytes = await unlessRefused(readBytes(this.#device, task.start, length))
       if (bytes !== undefined && verify(bytes)) return this.#apply(task, bytes, 'inPlace')
     }
@@ -301,7 +398,7 @@ export class DiskReceiver implements DiskEndpoint {
           if (same.bytes !== undefined && verify(same.bytes)) this.#apply(task, same.bytes, 'session')
           else await this.#search(task, digest, verify)
         })
-        .catch((error: unknown) => this.#fail(error))
+        .catch(this.#onError)
       return
     }
     await this.#search(task, digest, verify)
@@ -324,87 +421,56 @@ export class DiskReceiver implements DiskEndpoint {
       this.#take(task, task.eager)
       return
     }
+    // While a FLUSH waits a round trip is downtime.
+    if (this.#barriers.length === 0 && this.#blocks?.ask(task) === true) return
+    this.#want(task)
+  }
+
+  #want(task: Task): void {
+    task.came = false
     task.literal = (bytes) => this.#take(task, bytes)
-    this.#wants.push(task.seq)
-    this.#report()
+    this.#reports.want(task.seq)
+  }
+
+  #hints(seq: number, hints: Buffer): void {
+    const task = this.#tasks.get(seq)
+    if (seq >= this.#nextSeq || this.#blocks === undefined)
+      throw new ProtocolError(`HINTS: chunk ${seq} was not asked for`)
+    // Else it came unasked, and is applied already.
+    if (task !== undefined && !task.taken) this.#blocks.hints(task, hints)
   }
 
   /** I3: nothing that does not match the sender's digest is ever written. */
   #take(task: Task, bytes: Buffer): void {
     task.literal = undefined
-    this.#setEager(task, undefined)
-    const digest = task.digest!
-    if (bytes.length !== task.end - task.start || !sha256(bytes).equals(digest)) {
-      throw new ProtocolError(
-        `LITERAL of chunk ${task.seq} at ${task.start}: ${bytes.length} bytes do not match the digest ` +
-          `${digest.toString('hex', 0, 8)}…`,
-      )
-    }
+    this.#literals.keep(task, undefined)
+    if (bytes.length !== task.end - task.start || !sha256(bytes).equals(task.digest!))
+      throw misfit(task, bytes)
     this.#apply(task, bytes, 'literal')
-  }
-
-  /** Chunks that were asked for, or not yet (the sender guessed), or not any more (they were found here). */
-  async #literal(
-    chunks: readonly { seq: number; length: number }[],
-    codec: 'raw' | 'zstd',
-    data: Buffer,
-  ): Promise<void> {
-    let total = 0
-    let early = 0
-    for (const { seq, length } of chunks) {
-      const task = this.#tasks.get(seq)
-      if (seq >= this.#nextSeq || (task !== undefined && task.end - task.start !== length)) {
-        throw new ProtocolError(`LITERAL: chunk ${seq} of ${length} bytes was not described`)
-      }
-      if (task?.came === true) throw new ProtocolError(`LITERAL: chunk ${seq} came twice`)
-      if (task !== undefined) task.came = true
-      total += length
-      if (task?.literal === undefined) early += length
-    }
-    this.#earlyBytes += early
-    if (this.#earlyBytes > EARLY_BYTES_MAX) {
-      throw new ProtocolError(`LITERAL: ${this.#earlyBytes} bytes came that nobody asked for`)
-    }
-    const raw = codec === 'zstd' ? await decompress(data, total) : data
-    if (raw.length !== total) throw new ProtocolError(`LITERAL: ${raw.length} bytes, expected ${total}`)
-    let at = 0
-    for (const { seq, length } of chunks) {
-      if (this.#failed !== undefined) return
-      const bytes = raw.subarray(at, at + length)
-      at += length
-      const task = this.#tasks.get(seq)
-      // Applied already, or zeroes, which have no literal.
-      if (task?.digest === undefined || task.taken) continue
-      if (task.literal !== undefined) this.#take(task, bytes)
-      else {
-        // A copy: a few bytes must not keep a literal of a MiB alive.
-        this.#setEager(task, Buffer.from(bytes))
-        if (this.#budget.eagerBytes > MIGRATION_EAGER_BYTES_MAX)
-          throw new ProtocolError(`LITERAL: ${this.#budget.eagerBytes} bytes came that nobody asked for yet`)
-      }
-    }
-    this.#earlyBytes -= early
-  }
-
-  #setEager(task: Task, bytes: Buffer | undefined): void {
-    const more = (bytes?.length ?? 0) - (task.eager?.length ?? 0)
-    this.#budget.eagerBytes += more
-    this.#earlyBytes += more
-    task.eager = bytes
   }
 
   /** The bytes are verified: write what is not in place, then report. */
   #apply(task: Task, bytes: Buffer, source: SourceName): void {
     task.taken = true
-    this.#setEager(task, undefined)
+    this.#literals.keep(task, undefined)
     task.bytes = bytes
     task.finding()
-    void this.#write(task, bytes, source).catch((error: unknown) => this.#fail(error))
+    void this.#write(task, bytes, source).catch(this.#onError)
+  }
+
+  /** The device holds it, by its root. */
+  async #inPlace(task: Task): Promise<void> {
+    task.taken = true
+    task.finding()
+    this.#zeroes.overwritten(task.start, task.end)
+    await task.writer!.inPlace(task.start, task.end - task.start)
+    if (this.#failed !== undefined) return
+    this.#session.delivered(task.digest!, task.start)
+    this.#finish(task, 'inPlace')
   }
 
   async #write(task: Task, bytes: Buffer, source: SourceName): Promise<void> {
-    this.#pendingZeroes.delete(task.start, task.end)
-    this.#knownZeroes.delete(task.start, task.end)
+    this.#zeroes.overwritten(task.start, task.end)
     await task.writer!.chunk(task.start, bytes, source === 'inPlace', () => {
       task.bytes = undefined
       this.#letGo(task)
@@ -413,17 +479,17 @@ export class DiskReceiver implements DiskEndpoint {
     this.#session.delivered(task.digest!, task.start)
     const key = task.digest!.toString('latin1')
     if (this.#byDigest.get(key) === task) this.#byDigest.delete(key)
+    this.#blocks?.delivered(task)
     this.#finish(task, source)
   }
 
   #finish(task: Task, source: SourceName): void {
-    this.#setEager(task, undefined)
+    this.#literals.keep(task, undefined)
     if (this.#tasks.delete(task.seq)) this.#budget.tasks--
     this.#latest.deleteValue(task.start, task.end, task)
     task.finish()
-    this.account.applied(source, task.end - task.start)
-    this.#applied.push({ seq: task.seq, source })
-    this.#report()
+    this.account.applied(source, task.end - task.start, task.literalBytes)
+    this.#reports.applied(task.seq, source)
     this.#checkBarriers()
   }
 
@@ -436,40 +502,19 @@ export class DiskReceiver implements DiskEndpoint {
     void (async () => {
       for (const claim of before) await claim.done
       if (this.#failed !== undefined) return
-      this.#pendingZeroes.set(task.start, task.end, true)
+      const many = this.#zeroes.add(task.start, task.end)
       this.#finish(task, 'zero')
-      if (this.#pendingZeroes.count > PENDING_ZEROES_MAX) await this.#settleZeroes()
-    })().catch((error: unknown) => this.#fail(error))
+      if (many) await this.#zeroes.settle()
+    })().catch(this.#onError)
   }
 
-  /** Makes pending zeroes real, where the device does not read as zero already. Newer data wins: it waits its turn. */
-  async #settleZeroes(): Promise<void> {
-    const ranges = [...this.#pendingZeroes.entries()]
-    for (let at = 0; at < ranges.length; at += SETTLING_ZEROES_MAX) {
-      // A fragmented disk has tens of thousands: other work goes on in between.
-      if (at > 0) await new Promise((resolve) => setImmediate(resolve))
-      const some = ranges.slice(at, at + SETTLING_ZEROES_MAX)
-      await Promise.all(some.map(({ start, end }) => this.#settleRange(start, end)))
-      if (this.#failed !== undefined) return
-    }
-  }
-
-  async #settleRange(start: number, end: number): Promise<void> {
+  async #inTurn(start: number, end: number, work: () => Promise<void>): Promise<void> {
     const before = this.#claims(start, end)
     const { promise: done, resolve: finish } = Promise.withResolvers<void>()
     this.#latest.set(start, end, done)
     for (const claim of before) await claim.done
     try {
-      if (this.#failed !== undefined) return
-      for (const pending of this.#pendingZeroes.overlapping(start, end)) {
-        const from = Math.max(pending.start, start)
-        const to = Math.min(pending.end, end)
-        const gaps = this.#knownZeroes.gaps(from, to)
-        for (const gap of gaps) await this.#device.writeZeroes(gap.start, gap.end - gap.start)
-        if (this.#knownZeroes.count >= KNOWN_ZEROES_MAX) this.#knownZeroes.clear()
-        if (gaps.length > 0) this.#knownZeroes.set(from, to, true)
-        this.#pendingZeroes.delete(from, to)
-      }
+      await work()
     } finally {
       this.#latest.deleteValue(start, end, done)
       finish()
@@ -482,12 +527,12 @@ export class DiskReceiver implements DiskEndpoint {
       this.#checkBarriers()
     })
     if (this.#failed !== undefined) return
-    await this.#settleZeroes()
+    await this.#zeroes.settle()
     if (this.#failed !== undefined) return
     await this.#device.flush()
     if (this.#failed !== undefined) return
     // The account of what was applied goes first, so that both ends agree on it when the FLUSH is answered.
-    this.#reportNow()
+    this.#reports.now()
     this.#send({ type: 'flushed', id })
   }
 
@@ -504,53 +549,6 @@ export class DiskReceiver implements DiskEndpoint {
       resolve()
       return false
     })
-  }
-
-  /** One after the other, each when the answer before it has left: what is asked for is not held in memory. */
-  #enqueueRead(id: number, offset: number, length: number): void {
-    if (++this.#reads > RECEIVER_READS_MAX) throw new ProtocolError(`READ: ${this.#reads} wait already`)
-    this.#reading = this.#reading
-      .then(() => this.#read(id, offset, length))
-      .catch((error: unknown) => this.#fail(error))
-      .finally(() => this.#reads--)
-  }
-
-  async #read(id: number, offset: number, length: number): Promise<void> {
-    if (offset + length > this.#device.size) {
-      throw new ProtocolError(`READ: ${length} bytes at ${offset}, the disk has ${this.#device.size}`)
-    }
-    for (const claim of this.#claims(offset, offset + length)) await claim.done
-    const data = await readBytes(this.#device, offset, length)
-    for (const zero of this.#pendingZeroes.overlapping(offset, offset + length)) {
-      data.fill(0, Math.max(zero.start, offset) - offset, Math.min(zero.end, offset + length) - offset)
-    }
-    if (this.#failed !== undefined) return
-    const { link, disk, epoch } = this.#options
-    await link.send({ type: 'readReply', id, errno: 0, data, disk, epoch }, CLASS_CONTROL)
-  }
-
-  // ---- reports -----------------------------------------------------------------------------------------------
-
-  /** Wants and applied chunks are gathered for one turn of the event loop: one message instead of hundreds. */
-  #report(): void {
-    if (this.#reporting) return
-    this.#reporting = true
-    setImmediate(() => this.#reportNow())
-  }
-
-  #reportNow(): void {
-    this.#reporting = false
-    if (this.#failed !== undefined || this.#closed) return
-    const wants = this.#wants.splice(0).sort((a, b) => a - b)
-    const wantRuns = seqRuns(wants)
-    for (let i = 0; i < wantRuns.length; i += SEQ_RUNS_MAX) {
-      this.#send({ type: 'want', runs: wantRuns.slice(i, i + SEQ_RUNS_MAX) })
-    }
-    const applied = this.#applied.splice(0).sort((a, b) => a.seq - b.seq)
-    const appliedRuns = runsOfApplied(applied)
-    for (let i = 0; i < appliedRuns.length; i += SEQ_RUNS_MAX) {
-      this.#send({ type: 'applied', runs: appliedRuns.slice(i, i + SEQ_RUNS_MAX) })
-    }
   }
 
   #send(message: DiskMessageBody): void {
@@ -583,12 +581,14 @@ export class DiskReceiver implements DiskEndpoint {
     if (this.#failed === undefined) this.#failed = new ProtocolError('the disk was closed')
     this.#budget.tasks -= this.#tasks.size
     for (const task of this.#tasks.values()) {
-      this.#setEager(task, undefined)
+      this.#literals.keep(task, undefined)
       task.finding()
       task.finish()
     }
     this.#tasks.clear()
     this.#share.close()
+    this.#reports.close()
+    this.#literals.close()
     for (const { resolve } of this.#barriers.splice(0)) resolve()
     this.#queue = []
     this.#queueHead = 0

@@ -10,6 +10,13 @@ import { MIB } from '../core/units.ts'
 /** Always admitted, however slow the link is. */
 const DRAINABLE_BYTES_MIN = 2 * MIB
 
+/** Above it, one root for many chunks costs fewer bytes than their digests, those of the chunks that changed included. */
+const IN_PLACE_SHARE_MIN = 0.95
+/** Less is no older version of a disk. */
+const HELD_BYTES_MIN = 16 * MIB
+/** So many applied bytes tell, by weight, what of the next ones lies in place. */
+const IN_PLACE_BYTES = 4 * MIB
+
 export class Room {
   readonly #windowBytes: number
   readonly #drainMs: number
@@ -17,6 +24,9 @@ export class Room {
   #literalRatio = 0.7
   /** The part of what was applied lately that had to be sent. */
   #literalShare = 1
+
+  /** The part of it that lay in place. */
+  #inPlaceShare = 0
 
   constructor(limits: { readonly windowBytes: number; readonly drainMs: number }) {
     this.#windowBytes = limits.windowBytes
@@ -27,8 +37,20 @@ export class Room {
     this.#literalRatio += (packedBytes / plainBytes - this.#literalRatio) * 0.1
   }
 
-  applied(bytes: number, literal: boolean): void {
-    this.#literalShare += ((literal ? 1 : 0) - this.#literalShare) * Math.min(1, bytes / LITERAL_SHARE_BYTES)
+  applied(bytes: number, literalBytes: number, inPlace: boolean): void {
+    this.#literalShare +=
+      (literalBytes / bytes - this.#literalShare) * Math.min(1, bytes / LITERAL_SHARE_BYTES)
+    this.#inPlaceShare += ((inPlace ? 1 : 0) - this.#inPlaceShare) * Math.min(1, bytes / IN_PLACE_BYTES)
+  }
+
+  /** The far side has so much at the place of this disk: an older version of it, until its answers tell otherwise. */
+  held(bytes: number): void {
+    if (bytes >= HELD_BYTES_MIN) this.#inPlaceShare = 1
+  }
+
+  /** Whether the far side most likely has in place what comes next. */
+  get isInPlace(): boolean {
+    return this.#inPlaceShare >= IN_PLACE_SHARE_MIN
   }
 
   /** @param wanted those of the unsettled bytes that the far side has asked for */

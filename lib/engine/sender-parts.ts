@@ -37,16 +37,62 @@ export interface SenderOptions {
   readonly onLost?: (error: Error) => void
 }
 
-/** A chunk that is described and not applied. */
+/** A chunk, or a range of zeroes, that is described and not applied. */
 export interface ChunkRecord {
   readonly seq: number
+  /** On the disk. */
+  readonly offset: number
   readonly length: number
   /** Undefined for zeroes. */
   readonly slab: Slab | undefined
   readonly slabOffset: number
+  /** The run that it was cut from, on the disk; in the slab it lies around the chunk. */
+  readonly runStart: number
+  readonly runEnd: number
+  /** Bytes of it that the far side asked for, or that were sent unasked. */
+  wantedBytes: number
+  /** Wanted as a whole. */
   wanted: boolean
   /** Sent before it was asked for: a want that crosses it is no breach. */
   eager: boolean
+  /** Asked for block by block. */
+  asked: boolean
+  /** The blocks of it that are wanted (PARTS), until it is wanted as a whole. */
+  missing: Buffer | undefined
+  /** What went out of it as missing blocks. */
+  partsBytes: number
+  /** While the far side knows only a root that it is part of. */
+  digest: Uint8Array | undefined
+}
+
+export function newRecord(
+  seq: number,
+  offset: number,
+  length: number,
+  at?: {
+    readonly slab: Slab
+    readonly slabOffset: number
+    readonly base: number
+    readonly run: DescribedRun
+  },
+): ChunkRecord {
+  const runStart = at === undefined ? offset : at.base + at.run.offset
+  return {
+    seq,
+    offset,
+    length,
+    slab: at?.slab,
+    slabOffset: at?.slabOffset ?? 0,
+    runStart,
+    runEnd: runStart + (at?.run.length ?? length),
+    wantedBytes: 0,
+    wanted: false,
+    eager: false,
+    asked: false,
+    missing: undefined,
+    partsBytes: 0,
+    digest: undefined,
+  }
 }
 
 export interface Waiter {

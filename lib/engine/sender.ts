@@ -8,8 +8,10 @@
  *
  * stage → run (slab) → describe (worker) → DESCRIBE/ZERO → WANT? → LITERAL → APPLIED
  *
+ * A far side that lacks a chunk may ask for it block by block: ASK → HINTS → PARTS → LITERAL of the missing blocks.
+ *
  * Order: runs are described by workers but delivered in the order in which they left the stage, and get their sequence
- * numbers then. Deliberately not here: deltas, 4 KiB blocks, hot-block hold-back (later issues).
+ * numbers then. Deliberately not here: deltas, hot-block hold-back (later issues).
  * A break of the link is ridden out by the bundle, for as long as patience.ts has with what QEMU waits for.
  */
 import {
@@ -21,7 +23,6 @@ import {
 } from '../block/device.ts'
 import type { DescribedRun } from '../chunk/describer.ts'
 import type { Slab } from '../chunk/slab.ts'
-import { compress } from '../chunk/zstd.ts'
 import { errorText, LostError, ProtocolError, RefusedError, SwamError } from '../core/errors.ts'
 import {
   DESCRIBING_RUNS_MAX,
@@ -30,30 +31,42 @@ import {
   EARLY_BYTES_MAX,
   EMITTED_RUNS_MAX,
   LITERAL_BYTES_MAX,
-  LITERAL_CHUNKS_MAX,
-  LITERALS_IN_FLIGHT_MAX,
   RUN_BYTES_MAX,
   SENDER_RECORDS_MAX,
   STAGE_BYTES_MAX,
   STAGE_IDLE_MS,
   STAGE_PIECES_MAX,
 } from '../core/limits.ts'
-import { KIB } from '../core/units.ts'
-import type { DiskMessage, DiskMessageBody, SourceName } from '../wire/disk.ts'
+import {
+  type DiskMessage,
+  type DiskMessageBody,
+  FEATURE_BLOCKS,
+  FEATURE_SURVEY,
+  type SeqRun,
+} from '../wire/disk.ts'
 import type { DiskAccount } from './account.ts'
-import { CLASS_BULK, CLASS_CONTROL, CLASS_FINAL, type DiskClass, type DiskEndpoint } from './link.ts'
+import { Hinter } from './hinter.ts'
+import { CLASS_CONTROL, CLASS_FINAL, type DiskClass, type DiskEndpoint } from './link.ts'
+import { LiteralSender } from './literals.ts'
 import { Patience } from './patience.ts'
 import { Room } from './room.ts'
 import type { WindowMember } from './send-window.ts'
-import type { ChunkRecord, SenderOptions, Waiter } from './sender-parts.ts'
+import type { SenderOptions, Waiter } from './sender-parts.ts'
+import { SentChunks } from './sent-chunks.ts'
 import { Stage, type StagedRun } from './stage.ts'
+import { surveyOf } from './survey.ts'
 
 /** NBD errno values that reach QEMU. */
 const EIO = 5
 const ENOSPC = 28
 
-/** A frame of about 100 KiB compressed: acknowledged often enough for the pacing. */
-const LITERAL_TARGET_BYTES = 192 * KIB
+/** What the far side may say only if both ends know it. */
+const FEATURES: Partial<Record<DiskMessage['type'], string>> = {
+  ask: FEATURE_BLOCKS,
+  parts: FEATURE_BLOCKS,
+  detail: FEATURE_SURVEY,
+  held: FEATURE_SURVEY,
+}
 
 export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   readonly size: number
@@ -62,18 +75,12 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   readonly account: DiskAccount
   readonly #options: SenderOptions
   readonly #stage = new Stage()
-  readonly #records = new Map<number, ChunkRecord>()
-  #nextSeq = 0
+  readonly #sent: SentChunks
   #describing = 0
   #describingBytes = 0
-  /** Data bytes described and not yet applied; and those among them that the far side wants. */
-  #sentBytes = 0
-  #wantedBytes = 0
-  /** Sent unasked and not yet applied: the far side holds no more than EARLY_BYTES_MAX of it. */
-  #earlyBytes = 0
   readonly #room: Room
-  #wants: ChunkRecord[] = []
-  #literals = 0
+  readonly #literals: LiteralSender
+  readonly #hinter: Hinter
   /** Delivers descriptions in the order in which their runs left the stage. */
   #chain: Promise<void> = Promise.resolve()
   /** Everything that arrived before this number leaves the stage now. */
@@ -110,6 +117,31 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
               `${Math.round(silentMs)} ms: flushDeadlineMs is ${flushDeadlineMs}`,
           ),
         ),
+    })
+    this.#sent = new SentChunks({
+      account: options.account,
+      room: this.#room,
+      onWanted: (record) => this.#literals.queue(record),
+      onAsked: (record) => this.#hinter.queue(record),
+    })
+    const isNeeded = this.#sent.has.bind(this.#sent)
+    this.#hinter = new Hinter({
+      isNeeded,
+      send: async (chunks) => {
+        this.account.bySource.digest += await this.#send({ type: 'hints', chunks }, CLASS_FINAL)
+      },
+    })
+    this.#literals = new LiteralSender({
+      link: options.link,
+      disk: options.disk,
+      epoch: options.epoch,
+      isNeeded,
+      isUrgent: () => this.#flushes.size > 0,
+      onSent: (plainBytes, packedBytes, wireBytes) => {
+        this.#room.sent(plainBytes, packedBytes)
+        this.account.literalWireBytes += wireBytes
+      },
+      onError: (error) => this.#fail(error),
     })
     options.limits.window?.join(this)
     options.link.register(options.disk, this)
@@ -198,7 +230,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     const id = this.#nextId++
     const flushed = new Promise<void>((resolve, reject) => this.#flushes.set(id, { resolve, reject }))
     flushed.catch(() => undefined)
-    await this.#send({ type: 'flush', id, barrier: this.#nextSeq }, CLASS_CONTROL)
+    await this.#send({ type: 'flush', id, barrier: this.#sent.nextSeq }, CLASS_CONTROL)
     await flushed
     if (changes > this.#flushedChanges) this.#flushedChanges = changes
   }
@@ -219,7 +251,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
 
   /** Bytes acknowledged and not yet applied. */
   get unsettledBytes(): number {
-    return this.#stage.dataBytes + this.#describingBytes + this.#sentBytes
+    return this.#stage.dataBytes + this.#describingBytes + this.#sent.bytes
   }
 
   // ---- the window --------------------------------------------------------------------------------------------
@@ -239,12 +271,12 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     const { link, limits, bulkOnly } = this.#options
     // No guest waits for it to drain, and what is staged leaves only when the stage is full: so far it must be let.
     if (bulkOnly === true) {
-      return this.#records.size < SENDER_RECORDS_MAX && this.unsettledBytes <= limits.windowBytes
+      return this.#sent.count < SENDER_RECORDS_MAX && this.unsettledBytes <= limits.windowBytes
     }
     return (
-      this.#records.size < SENDER_RECORDS_MAX &&
+      this.#sent.count < SENDER_RECORDS_MAX &&
       limits.window?.hasRoomFor(this) !== false &&
-      this.#room.allows(this.unsettledBytes, this.#wantedBytes, link.rateBytesPerSecond)
+      this.#room.allows(this.unsettledBytes, this.#sent.wantedBytes, link.rateBytesPerSecond)
     )
   }
 
@@ -341,6 +373,12 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   }
 
   async #deliver(offset: number, slab: Slab, runs: readonly DescribedRun[]): Promise<void> {
+    const length = runs.reduce((sum, run) => sum + run.length, 0)
+    // What is small may go unasked.
+    if (this.#options.link.features.has(FEATURE_SURVEY) && length > EAGER_RUN_BYTES_MAX) {
+      await this.#sendSurvey(offset, slab, runs)
+      return
+    }
     for (const run of runs) {
       // What is recorded after a loss nobody would ever give back.
       if (this.#lost !== undefined) return
@@ -349,32 +387,31 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     }
   }
 
-  async #sendDescription(base: number, slab: Slab, run: DescribedRun): Promise<void> {
-    const firstSeq = this.#nextSeq
-    const eager = this.#isEager(run.length)
-    let at = run.offset
-    for (const length of run.lengths) {
-      const seq = this.#nextSeq++
-      slab.retain()
-      this.#records.set(seq, { seq, length, slab, slabOffset: at, wanted: false, eager: false })
-      this.#sentBytes += length
-      at += length
+  async #sendSurvey(offset: number, slab: Slab, runs: readonly DescribedRun[]): Promise<void> {
+    if (this.#lost !== undefined) return
+    const { nextSeq } = this.#sent
+    // A root that does not fit costs a round trip, which while a FLUSH waits is downtime.
+    const waits = this.#flushing !== undefined && this.#options.bulkOnly !== true
+    const roots = this.#room.isInPlace && !waits
+    for (const run of runs) {
+      if (run.zero) this.#sent.addZeroes(offset + run.offset, run.length)
+      else this.#sent.addRun(offset, slab, run, roots)
     }
+    this.account.bySource.digest += await this.#send(surveyOf(nextSeq, offset, runs, roots), CLASS_FINAL)
+  }
+
+  async #sendDescription(base: number, slab: Slab, run: DescribedRun): Promise<void> {
+    const firstSeq = this.#sent.nextSeq
+    const eager = this.#isEager(run.length)
+    this.#sent.addRun(base, slab, run)
     const bytes = await this.#send(
       { type: 'describe', firstSeq, offset: base + run.offset, lengths: run.lengths, digests: run.digests },
       CLASS_FINAL,
     )
     this.account.bySource.digest += bytes
     if (!eager) return
-    for (let seq = firstSeq; seq < firstSeq + run.lengths.length; seq++) {
-      // It may have been found in place meanwhile.
-      const record = this.#records.get(seq)
-      if (record === undefined || record.wanted) continue
-      record.eager = true
-      this.#earlyBytes += record.length
-      this.#queueLiteral(record)
-    }
-    this.#pumpLiterals()
+    this.#sent.sendEarly(firstSeq, firstSeq + run.lengths.length)
+    this.#literals.pump()
   }
 
   /**
@@ -383,14 +420,13 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
    */
   #isEager(length: number): boolean {
     if (this.#options.bulkOnly === true) return false
-    if (length > EAGER_RUN_BYTES_MAX || this.#earlyBytes + length > EARLY_BYTES_MAX) return false
-    return this.#flushing !== undefined || this.#sentBytes + length <= EAGER_OUTSTANDING_BYTES_MAX
+    if (length > EAGER_RUN_BYTES_MAX || this.#sent.earlyBytes + length > EARLY_BYTES_MAX) return false
+    return this.#flushing !== undefined || this.#sent.bytes + length <= EAGER_OUTSTANDING_BYTES_MAX
   }
 
   async #sendZeroes(offset: number, length: number): Promise<void> {
     if (this.#lost !== undefined) return
-    const seq = this.#nextSeq++
-    this.#records.set(seq, { seq, length, slab: undefined, slabOffset: 0, wanted: false, eager: false })
+    const seq = this.#sent.addZeroes(offset, length)
     const bytes = await this.#send({ type: 'zero', seq, offset, length }, CLASS_FINAL)
     this.account.bySource.digest += bytes
   }
@@ -415,60 +451,10 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
 
   /** Every chunk sent so far is applied. */
   async #untilApplied(): Promise<void> {
-    while (this.#records.size > 0) {
+    while (this.#sent.count > 0) {
       this.#check()
       await new Promise<void>((resolve, reject) => this.#settled.push({ resolve, reject }))
     }
-  }
-
-  #pumpLiterals(): void {
-    while (this.#literals < LITERALS_IN_FLIGHT_MAX && this.#wants.length > 0 && this.#lost === undefined) {
-      const batch: ChunkRecord[] = []
-      let bytes = 0
-      while (
-        this.#wants.length > 0 &&
-        batch.length < LITERAL_CHUNKS_MAX &&
-        bytes + this.#wants[0]!.length <= LITERAL_BYTES_MAX
-      ) {
-        const record = this.#wants.shift()!
-        // Found at the far side before its turn came: its slab is gone.
-        if (!this.#records.has(record.seq)) continue
-        batch.push(record)
-        bytes += record.length
-        if (bytes >= LITERAL_TARGET_BYTES) break
-      }
-      if (batch.length === 0) continue
-      this.#literals++
-      void this.#sendLiteral(batch, bytes)
-        .catch((error: unknown) => this.#fail(error))
-        .finally(() => {
-          this.#literals--
-          this.#pumpLiterals()
-        })
-    }
-  }
-
-  async #sendLiteral(batch: readonly ChunkRecord[], bytes: number): Promise<void> {
-    const raw = Buffer.allocUnsafe(bytes)
-    let at = 0
-    for (const record of batch) {
-      raw.set(record.slab!.bytes.subarray(record.slabOffset, record.slabOffset + record.length), at)
-      at += record.length
-    }
-    const packed = await compress(raw)
-    const zstd = packed.length < raw.length
-    const data = zstd ? packed : raw
-    this.#room.sent(raw.length, data.length)
-    const sent = await this.#send(
-      {
-        type: 'literal',
-        chunks: batch.map(({ seq, length }) => ({ seq, length })),
-        codec: zstd ? 'zstd' : 'raw',
-        data,
-      },
-      this.#flushes.size > 0 ? CLASS_FINAL : CLASS_BULK,
-    )
-    this.account.literalWireBytes += sent
   }
 
   async #send(message: DiskMessageBody, cls: DiskClass): Promise<number> {
@@ -479,22 +465,38 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   // ---- from the far side -------------------------------------------------------------------------------------
 
   onMessage(message: DiskMessage): void {
+    const feature = FEATURES[message.type]
+    if (feature !== undefined && !this.#options.link.features.has(feature))
+      throw new ProtocolError(`disk ${message.disk}: ${message.type} was not agreed on`)
     if (message.epoch !== this.#options.epoch || this.#lost !== undefined) return
     switch (message.type) {
       case 'opened':
         if (message.errno === 0) this.#opened?.resolve()
         else this.#opened?.reject(new RefusedError(`the far side: ${message.text}`, { errno: message.errno }))
         return
+      case 'held':
+        this.#room.held(message.bytes)
+        return
       case 'want':
-        for (const run of message.runs) this.#want(run.first, run.count)
-        this.#pumpLiterals()
+        for (const run of message.runs) this.#sent.want(run)
+        this.#literals.pump()
+        return
+      case 'ask':
+        for (const run of message.runs) this.#sent.ask(run)
+        void this.#hinter.pump().catch((error: unknown) => this.#fail(error))
+        return
+      case 'detail':
+        for (const run of message.runs)
+          void this.#sendDetail(run).catch((error: unknown) => this.#fail(error))
+        return
+      case 'parts':
+        for (const { seq, blocks, missing } of message.chunks) this.#sent.parts(seq, blocks, missing)
+        this.#literals.pump()
         return
       case 'applied':
-        for (const run of message.runs) {
-          for (let i = 0; i < run.count; i++) this.#applied(run.first + i, run.source)
-        }
+        for (const run of message.runs) this.#sent.applied(run, run.source)
         this.#settledSome()
-        if (this.#records.size === 0) for (const waiter of this.#settled.splice(0)) waiter.resolve()
+        if (this.#sent.count === 0) for (const waiter of this.#settled.splice(0)) waiter.resolve()
         return
       case 'flushed': {
         const waiter = this.#flushes.get(message.id)
@@ -517,36 +519,8 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     }
   }
 
-  #want(first: number, count: number): void {
-    for (let seq = first; seq < first + count; seq++) {
-      const record = this.#records.get(seq)
-      if (record === undefined || record.slab === undefined) {
-        throw new ProtocolError(`WANT of chunk ${seq}, which is not under way`)
-      }
-      if (record.eager) continue
-      if (record.wanted) throw new ProtocolError(`WANT of chunk ${seq}, which was wanted before`)
-      this.#queueLiteral(record)
-    }
-  }
-
-  #queueLiteral(record: ChunkRecord): void {
-    record.wanted = true
-    this.#wantedBytes += record.length
-    this.#wants.push(record)
-  }
-
-  #applied(seq: number, source: SourceName): void {
-    const record = this.#records.get(seq)
-    if (record === undefined) throw new ProtocolError(`APPLIED of chunk ${seq}, which is not under way`)
-    this.#records.delete(seq)
-    if (record.slab !== undefined) {
-      this.#sentBytes -= record.length
-      this.#room.applied(record.length, source === 'literal')
-      if (record.wanted) this.#wantedBytes -= record.length
-      if (record.eager) this.#earlyBytes -= record.length
-      record.slab.release()
-    }
-    this.account.applied(source, record.length)
+  async #sendDetail(run: SeqRun): Promise<void> {
+    this.account.bySource.digest += await this.#send(this.#sent.detail(run), CLASS_FINAL)
   }
 
   // ---- loss --------------------------------------------------------------------------------------------------
@@ -568,9 +542,9 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     clearTimeout(this.#idleTimer)
     this.#patience.end(lost)
     this.#stage.clear()
-    for (const record of this.#records.values()) record.slab?.release()
-    this.#records.clear()
-    this.#wants = []
+    this.#sent.clear()
+    this.#literals.close()
+    this.#hinter.close()
     const answers = [...this.#flushes.values(), ...this.#reads.values()]
     for (const { reject } of [...this.#admissions, ...this.#settled, ...answers]) reject(lost)
     this.#opened?.reject(lost)

@@ -4,6 +4,7 @@
  * first second on, and it finds chunks that were cut at another place than in the index.
  */
 import { GUESS_IMAGES_MAX } from '../core/limits.ts'
+import type { BlockPlace, BlockPlaces } from './block-finder.ts'
 import type { ChunkQuery, ChunkSource } from './sources.ts'
 
 /** An image that lies here. Its number is its name in the index; `read` gives exactly `length` bytes, or rejects. */
@@ -14,13 +15,46 @@ export interface StockedImage {
   readonly source: { read(offset: number, length: number): Promise<Buffer> }
 }
 
-/** Which images lie here, and where a chunk may lie in them: ImageStock in the daemon. */
+/** Which images lie here, and where a chunk or a block may lie in them: ImageStock in the daemon. */
 export interface ChunkStock {
   readonly images: readonly StockedImage[]
   image(number: number): StockedImage | undefined
   lookup(
     digest: Buffer,
   ): readonly { readonly image: number; readonly offset: number; readonly length: number }[]
+  readonly blockCount: number
+  /** Where a block of 4 KiB may lie whose hint (HINT_BYTES of its SHA-256) is in `hints` at `hintOffset`. */
+  lookupBlock(
+    hints: Buffer,
+    hintOffset: number,
+  ): readonly { readonly image: number; readonly offset: number }[]
+}
+
+/** The same images as places of single blocks. */
+export class StockBlocks implements BlockPlaces {
+  readonly #stock: ChunkStock
+  readonly #except: ReadonlySet<string>
+
+  /** @param except paths that are being written by this very migration */
+  constructor(stock: ChunkStock, except: ReadonlySet<string>) {
+    this.#stock = stock
+    this.#except = except
+  }
+
+  get blockCount(): number {
+    return this.#stock.blockCount
+  }
+
+  lookup(hints: Buffer, hintOffset: number): readonly BlockPlace[] {
+    const places: BlockPlace[] = []
+    for (const { image: number, offset } of this.#stock.lookupBlock(hints, hintOffset)) {
+      const image = this.#stock.image(number)
+      if (image === undefined || this.#except.has(image.path)) continue
+      const read = (at: number, length: number): Promise<Buffer> => image.source.read(at, length)
+      places.push({ offset, size: image.size, read })
+    }
+    return places
+  }
 }
 
 /** An image is guessed at while it hits this often, or is still being tried, or now and then. */

@@ -12,7 +12,8 @@ export interface Task {
   readonly seq: number
   readonly start: number
   readonly end: number
-  readonly digest: Buffer | undefined
+  /** Undefined for zeroes, and while only a root is known that it is part of. */
+  digest: Buffer | undefined
   readonly writer: RunWriter | undefined
   /** Resolves when the task is applied; never rejects. */
   readonly done: Promise<void>
@@ -32,6 +33,16 @@ export interface Task {
   came: boolean
   /** Its bytes are known and are being written. */
   taken: boolean
+  /** Its digest was asked for. */
+  detailed: boolean
+  /** Asked for block by block. */
+  asked: boolean
+  /** The answer to that. */
+  hints: Buffer | undefined
+  /** Bytes of the missing blocks that were then asked for; 0: it is wanted as a whole, or not at all. */
+  partsBytes: number
+  /** Those of its bytes that were sent, where the others were found block by block. */
+  literalBytes: number
 }
 
 export function newTask(
@@ -59,6 +70,11 @@ export function newTask(
     eager: undefined,
     came: false,
     taken: false,
+    detailed: false,
+    asked: false,
+    hints: undefined,
+    partsBytes: 0,
+    literalBytes: 0,
   }
 }
 
@@ -74,13 +90,21 @@ export function seqRuns(sorted: readonly number[]): SeqRun[] {
   return runs
 }
 
-/** The same, as far as neighbours came from the same source. @param sorted by number */
-export function runsOfApplied(sorted: readonly { seq: number; source: SourceName }[]): AppliedRun[] {
-  const runs: AppliedRun[] = []
+/**
+ * The same, as far as neighbours came from the same source.
+ * @param sorted by number @param overZeroes zeroes go with any neighbour: the sender knows what they are
+ */
+export function runsOfApplied(
+  sorted: readonly { seq: number; source: SourceName }[],
+  overZeroes: boolean,
+): AppliedRun[] {
+  const runs: { first: number; count: number; source: SourceName }[] = []
   for (const { seq, source } of sorted) {
     const last = runs.at(-1)
-    if (last !== undefined && last.first + last.count === seq && last.source === source) {
-      runs[runs.length - 1] = { ...last, count: last.count + 1 }
+    const alike = last?.source === source || (overZeroes && (source === 'zero' || last?.source === 'zero'))
+    if (last !== undefined && alike && last.first + last.count === seq) {
+      last.count++
+      if (last.source === 'zero') last.source = source
     } else runs.push({ first: seq, count: 1, source })
   }
   return runs

@@ -49,6 +49,19 @@ export class PayloadReader {
     return high * 0x1_0000_0000 + this.#bytes.readUInt32BE(at + 4)
   }
 
+  /** LEB128 of up to 5 bytes. */
+  varint(field: string, max: number): number {
+    let value = 0
+    for (let shift = 0; shift < 35; shift += 7) {
+      const byte = this.u8(field)
+      value += (byte & 0x7f) * 2 ** shift
+      if (byte >= 0x80) continue
+      if (value > max) throw new ProtocolError(`${this.#message}: field ${field} is ${value}, at most ${max}`)
+      return value
+    }
+    throw new ProtocolError(`${this.#message}: field ${field} has more than 5 bytes`)
+  }
+
   /** A view on the payload. */
   bytes(field: string, length: number): Buffer {
     const at = this.#take(field, length)
@@ -68,6 +81,15 @@ export class PayloadReader {
   end(): void {
     if (this.rest !== 0) throw new ProtocolError(`${this.#message}: ${this.rest} bytes follow the last field`)
   }
+}
+
+/** LEB128. @param value 0 to 2^32 - 1 */
+export function varint(value: number): number[] {
+  const bytes: number[] = []
+  let rest = value
+  for (; rest >= 0x80; rest = Math.floor(rest / 0x80)) bytes.push((rest % 0x80) | 0x80)
+  bytes.push(rest)
+  return bytes
 }
 
 export class PayloadWriter {

@@ -8,15 +8,22 @@
  */
 import { ProtocolError } from '../core/errors.ts'
 import {
+  CHUNK_BLOCKS_MAX,
   CHUNK_BYTES_MAX,
   DESCRIBE_CHUNKS_MAX,
   EXPORT_NAME_BYTES_MAX,
+  HINTS_CHUNKS_MAX,
   LITERAL_BYTES_MAX,
   LITERAL_CHUNKS_MAX,
   MIGRATION_DISKS_MAX,
+  PARTS_CHUNKS_MAX,
+  RUN_BYTES_MAX,
   SEQ_RUNS_MAX,
+  SURVEY_CHUNKS_MAX,
+  SURVEY_SEGMENTS_MAX,
 } from '../core/limits.ts'
-import { PayloadReader, PayloadWriter } from './bytes.ts'
+import { HINT_BYTES } from '../core/units.ts'
+import { PayloadReader, PayloadWriter, varint } from './bytes.ts'
 
 export const DISK_OPEN: number = 16
 export const DISK_OPENED: number = 17
@@ -31,8 +38,27 @@ export const DISK_FAILED: number = 25
 export const DISK_READ: number = 26
 export const DISK_READ_REPLY: number = 27
 export const DISK_CLOSE: number = 28
+export const DISK_ASK: number = 29
+export const DISK_HINTS: number = 30
+export const DISK_PARTS: number = 31
+export const DISK_SURVEY: number = 32
+export const DISK_DETAIL: number = 33
+export const DISK_DIGESTS: number = 34
+export const DISK_HELD: number = 35
 
 export const DIGEST_BYTES: number = 32
+
+/** In both HELLOs: a chunk that is missing may be asked for block by block (ASK, HINTS, PARTS). */
+export const FEATURE_BLOCKS = 'blocks'
+/** In both HELLOs: the literals of one frame class are one zstd stream. */
+export const FEATURE_STREAM = 'stream'
+/** In both HELLOs: what was written together is described by one SURVEY, and an APPLIED run may go over zeroes. */
+export const FEATURE_SURVEY = 'survey'
+/** What this end knows of these, for its HELLO on a disk bundle. */
+export const ENGINE_FEATURES: readonly string[] = [FEATURE_BLOCKS, FEATURE_STREAM, FEATURE_SURVEY]
+
+/** Chunks of a SURVEY that one root stands for. */
+export const ROOT_CHUNKS: number = 32
 
 /** Where the receiver found the bytes of a chunk. The order is part of the protocol. */
 export const SOURCES = [
@@ -47,8 +73,9 @@ export const SOURCES = [
 ] as const
 export type SourceName = (typeof SOURCES)[number]
 
-export type LiteralCodec = 'raw' | 'zstd'
-const CODECS: readonly LiteralCodec[] = ['raw', 'zstd']
+/** `bulk` and `final`: the next piece of the disk's zstd stream of that frame class, flushed. The order is part of the protocol. */
+const CODECS = ['raw', 'zstd', 'bulk', 'final'] as const
+export type LiteralCodec = (typeof CODECS)[number]
 
 export interface SeqRun {
   readonly first: number
@@ -57,6 +84,24 @@ export interface SeqRun {
 
 export interface AppliedRun extends SeqRun {
   readonly source: SourceName
+}
+
+/** A run of a SURVEY: zeroes, or the lengths of its chunks. */
+export type SurveyedRun =
+  | { readonly zero: true; readonly length: number }
+  | { readonly zero: false; readonly lengths: Uint32Array }
+
+/** HINT_BYTES for each 4 KiB block of the disk that the chunk lies in; zeroes where a block is not whole in its run. */
+export interface ChunkHints {
+  readonly seq: number
+  readonly hints: Buffer
+}
+
+/** Which of these blocks are to be sent, as far as they lie in the chunk: bit i % 8 of byte i / 8. */
+export interface ChunkParts {
+  readonly seq: number
+  readonly blocks: number
+  readonly missing: Buffer
 }
 
 interface Head {
@@ -88,6 +133,23 @@ export type DiskMessageBody =
       readonly data: Buffer
     }
   | { readonly type: 'applied'; readonly runs: readonly AppliedRun[] }
+  | {
+      readonly type: 'survey'
+      /** Every chunk and every run of zeroes has a number. */
+      readonly firstSeq: number
+      readonly offset: number
+      readonly runs: readonly SurveyedRun[]
+      /** Whether `digests` has the root of ROOT_CHUNKS chunks each (engine/survey.ts), or every chunk's own. */
+      readonly roots: boolean
+      readonly digests: Uint8Array
+    }
+  /** What of the target does not read as zero, as far as it is known. */
+  | { readonly type: 'held'; readonly bytes: number }
+  | { readonly type: 'detail'; readonly runs: readonly SeqRun[] }
+  | { readonly type: 'digests'; readonly firstSeq: number; readonly digests: Uint8Array }
+  | { readonly type: 'ask'; readonly runs: readonly SeqRun[] }
+  | { readonly type: 'hints'; readonly chunks: readonly ChunkHints[] }
+  | { readonly type: 'parts'; readonly chunks: readonly ChunkParts[] }
   | { readonly type: 'flush'; readonly id: number; readonly barrier: number }
   | { readonly type: 'flushed'; readonly id: number }
   | { readonly type: 'failed'; readonly errno: number; readonly text: string }
@@ -105,6 +167,8 @@ function text(value: string): Buffer {
   const bytes = Buffer.from(value, 'utf8')
   return bytes.length <= EXPORT_NAME_BYTES_MAX ? bytes : bytes.subarray(0, EXPORT_NAME_BYTES_MAX)
 }
+
+const RUN_TYPES = { want: DISK_WANT, ask: DISK_ASK, detail: DISK_DETAIL }
 
 export function encodeDiskMessage(message: DiskMessage): EncodedMessage {
   const start = (length: number): PayloadWriter =>
@@ -141,10 +205,48 @@ export function encodeDiskMessage(message: DiskMessage): EncodedMessage {
         type: DISK_ZERO,
         payload: [start(24).u64(message.seq).u64(message.offset).u64(message.length).done()],
       }
-    case 'want': {
+    case 'want':
+    case 'ask':
+    case 'detail': {
       const payload = start(2 + 12 * message.runs.length).u16(message.runs.length)
       for (const run of message.runs) payload.u64(run.first).u32(run.count)
-      return { type: DISK_WANT, payload: [payload.done()] }
+      return { type: RUN_TYPES[message.type], payload: [payload.done()] }
+    }
+    case 'survey': {
+      const runs = Buffer.from(
+        message.runs.flatMap((run) =>
+          run.zero
+            ? varint(2 * run.length + 1)
+            : [...varint(2 * run.lengths.length), ...Array.from(run.lengths).flatMap(varint)],
+        ),
+      )
+      const payload = start(19 + runs.length)
+        .u64(message.firstSeq)
+        .u64(message.offset)
+        .u8(message.roots ? 1 : 0)
+        .u16(message.runs.length)
+        .raw(runs)
+      return { type: DISK_SURVEY, payload: [payload.done(), message.digests] }
+    }
+    case 'held':
+      return { type: DISK_HELD, payload: [start(8).u64(message.bytes).done()] }
+    case 'digests':
+      return { type: DISK_DIGESTS, payload: [start(8).u64(message.firstSeq).done(), message.digests] }
+    case 'hints': {
+      const bytes = message.chunks.reduce((sum, { hints }) => sum + 9 + hints.length, 0)
+      const payload = start(2 + bytes).u16(message.chunks.length)
+      for (const { seq, hints } of message.chunks)
+        payload
+          .u64(seq)
+          .u8(hints.length / HINT_BYTES)
+          .raw(hints)
+      return { type: DISK_HINTS, payload: [payload.done()] }
+    }
+    case 'parts': {
+      const bytes = message.chunks.reduce((sum, { missing }) => sum + 9 + missing.length, 0)
+      const payload = start(2 + bytes).u16(message.chunks.length)
+      for (const { seq, blocks, missing } of message.chunks) payload.u64(seq).u8(blocks).raw(missing)
+      return { type: DISK_PARTS, payload: [payload.done()] }
     }
     case 'literal': {
       const payload = start(3 + 12 * message.chunks.length)
@@ -192,6 +294,21 @@ function runCount(reader: PayloadReader, name: string): number {
   return value
 }
 
+function blockCount(reader: PayloadReader, name: string): number {
+  const value = reader.u8('block count')
+  if (value === 0 || value > CHUNK_BLOCKS_MAX)
+    throw new ProtocolError(`${name}: a chunk in ${value} blocks, expected 1 to ${CHUNK_BLOCKS_MAX}`)
+  return value
+}
+
+function seqRuns(reader: PayloadReader, name: string): SeqRun[] {
+  const runs: SeqRun[] = []
+  for (let left = count(reader, name, SEQ_RUNS_MAX); left > 0; left--) {
+    runs.push({ first: reader.u64('first'), count: runCount(reader, name) })
+  }
+  return runs
+}
+
 function describe(head: Head, reader: PayloadReader): DiskMessage {
   const firstSeq = reader.u64('first sequence')
   const offset = reader.u64('offset')
@@ -210,6 +327,47 @@ function describe(head: Head, reader: PayloadReader): DiskMessage {
     throw new ProtocolError(`DESCRIBE: ${offset} + ${total} is beyond 2^53`)
   const digests = reader.bytes('digests', chunks * DIGEST_BYTES)
   return { ...head, type: 'describe', firstSeq, offset, lengths, digests }
+}
+
+function survey(head: Head, reader: PayloadReader): DiskMessage {
+  const firstSeq = reader.u64('first sequence')
+  const offset = reader.u64('offset')
+  const roots = reader.u8('roots')
+  if (roots > 1) throw new ProtocolError(`SURVEY: roots is ${roots}, expected 0 or 1`)
+  const runs: SurveyedRun[] = []
+  let total = 0
+  let chunks = 0
+  const more = (length: number): void => {
+    total += length
+    if (length === 0 || total > RUN_BYTES_MAX)
+      throw new ProtocolError(`SURVEY: ${total} bytes, expected 1 to ${RUN_BYTES_MAX}`)
+  }
+  for (let left = count(reader, 'SURVEY', SURVEY_SEGMENTS_MAX); left > 0; left--) {
+    const head = reader.varint('run', 2 * RUN_BYTES_MAX + 1)
+    if (head % 2 === 1) {
+      const length = (head - 1) / 2
+      more(length)
+      runs.push({ zero: true, length })
+      continue
+    }
+    const lengths = head / 2
+    chunks += lengths
+    if (lengths === 0 || chunks > SURVEY_CHUNKS_MAX)
+      throw new ProtocolError(`SURVEY: ${chunks} chunks, expected 1 to ${SURVEY_CHUNKS_MAX}`)
+    const run = new Uint32Array(lengths)
+    for (let at = 0; at < lengths; at++) {
+      run[at] = reader.varint('chunk length', CHUNK_BYTES_MAX)
+      more(run[at]!)
+    }
+    runs.push({ zero: false, lengths: run })
+  }
+  if (!Number.isSafeInteger(offset + total))
+    throw new ProtocolError(`SURVEY: ${offset} + ${total} is beyond 2^53`)
+  const digests = reader.bytes(
+    'digests',
+    (roots === 1 ? Math.ceil(chunks / ROOT_CHUNKS) : chunks) * DIGEST_BYTES,
+  )
+  return { ...head, type: 'survey', firstSeq, offset, runs, roots: roots === 1, digests }
 }
 
 function literal(head: Head, reader: PayloadReader): DiskMessage {
@@ -281,12 +439,39 @@ function decodeBody(type: number, head: Head, reader: PayloadReader): DiskMessag
       }
       return { ...message, length }
     }
-    case DISK_WANT: {
-      const runs: SeqRun[] = []
-      for (let left = count(reader, 'WANT', SEQ_RUNS_MAX); left > 0; left--) {
-        runs.push({ first: reader.u64('first'), count: runCount(reader, 'WANT') })
+    case DISK_WANT:
+      return { ...head, type: 'want', runs: seqRuns(reader, 'WANT') }
+    case DISK_ASK:
+      return { ...head, type: 'ask', runs: seqRuns(reader, 'ASK') }
+    case DISK_DETAIL:
+      return { ...head, type: 'detail', runs: seqRuns(reader, 'DETAIL') }
+    case DISK_HELD:
+      return { ...head, type: 'held', bytes: reader.u64('bytes') }
+    case DISK_SURVEY:
+      return survey(head, reader)
+    case DISK_DIGESTS: {
+      const firstSeq = reader.u64('first sequence')
+      const chunks = reader.rest / DIGEST_BYTES
+      if (!Number.isInteger(chunks) || chunks < 1 || chunks > SURVEY_CHUNKS_MAX)
+        throw new ProtocolError(`DIGESTS: ${reader.rest} bytes, expected 1 to ${SURVEY_CHUNKS_MAX} digests`)
+      return { ...head, type: 'digests', firstSeq, digests: reader.bytes('digests', reader.rest) }
+    }
+    case DISK_HINTS: {
+      const chunks: ChunkHints[] = []
+      for (let left = count(reader, 'HINTS', HINTS_CHUNKS_MAX); left > 0; left--) {
+        const seq = reader.u64('sequence')
+        chunks.push({ seq, hints: reader.bytes('hints', blockCount(reader, 'HINTS') * HINT_BYTES) })
       }
-      return { ...head, type: 'want', runs }
+      return { ...head, type: 'hints', chunks }
+    }
+    case DISK_PARTS: {
+      const chunks: ChunkParts[] = []
+      for (let left = count(reader, 'PARTS', PARTS_CHUNKS_MAX); left > 0; left--) {
+        const seq = reader.u64('sequence')
+        const blocks = blockCount(reader, 'PARTS')
+        chunks.push({ seq, blocks, missing: reader.bytes('missing', Math.ceil(blocks / 8)) })
+      }
+      return { ...head, type: 'parts', chunks }
     }
     case DISK_LITERAL:
       return literal(head, reader)

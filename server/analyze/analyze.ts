@@ -17,9 +17,10 @@ import {
   ANALYZE_IMAGES_MAX,
   ANALYZE_INDEX_BYTES_MAX,
   ANALYZE_SHA256_MS,
+  BLOCK_INDEX_BYTES_MAX,
 } from '../../lib/core/limits.ts'
 import { KIB } from '../../lib/core/units.ts'
-import { StockSource } from '../../lib/engine/stock-source.ts'
+import { StockBlocks, StockSource } from '../../lib/engine/stock-source.ts'
 import { UsageError } from '../cli/exit-codes.ts'
 import type { BySource } from '../report.ts'
 import { HaveStock } from './have-stock.ts'
@@ -120,6 +121,7 @@ async function run(options: AnalyzeOptions, images: Images, signal: AbortSignal)
       image,
       device: options.wrapDevice?.(device) ?? device,
       sources: [new StockSource(stock, new Set())],
+      blockPlaces: [new StockBlocks(stock, new Set())],
       signal,
     })
     await device.checkRest(signal)
@@ -150,7 +152,10 @@ async function fillStock(
   target: ExtentSource,
   signal: AbortSignal,
 ): Promise<{ stock: HaveStock; indexMs: number }> {
-  const stock = new HaveStock({ indexBytesMax: ANALYZE_INDEX_BYTES_MAX })
+  const stock = new HaveStock({
+    indexBytesMax: ANALYZE_INDEX_BYTES_MAX,
+    blockIndexBytesMax: BLOCK_INDEX_BYTES_MAX,
+  })
   const startMs = performance.now()
   for (const source of await images.have(target)) await stock.add(source, signal)
   if (stock.refused > 0) {

@@ -7,15 +7,19 @@ import { ChunkIndex } from '../../lib/catalog/chunk-index.ts'
 import type { ExtentSource } from '../../lib/catalog/extent-source.ts'
 import { scanImage } from '../../lib/catalog/image-scan.ts'
 import { Chunker } from '../../lib/chunk/chunker.ts'
+import { hintOf } from '../../lib/chunk/digest.ts'
+import { BLOCK_BYTES } from '../../lib/core/units.ts'
 import type { ChunkStock, StockedImage } from '../../lib/engine/stock-source.ts'
 
 export class HaveStock implements ChunkStock {
   readonly images: StockedImage[] = []
   readonly #index: ChunkIndex
+  readonly #blocks: ChunkIndex
   readonly #chunker = new Chunker()
 
-  constructor(options: { readonly indexBytesMax: number }) {
+  constructor(options: { readonly indexBytesMax: number; readonly blockIndexBytesMax: number }) {
     this.#index = ChunkIndex.create({ bytesMax: options.indexBytesMax })
+    this.#blocks = ChunkIndex.create({ bytesMax: options.blockIndexBytesMax })
   }
 
   /** Chunks that found the index full, and will only be found at the same offset. */
@@ -31,12 +35,23 @@ export class HaveStock implements ChunkStock {
     return this.#index.lookup(digest)
   }
 
+  get blockCount(): number {
+    return this.#blocks.count
+  }
+
+  lookupBlock(hints: Buffer, hintOffset: number): readonly { image: number; offset: number }[] {
+    return this.#blocks.lookup(hints, hintOffset)
+  }
+
   /** Scans the image on this thread; it stays the caller's to close. Rejects if it cannot be read, or at the signal. */
   async add(source: ExtentSource, signal?: AbortSignal): Promise<void> {
     const number = this.images.length
     await scanImage(source, this.#chunker, {
       onChunk: (offset, length, digests, digestOffset) => {
         this.#index.insert(digests, digestOffset, { image: number, offset, length })
+      },
+      onBlock: (offset, bytes) => {
+        this.#blocks.insert(hintOf(bytes), 0, { image: number, offset, length: BLOCK_BYTES })
       },
       ...(signal === undefined ? {} : { signal }),
     })

@@ -22,12 +22,14 @@ import {
 } from '../../lib/core/limits.ts'
 import { KIB } from '../../lib/core/units.ts'
 import { type BySource, DiskAccount } from '../../lib/engine/account.ts'
+import type { BlockPlaces } from '../../lib/engine/block-finder.ts'
 import { CLASS_CONTROL, type DiskEndpoint, DiskLink } from '../../lib/engine/link.ts'
 import { DiskReceiver } from '../../lib/engine/receiver.ts'
 import { DiskSender } from '../../lib/engine/sender.ts'
 import type { ChunkSource } from '../../lib/engine/sources.ts'
 import type { Bundle } from '../../lib/peer/bundle.ts'
 import { bundlePair } from '../../lib/peer/memory.ts'
+import { ENGINE_FEATURES } from '../../lib/wire/disk.ts'
 import type { SparseImage } from './sparse-image.ts'
 
 export interface TransferOptions {
@@ -36,6 +38,7 @@ export interface TransferOptions {
   readonly device: BlockDevice
   /** Where the receiver looks beyond the device itself. */
   readonly sources: readonly ChunkSource[]
+  readonly blockPlaces: readonly BlockPlaces[]
   readonly signal?: AbortSignal
 }
 
@@ -54,7 +57,7 @@ export async function transfer(options: TransferOptions): Promise<Transferred> {
   const { image, device, signal } = options
   signal?.throwIfAborted()
   await using describer = new Describer({ workers: 1 })
-  const { near, far } = await bundlePair({ kind: 'disk' })
+  const { near, far } = await bundlePair({ kind: 'disk', features: ENGINE_FEATURES })
   const onAbort = (): void => void near.close(new LostError(errorText(signal?.reason)))
   signal?.addEventListener('abort', onAbort, { once: true })
   try {
@@ -84,7 +87,7 @@ export async function transfer(options: TransferOptions): Promise<Transferred> {
 function listen(bundle: Bundle, options: TransferOptions): void {
   const link: DiskLink = new DiskLink(bundle, ({ type, disk, epoch }): DiskEndpoint | undefined => {
     if (type !== 'open') return undefined
-    const { device, sources } = options
+    const { device, sources, blockPlaces } = options
     const receiver = new DiskReceiver({
       link,
       disk,
@@ -92,6 +95,7 @@ function listen(bundle: Bundle, options: TransferOptions): void {
       device,
       account: new DiskAccount('', device.size),
       sources,
+      blockPlaces,
       memory: new ByteBudget({ bytesMax: ANALYZE_WINDOW_BYTES_MAX / 2 }),
       sessionEntriesMax: Math.min(SESSION_ENTRIES_MAX, Math.ceil(device.size / (32 * KIB))),
     })

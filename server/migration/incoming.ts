@@ -28,7 +28,7 @@ import { KIB } from '../../lib/core/units.ts'
 import { DiskAccount } from '../../lib/engine/account.ts'
 import { CLASS_CONTROL, type DiskEndpoint, DiskLink } from '../../lib/engine/link.ts'
 import { DiskReceiver } from '../../lib/engine/receiver.ts'
-import { StockSource } from '../../lib/engine/stock-source.ts'
+import { StockBlocks, StockSource } from '../../lib/engine/stock-source.ts'
 import type { ReceiverBudget } from '../../lib/engine/task.ts'
 import { negotiateNbd } from '../../lib/nbd/client.ts'
 import type { Bundle } from '../../lib/peer/bundle.ts'
@@ -391,6 +391,7 @@ export class IncomingMigration {
       device,
       account,
       sources: [new StockSource(this.#options.stock, except)],
+      blockPlaces: [new StockBlocks(this.#options.stock, except)],
       memory: this.#options.memory,
       // Twice what a disk of average chunks has.
       sessionEntriesMax: Math.min(SESSION_ENTRIES_MAX, Math.ceil(device.size / (32 * KIB))),

@@ -96,7 +96,7 @@ async function carry(from: string, to: string, images: readonly string[]): Promi
     ],
     { stdio: ['ignore', 'inherit', 'inherit'] },
   )
-  const stock = new ImageStock({ indexBytesMax: 16 * MIB, imagesMax: 16 })
+  const stock = new ImageStock({ indexBytesMax: 16 * MIB, blockIndexBytesMax: 16 * MIB, imagesMax: 16 })
   try {
     while (!(await listening(socketPath))) {
       assert.equal(farQemu.exitCode, null, 'qemu-nbd ended early')

@@ -10,9 +10,10 @@ import { ByteBudget } from '../../../lib/core/byte-budget.ts'
 import { LostError, ProtocolError, RefusedError } from '../../../lib/core/errors.ts'
 import { LITERAL_BYTES_MAX } from '../../../lib/core/limits.ts'
 import { DiskAccount } from '../../../lib/engine/account.ts'
+import { hintsOf, partsOf } from '../../../lib/engine/chunk-blocks.ts'
 import { DiskLink } from '../../../lib/engine/link.ts'
 import { DiskReceiver } from '../../../lib/engine/receiver.ts'
-import type { DiskMessage } from '../../../lib/wire/disk.ts'
+import type { DiskMessage, SurveyedRun } from '../../../lib/wire/disk.ts'
 import { DurableDevice } from '../../unit/engine/rig.ts'
 import type { FuzzTarget } from '../target.ts'
 import { EPOCH, Liar } from './liar.ts'
@@ -21,6 +22,8 @@ import { anySteps, Script, turn, until } from './script.ts'
 const BLOCK = 512
 const SIZE = 128 * 1024
 const STEPS_MAX = 200
+/** The digest of nothing that is ever sent. */
+const NOTHING = Buffer.alloc(32, 1)
 const ADMITTED = [ProtocolError, RefusedError, LostError]
 
 interface Chunk {
@@ -28,6 +31,7 @@ interface Chunk {
   readonly start: number
   /** Undefined: nothing has this digest. Zeroes have no digest. */
   readonly bytes: Buffer | undefined
+  readonly length: number
   readonly zero: boolean
 }
 
@@ -65,7 +69,7 @@ class Model {
     for (const chunk of chunks) {
       const length = typeof chunk === 'number' ? chunk : chunk.length
       const content = typeof chunk === 'number' ? undefined : chunk
-      this.chunks.push({ seq: seq++, start: at, bytes: content, zero: false })
+      this.chunks.push({ seq: seq++, start: at, bytes: content, length, zero: false })
       if (content === undefined) this.unreachable = true
       else content.copy(this.disk, at)
       at += length
@@ -73,7 +77,7 @@ class Model {
   }
 
   zeroes(seq: number, start: number, length: number): void {
-    this.chunks.push({ seq, start, bytes: Buffer.alloc(length), zero: true })
+    this.chunks.push({ seq, start, bytes: Buffer.alloc(length), length, zero: true })
     this.disk.fill(0, start, start + length)
   }
 
@@ -131,6 +135,14 @@ class CheckedDevice extends DurableDevice {
 class LyingSender extends Liar {
   readonly wanted = new Set<number>()
   readonly applied = new Set<number>()
+  /** Chunks that were asked for block by block, those whose missing blocks were, and those whose digest was. */
+  readonly asked = new Set<number>()
+  readonly parted = new Map<number, Buffer>()
+  readonly detailed = new Set<number>()
+  /** What of these has its answer. */
+  readonly hinted = new Set<number>()
+  readonly digested = new Set<number>()
+  readonly filled = new Set<number>()
   readonly flushed = new Set<number>()
   /** Why it is over, once it is. */
   end: Error | undefined
@@ -141,7 +153,16 @@ class LyingSender extends Liar {
     try {
       assert.ok(!this.#over, `${message.type} after the session had failed`)
       if (message.type === 'want') this.#each(message.runs, (seq) => this.#once(this.wanted, seq, 'wanted'))
-      else if (message.type === 'applied') {
+      else if (message.type === 'ask')
+        this.#each(message.runs, (seq) => this.#once(this.asked, seq, 'asked for'))
+      else if (message.type === 'detail')
+        this.#each(message.runs, (seq) => this.#once(this.detailed, seq, 'detailed'))
+      else if (message.type === 'parts') {
+        for (const { seq, missing } of message.chunks) {
+          assert.ok(this.hinted.has(seq) && !this.parted.has(seq), `PARTS of chunk ${seq} at a wrong time`)
+          this.parted.set(seq, missing)
+        }
+      } else if (message.type === 'applied') {
         this.#each(message.runs, (seq) => this.#once(this.applied, seq, 'applied'))
       } else if (message.type === 'flushed') this.flushed.add(message.id)
       else if (message.type === 'failed') this.#over = true
@@ -209,7 +230,7 @@ function step(
   flush: number,
 ): { chunks: number; flushes: number } {
   const nothing = { chunks: 0, flushes: 0 }
-  switch (script.below(10)) {
+  switch (script.below(14)) {
     case 0:
     case 1: {
       const start = script.below(SIZE / BLOCK) * BLOCK
@@ -262,7 +283,7 @@ function step(
       // Bytes that are no message, or one that nobody expects.
       if (!script.once(4)) return nothing
       liar.sayBytes(
-        16 + script.below(14),
+        16 + script.below(21),
         Buffer.concat([Buffer.from([0, 0, 0, 0, 0, EPOCH]), script.take(40)]),
       )
       // It may have been a chunk: what the oracle knows is not all any more.
@@ -272,9 +293,89 @@ function step(
     case 8:
       if (script.once(16)) liar.say({ type: 'flush', id: flush, barrier: seq, epoch: EPOCH + 1 })
       return nothing
+    case 9:
+    case 10:
+      return { chunks: survey(script, liar, model, seq), flushes: 0 }
+    case 11: {
+      const asked = [...liar.asked].filter((one) => !liar.hinted.has(one))
+      const chunk = model.chunks[asked[script.below(asked.length + 1)] ?? -1]
+      if (chunk !== undefined) hints(liar, chunk, script.once(6) ? script.take(8) : undefined)
+      return nothing
+    }
+    case 12: {
+      const open = [...liar.parted.keys()].filter((one) => !liar.filled.has(one))
+      const chunk = model.chunks[open[script.below(open.length + 1)] ?? -1]
+      if (chunk !== undefined) fill(liar, chunk, script.once(6))
+      return nothing
+    }
+    case 13: {
+      const open = [...liar.detailed].filter((one) => !liar.digested.has(one))
+      const chunk = model.chunks[open[script.below(open.length + 1)] ?? -1]
+      if (chunk === undefined) return nothing
+      const lies = script.once(16)
+      if (lies) model.unreachable = true
+      digests(liar, chunk, lies)
+      return nothing
+    }
     default:
       return nothing
   }
+}
+
+/** Runs of chunks and of zeroes, described at once; gives their number. */
+function survey(script: Script, liar: LyingSender, model: Model, firstSeq: number): number {
+  const start = script.below(SIZE / BLOCK) * BLOCK
+  const roots = script.once(2)
+  const runs: SurveyedRun[] = []
+  const all: Buffer[] = []
+  let seq = firstSeq
+  let at = start
+  for (let count = 1 + script.below(5); count > 0 && at < SIZE; count--) {
+    const length = Math.min(SIZE - at, (1 + script.below(60)) * BLOCK)
+    if (script.once(3)) {
+      model.zeroes(seq++, at, length)
+      runs.push({ zero: true, length })
+    } else {
+      const parts = script.once(2) ? [length] : [Math.ceil(length / 3), length - Math.ceil(length / 3)]
+      const chunks = parts.map((bytes) => (script.once(24) ? bytes : pattern(script.below(6), bytes)))
+      all.push(...chunks.map((chunk) => (typeof chunk === 'number' ? NOTHING : digestOf(chunk))))
+      model.run(seq, at, chunks)
+      runs.push({ zero: false, lengths: Uint32Array.from(parts) })
+      seq += parts.length
+    }
+    at += length
+  }
+  const told = roots && all.length > 0 ? digestOf(Buffer.concat(all)) : Buffer.concat(all)
+  // A root that lies only costs its chunks' digests.
+  if (roots && script.once(6)) told.fill(3)
+  liar.say({ type: 'survey', firstSeq, offset: start, runs, roots, digests: told })
+  return seq - firstSeq
+}
+
+/** @param lie in the place of the first block's hint */
+function hints(liar: LyingSender, { seq, start, bytes, length }: Chunk, lie?: Buffer): void {
+  liar.hinted.add(seq)
+  const own = hintsOf(bytes ?? Buffer.alloc(length), start, start, start + length)
+  if (lie !== undefined) lie.copy(own)
+  liar.say({ type: 'hints', chunks: [{ seq, hints: own }] })
+}
+
+function fill(liar: LyingSender, { seq, start, bytes }: Chunk, lies: boolean): void {
+  liar.filled.add(seq)
+  if (bytes === undefined) return
+  const parts = partsOf(start, start + bytes.length, liar.parted.get(seq)!)
+  const sent = Buffer.concat(parts.map(({ from, to }) => bytes.subarray(from, to)))
+  if (lies) sent[0]! ^= 1
+  literal(liar, seq, sent, false)
+}
+
+function digests(liar: LyingSender, { seq, bytes }: Chunk, lies: boolean): void {
+  liar.digested.add(seq)
+  liar.say({
+    type: 'digests',
+    firstSeq: seq,
+    digests: lies || bytes === undefined ? NOTHING : digestOf(bytes),
+  })
 }
 
 function literal(liar: LyingSender, seq: number, bytes: Buffer, packed: boolean): void {
@@ -297,6 +398,9 @@ async function finish(
   }
   const sent = new Set<number>()
   const serve = (): void => {
+    for (const seq of liar.detailed) if (!liar.digested.has(seq)) digests(liar, model.chunks[seq]!, false)
+    for (const seq of liar.asked) if (!liar.hinted.has(seq)) hints(liar, model.chunks[seq]!)
+    for (const seq of liar.parted.keys()) if (!liar.filled.has(seq)) fill(liar, model.chunks[seq]!, false)
     for (const wanted of liar.wanted) {
       if (sent.has(wanted)) continue
       sent.add(wanted)

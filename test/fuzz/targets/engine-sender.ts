@@ -49,7 +49,9 @@ class LyingReceiver extends Liar {
 
   protected override heard(message: DiskMessage): void {
     if (message.type === 'describe') this.chunks += message.lengths.length
-    else if (message.type === 'zero') this.chunks++
+    else if (message.type === 'survey') {
+      for (const run of message.runs) this.chunks += run.zero ? 1 : run.lengths.length
+    } else if (message.type === 'zero') this.chunks++
     else if (message.type === 'flush') this.#flush(message.id)
     else if (message.type === 'read') this.reads.push({ id: message.id, length: message.length })
   }
@@ -90,7 +92,7 @@ export const diskSender: FuzzTarget = {
       if (script.once(3)) await turn()
       const offset = script.below(SIZE / 512) * 512
       const length = Math.min(SIZE - offset, (1 + script.below(300)) * 512)
-      switch (script.below(16)) {
+      switch (script.below(18)) {
         case 0:
         case 1:
         case 2:
@@ -129,8 +131,21 @@ export const diskSender: FuzzTarget = {
           const count = Math.max(1, script.below(liar.chunks + 2))
           liar.say({
             type: 'applied',
-            runs: [{ first, count, source: script.pick(['literal', 'zero'] as const) }],
+            runs: [{ first, count, source: script.pick(['literal', 'zero', 'block'] as const) }],
           })
+          break
+        }
+        case 15:
+          liar.say({
+            type: script.pick(['ask', 'detail'] as const),
+            runs: [{ first: script.below(liar.chunks + 2), count: 1 + script.below(3) }],
+          })
+          break
+        case 16: {
+          const missing = script.take(9)
+          const blocks = script.once(3) ? 1 + script.below(65) : 1 + script.below(17)
+          const bits = Buffer.concat([missing, Buffer.alloc(9)]).subarray(0, Math.ceil(blocks / 8))
+          liar.say({ type: 'parts', chunks: [{ seq: script.below(liar.chunks + 2), blocks, missing: bits }] })
           break
         }
         case 11: {
@@ -157,7 +172,7 @@ export const diskSender: FuzzTarget = {
         case 14:
           if (script.once(4)) {
             const head = Buffer.from([0, 0, 0, 0, 0, EPOCH])
-            liar.sayBytes(16 + script.below(14), Buffer.concat([head, script.take(30)]))
+            liar.sayBytes(16 + script.below(21), Buffer.concat([head, script.take(30)]))
           }
           break
         default:

@@ -7,7 +7,7 @@ import { join } from 'node:path'
 import type { ImageIdentity } from '../../../lib/catalog/image-files.ts'
 import { ImageMap, mapPath } from '../../../lib/catalog/image-map.ts'
 import { RefusedError } from '../../../lib/core/errors.ts'
-import { CHUNK_BYTES_MAX } from '../../../lib/core/limits.ts'
+import { CHUNK_BYTES_MAX, MAP_RUN_BLOCKS_MAX } from '../../../lib/core/limits.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { allowing } from '../checks.ts'
 import type { FuzzTarget } from '../target.ts'
@@ -37,8 +37,8 @@ export const imageMap: FuzzTarget = {
   name: 'image-map',
   inputBytesMax: 4096,
   allocationBytesMax: 256 * 1024,
-  dictionary: ['SWAMMAP\0', 'SWAMEND\0', '\0\0\0\u0001', '\0\0\u0010\0'].map((text) =>
-    Buffer.from(text, 'latin1'),
+  dictionary: ['SWAMMAP\0', 'SWAMEND\0', '\u0001\0\0\0', '\u0002\0\0\0', '\0\0\0\u0001', '\0\0\u0010\0'].map(
+    (text) => Buffer.from(text, 'latin1'),
   ),
   run(input) {
     const { directory, path } = place()
@@ -49,14 +49,26 @@ export const imageMap: FuzzTarget = {
       using map = opened.value
       let end = 0
       let count = 0
-      for (const { key, offset, length } of [...map.pieces()].flat()) {
-        assert.equal(key.length, 8)
-        assert.ok(length >= 1 && length <= CHUNK_BYTES_MAX && offset >= end, 'chunks follow one another')
-        end = offset + length
-        count++
+      let blocksEnd = 0
+      let blockCount = 0
+      for (const piece of map.pieces()) {
+        if (Array.isArray(piece)) {
+          for (const { key, offset, length } of piece) {
+            assert.equal(key.length, 8)
+            assert.ok(length >= 1 && length <= CHUNK_BYTES_MAX && offset >= end, 'chunks follow one another')
+            end = offset + length
+            count++
+          }
+        } else {
+          const { offset, hints } = piece
+          assert.ok(hints.length > 0 && hints.length % 8 === 0 && hints.length <= 8 * MAP_RUN_BLOCKS_MAX)
+          assert.ok(offset % 4096 === 0 && offset >= blocksEnd, 'blocks follow one another')
+          blocksEnd = offset + 512 * hints.length
+          blockCount += hints.length / 8
+        }
       }
-      assert.equal(count, map.count)
-      assert.ok(end <= MAPPED.size, 'within the image')
+      assert.deepEqual([count, blockCount], [map.count, map.blockCount])
+      assert.ok(end <= MAPPED.size && blocksEnd <= MAPPED.size, 'within the image')
     }
   },
 }

@@ -5,6 +5,7 @@ import {
   type DiskMessage,
   type DiskMessageBody,
   decodeDiskMessage,
+  ENGINE_FEATURES,
   encodeDiskMessage,
 } from '../../../lib/wire/disk.ts'
 
@@ -17,6 +18,7 @@ export abstract class Liar {
   constructor() {
     this.channel = {
       onFrame: undefined,
+      features: new Set(ENGINE_FEATURES),
       rateBytesPerSecond: 1e8,
       silentMs: 0,
       closed: this.#closed.promise,

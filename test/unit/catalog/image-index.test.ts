@@ -81,7 +81,7 @@ test('what the sender describes of an image is found in its index, although wind
   const bytes = randomBytes(40 * MIB, 7)
   const path = imageOf('similar.img', bytes)
   const index = ChunkIndex.create({ bytesMax: MIB })
-  await using indexer = new ImageIndexer({ index })
+  await using indexer = new ImageIndexer({ index, blocks: ChunkIndex.create({ bytesMax: MIB }) })
   const progress: IndexProgress[] = []
   const indexed = await indexer.indexImage(path, 9, { onProgress: (step) => progress.push(step) })
   assert.equal(indexed.imageNumber, 9)
@@ -115,7 +115,7 @@ test('what the sender describes of an image is found in its index, although wind
 
 test('images are indexed one after the other, and one that fails does not stop the next', async () => {
   const index = ChunkIndex.create({ bytesMax: MIB })
-  await using indexer = new ImageIndexer({ index })
+  await using indexer = new ImageIndexer({ index, blocks: ChunkIndex.create({ bytesMax: MIB }) })
   const bytes = randomBytes(MIB, 8)
   const path = imageOf('good.img', bytes)
   const missing = indexer.indexImage(join(root, 'missing.img'), 1)
@@ -131,7 +131,7 @@ test('lookups work while the scan runs; an abort rejects at once, what was found
   const firstDigest = sha256(bytes.subarray(0, new RabinCutter().lengths(bytes)[0]))
   const path = imageOf('large.img', bytes)
   const index = ChunkIndex.create({ bytesMax: MIB })
-  await using indexer = new ImageIndexer({ index })
+  await using indexer = new ImageIndexer({ index, blocks: ChunkIndex.create({ bytesMax: MIB }) })
   const abort = new AbortController()
   const reason = new Error('enough')
   let found = 0
@@ -240,7 +240,10 @@ for (const { name, output, size, extents } of maps) {
 }
 
 test('close rejects what is under way and may be called again', async () => {
-  const indexer = new ImageIndexer({ index: ChunkIndex.create({ bytesMax: MIB }) })
+  const indexer = new ImageIndexer({
+    index: ChunkIndex.create({ bytesMax: MIB }),
+    blocks: ChunkIndex.create({ bytesMax: MIB }),
+  })
   const call = assert.rejects(indexer.indexImage(imageOf('closing.img', randomBytes(MIB, 11)), 1), LostError)
   await indexer.close()
   await call

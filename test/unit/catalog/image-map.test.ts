@@ -23,7 +23,7 @@ import { ImageIndexer, type IndexedImage } from '../../../lib/catalog/image-inde
 import { dropMaps, ImageMap, ImageMapWriter, mapPath } from '../../../lib/catalog/image-map.ts'
 import { ImageStock } from '../../../lib/catalog/stock.ts'
 import { RefusedError } from '../../../lib/core/errors.ts'
-import { MAP_PIECE_CHUNKS_MAX } from '../../../lib/core/limits.ts'
+import { MAP_PIECE_CHUNKS_MAX, MAP_RUN_BLOCKS_MAX } from '../../../lib/core/limits.ts'
 import { GIB, KIB, MIB } from '../../../lib/core/units.ts'
 import { patchyBytes } from '../chunk/samples.ts'
 
@@ -36,11 +36,15 @@ function folder(context: TestContext): string {
   return directory
 }
 
+/** A chunk; a block has no length. */
 interface Entry {
   readonly key: string
   readonly offset: number
-  readonly length: number
+  readonly length?: number
 }
+
+/** With gaps, and runs that are longer than a section. */
+const blockOffset = (index: number): number => (index + Math.floor(index / 3000)) * 4096
 
 function write(directory: string, count: number): Entry[] {
   const writer = new ImageMapWriter(directory, PATH, IDENTITY)
@@ -54,21 +58,34 @@ function write(directory: string, count: number): Entry[] {
     writer.add(Buffer.concat([Buffer.alloc(32), digest]), 32, entry.offset, entry.length)
     return entry
   })
+  const blocks = Array.from({ length: 2 * count }, (_, index) => {
+    const hint = randomBytes(8)
+    writer.addBlock(blockOffset(index), hint)
+    return { key: hint.toString('hex'), offset: blockOffset(index) }
+  })
   assert.equal(existsSync(mapPath(directory, PATH)), false, 'nothing is there before it is whole')
   writer.finish()
   writer.abort()
-  return entries
+  return [...entries, ...blocks]
 }
 
 function read(directory: string, identity = IDENTITY, path = PATH): Entry[] | undefined {
   using map = ImageMap.open(directory, path, identity)
   if (map === undefined) return undefined
-  const entries = [...map.pieces()].flatMap((piece) => {
-    assert.ok(piece.length <= MAP_PIECE_CHUNKS_MAX)
-    return piece.map(({ key, offset, length }) => ({ key: key.toString('hex'), offset, length }))
-  })
-  assert.equal(entries.length, map.count)
-  return entries
+  const chunks: Entry[] = []
+  const blocks: Entry[] = []
+  for (const piece of map.pieces()) {
+    if (Array.isArray(piece)) {
+      assert.ok(piece.length <= MAP_PIECE_CHUNKS_MAX)
+      for (const { key, offset, length } of piece) chunks.push({ key: key.toString('hex'), offset, length })
+    } else {
+      assert.ok(piece.hints.length <= 8 * MAP_RUN_BLOCKS_MAX)
+      for (let at = 0; at < piece.hints.length; at += 8)
+        blocks.push({ key: piece.hints.toString('hex', at, at + 8), offset: piece.offset + 512 * at })
+    }
+  }
+  assert.deepEqual([chunks.length, blocks.length], [map.count, map.blockCount])
+  return [...chunks, ...blocks]
 }
 
 for (const count of [0, 1, MAP_PIECE_CHUNKS_MAX, 3 * MAP_PIECE_CHUNKS_MAX + 1]) {
@@ -81,7 +98,7 @@ for (const count of [0, 1, MAP_PIECE_CHUNKS_MAX, 3 * MAP_PIECE_CHUNKS_MAX + 1]) 
     assert.equal(statSync(mapPath(directory, PATH)).mode & 0o777, 0o600)
     assert.equal(statSync(directory).mode & 0o777, 0o700)
     const bytes = statSync(mapPath(directory, PATH)).size
-    assert.ok(bytes <= 17 * count + 200, `${bytes} bytes for ${count} chunks`)
+    assert.ok(bytes <= (17 + 2 * 8) * count * 1.01 + 250, `${bytes} bytes for ${count} chunks`)
   })
 }
 
@@ -91,7 +108,7 @@ test('the map of another image, or of what this one was, is none', (context) => 
   for (const other of [{ dev: 67n }, { ino: 5n }, { size: 17 * GIB }, { mtimeNs: 7n }])
     assert.equal(read(directory, { ...IDENTITY, ...other }), undefined, JSON.stringify(Object.keys(other)))
   assert.equal(read(directory, IDENTITY, '/images/b.raw'), undefined)
-  assert.equal(read(directory)?.length, 3)
+  assert.equal(read(directory)?.length, 9)
 })
 
 test('one that is torn anywhere, or has any byte changed, is refused, and the next one takes its place', (context) => {
@@ -163,6 +180,23 @@ test('chunks that lie beyond the image, overlap, or are none are refused, howeve
   )
 })
 
+test('blocks that lie beyond the image, between blocks or before others are refused', (context) => {
+  const directory = folder(context)
+  for (const [offsets, size] of [
+    [[MIB], MIB],
+    [[MIB - 4096], MIB - 1],
+    [[100], MIB],
+    [[8192, 4096], MIB],
+    [[4096, 4096], MIB],
+  ] as const) {
+    const identity = { ...IDENTITY, size }
+    const writer = new ImageMapWriter(directory, PATH, identity)
+    for (const offset of offsets) writer.addBlock(offset, randomBytes(8))
+    writer.finish()
+    assert.throws(() => read(directory, identity), RefusedError, JSON.stringify(offsets))
+  }
+})
+
 test('a link, a directory and a FIFO in the place of a map are no map', (context) => {
   const directory = folder(context)
   write(directory, 1)
@@ -189,14 +223,20 @@ test('maps of images that are gone are dropped, what is no map stays', (context)
   dropMaps(join(directory, 'nowhere'), [])
 })
 
-/** Everything that the index holds of these contents, by place. */
-function places(index: ChunkIndex, map: ImageMap): string[] {
-  return [...map.pieces()].flat().flatMap(({ key, offset }) =>
-    index
+/** Everything that the indexes hold of these contents, by place. */
+function places({ index, blocks }: { index: ChunkIndex; blocks: ChunkIndex }, map: ImageMap): string[] {
+  const found = (table: ChunkIndex, key: Buffer, offset: number): string[] =>
+    table
       .lookup(key)
       .filter((one) => one.offset === offset)
-      .map((one) => `${one.image} ${one.offset} ${one.length}`),
-  )
+      .map((one) => `${one.image} ${one.offset} ${one.length}`)
+  return [...map.pieces()].flatMap((piece) => {
+    if (Array.isArray(piece)) return piece.flatMap(({ key, offset }) => found(index, key, offset))
+    const { offset, hints } = piece
+    return Array.from({ length: hints.length / 8 }, (_, at) =>
+      found(blocks, hints.subarray(8 * at), offset + 4096 * at),
+    ).flat()
+  })
 }
 
 test('an image is scanned once: the next index takes it from its map, chunk for chunk', async (context) => {
@@ -204,10 +244,11 @@ test('an image is scanned once: the next index takes it from its map, chunk for 
   const catalog = join(directory, 'catalog')
   const path = join(directory, 'disk.raw')
   writeFileSync(path, patchyBytes(21 * MIB, 5))
-  const indexed = async (): Promise<{ image: IndexedImage; index: ChunkIndex }> => {
+  const indexed = async (): Promise<{ image: IndexedImage; index: ChunkIndex; blocks: ChunkIndex }> => {
     const index = ChunkIndex.create({ bytesMax: MIB })
-    await using indexer = new ImageIndexer({ index, catalog })
-    return { image: await indexer.indexImage(path, 7), index }
+    const blocks = ChunkIndex.create({ bytesMax: MIB })
+    await using indexer = new ImageIndexer({ index, blocks, catalog })
+    return { image: await indexer.indexImage(path, 7), index, blocks }
   }
   const first = await indexed()
   assert.deepEqual([first.image.mapped, first.image.problem, first.image.stale], [false, undefined, false])
@@ -217,8 +258,9 @@ test('an image is scanned once: the next index takes it from its map, chunk for 
   const second = await indexed()
   assert.deepEqual([second.image.mapped, second.image.problem], [true, undefined])
   assert.deepEqual(second.image.progress, { ...first.image.progress })
-  assert.deepEqual(places(second.index, map), places(first.index, map))
-  assert.equal(places(first.index, map).length, first.image.progress.inserted)
+  assert.deepEqual(places(second, map), places(first, map))
+  assert.equal(places(first, map).length, map.count + map.blockCount)
+  assert.ok(map.blockCount > 1000 && map.count === first.image.progress.inserted)
 
   // A bit is flipped: it is said, the image is scanned, and the map is a good one again.
   const place = mapPath(catalog, path)
@@ -228,7 +270,7 @@ test('an image is scanned once: the next index takes it from its map, chunk for 
   const third = await indexed()
   assert.equal(third.image.mapped, false)
   assert.match(third.image.problem ?? '', /its digest does not fit|a chunk of/)
-  assert.deepEqual(places(third.index, map), places(first.index, map))
+  assert.deepEqual(places(third, map), places(first, map))
   assert.equal((await indexed()).image.mapped, true)
 
   // It was written to.
@@ -245,7 +287,7 @@ test('a catalog that cannot be written costs nothing but a scan', async (context
   const catalog = join(directory, 'catalog')
   writeFileSync(catalog, 'a file in its place')
   const index = ChunkIndex.create({ bytesMax: MIB })
-  await using indexer = new ImageIndexer({ index, catalog })
+  await using indexer = new ImageIndexer({ index, blocks: ChunkIndex.create({ bytesMax: MIB }), catalog })
   const image = await indexer.indexImage(path, 0)
   assert.deepEqual([image.mapped, image.progress.inserted > 0], [false, true])
   assert.match(image.problem ?? '', /ENOTDIR|EEXIST/)
@@ -267,7 +309,13 @@ test('a stock that begins anew takes the images from their maps', async (context
     const onIndexed = (image: IndexedImage): void => {
       if (image.mapped) mapped++
     }
-    const stock = new ImageStock({ indexBytesMax: MIB, imagesMax: 16, catalog, onIndexed })
+    const stock = new ImageStock({
+      indexBytesMax: MIB,
+      blockIndexBytesMax: MIB,
+      imagesMax: 16,
+      catalog,
+      onIndexed,
+    })
     try {
       await stock.refresh([images], new Set())
       const end = Date.now() + 10_000

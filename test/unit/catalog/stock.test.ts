@@ -26,7 +26,7 @@ async function openedAtRest(directory: string, count: number): Promise<string[]>
 
 test('refreshes at the same time leave each image once, and none after close', async () => {
   const directory = await mkdtemp(join(tmpdir(), 'swam-stock-'))
-  const stock = new ImageStock({ indexBytesMax: MIB, imagesMax: 16 })
+  const stock = new ImageStock({ indexBytesMax: MIB, blockIndexBytesMax: MIB, imagesMax: 16 })
   try {
     const paths = ['a.raw', 'b.raw', 'c.raw'].map((name) => join(directory, name))
     for (const path of paths) await writeFile(path, Buffer.alloc(2 * MIB, path))
@@ -44,7 +44,7 @@ test('refreshes at the same time leave each image once, and none after close', a
 
 test('when the numbers of images are used up the index is made anew, and finds them again', async () => {
   const directory = await mkdtemp(join(tmpdir(), 'swam-stock-'))
-  const stock = new ImageStock({ indexBytesMax: MIB, imagesMax: 16, numbersMax: 5 })
+  const stock = new ImageStock({ indexBytesMax: MIB, blockIndexBytesMax: MIB, imagesMax: 16, numbersMax: 5 })
   try {
     const paths = ['a.raw', 'b.raw'].map((name) => join(directory, name))
     for (let round = 0; round < 6; round++) {
@@ -65,7 +65,7 @@ test('when the numbers of images are used up the index is made anew, and finds t
 
 test('at rest no image is open, and a refresh finds them again without a scan', async () => {
   const directory = await mkdtemp(join(tmpdir(), 'swam-stock-'))
-  const stock = new ImageStock({ indexBytesMax: MIB, imagesMax: 16 })
+  const stock = new ImageStock({ indexBytesMax: MIB, blockIndexBytesMax: MIB, imagesMax: 16 })
   try {
     const paths = ['a.raw', 'b.raw', 'c.raw'].map((name) => join(directory, name))
     for (const path of paths) await writeFile(path, randomBytes(2 * MIB))

@@ -15,8 +15,7 @@ const DOCUMENT = new URL('../../../docs/limits.md', import.meta.url)
 const HEAD = `# Limits
 
 Every limit that guards memory, disk and waiting of a host against peers, guests, libvirt and configuration. The numbers
-live in lib/core/limits.ts, which also asserts how they depend on each other; the tables are made from it (a test compares
-them). What the administrator sets (window, index, rate, deadline of the hook) is in config/swam.example.toml.
+live in lib/core/limits.ts; the tables are made from it (a test compares them, another one holds how they depend on each other). What the administrator sets (window, index, rate, deadline of the hook) is in config/swam.example.toml.
 
 ## Memory of swamd as a whole
 

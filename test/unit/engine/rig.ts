@@ -16,11 +16,19 @@ import { ByteBudget } from '../../../lib/core/byte-budget.ts'
 import { LostError, RefusedError } from '../../../lib/core/errors.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { DiskAccount } from '../../../lib/engine/account.ts'
+import type { BlockPlaces } from '../../../lib/engine/block-finder.ts'
 import { DiskLink, type FrameChannel } from '../../../lib/engine/link.ts'
 import { DiskReceiver } from '../../../lib/engine/receiver.ts'
 import { DiskSender } from '../../../lib/engine/sender.ts'
 import type { SenderLimits } from '../../../lib/engine/sender-parts.ts'
 import type { ChunkSource } from '../../../lib/engine/sources.ts'
+import {
+  type DiskMessage,
+  type DiskMessageBody,
+  decodeDiskMessage,
+  ENGINE_FEATURES,
+  encodeDiskMessage,
+} from '../../../lib/wire/disk.ts'
 import { random } from '../../random.ts'
 
 /** Bytes that nothing compresses, the same for the same seed. */
@@ -124,11 +132,13 @@ export interface Wire {
   tamper: ((type: number, payload: Buffer) => Buffer | undefined) | undefined
 }
 
-export function wire(): Wire {
+/** @param features of both ends */
+export function wire(features: readonly string[] = ENGINE_FEATURES): Wire {
   const closed = Promise.withResolvers<Error | undefined>()
   let dead = false
   const make = (): FrameChannel & { peer?: FrameChannel; out: (type: number, payload: Buffer) => void } => ({
     onFrame: undefined,
+    features: new Set(features),
     rateBytesPerSecond: 100 * MIB,
     silentMs: 0,
     closed: closed.promise,
@@ -206,6 +216,9 @@ export async function rig(options: {
   memory?: ByteBudget
   slabs?: SlabPool
   delay?: () => Promise<void>
+  /** Of both ends. */
+  features?: readonly string[]
+  blockPlaces?: readonly BlockPlaces[]
   /** Instead of the wire, which then carries nothing. */
   channels?: { readonly near: FrameChannel; readonly far: FrameChannel }
   /** Makes the device fail, before anything is opened. */
@@ -215,7 +228,7 @@ export async function rig(options: {
   const describe = describer.current
   const device = new DurableDevice(options.contents, options.minimum ?? 1, options.delay)
   options.break?.(device)
-  const joined = wire()
+  const joined = wire(options.features)
   let receiverError: Error | undefined
   const far: DiskLink = new DiskLink(options.channels?.far ?? joined.b, (message) => {
     if (message.type !== 'open') return undefined
@@ -226,6 +239,7 @@ export async function rig(options: {
       device,
       account: new DiskAccount('vda', device.size),
       sources: options.sources ?? [],
+      blockPlaces: options.blockPlaces ?? [],
       memory: options.memory ?? new ByteBudget({ bytesMax: 64 * MIB }),
       sessionEntriesMax: 1000,
       onEnd: (error) => {
@@ -252,4 +266,45 @@ export async function rig(options: {
   })
   await sender.open(49153, 'drive-virtio-disk0')
   return { sender, device, wire: joined, receiverError: () => receiverError }
+}
+
+export interface LoneReceiver {
+  readonly device: DurableDevice
+  /** What it said. */
+  readonly heard: DiskMessage[]
+  readonly say: (message: DiskMessageBody) => Promise<void>
+  readonly ended: () => Error | undefined
+}
+
+/** A receiver with a MiB of noise in place (seed 1), and a hand that speaks to it. */
+export function loneReceiver(
+  features: readonly string[] = ENGINE_FEATURES,
+  delay?: () => Promise<void>,
+): LoneReceiver {
+  const joined = wire(features)
+  const device = new DurableDevice(noise(MIB, 1), 1, delay)
+  const heard: DiskMessage[] = []
+  joined.b.send = async (type, payload) => {
+    heard.push(decodeDiskMessage(type, Buffer.concat(payload as Uint8Array[])))
+  }
+  let error: Error | undefined
+  new DiskReceiver({
+    link: new DiskLink(joined.b),
+    disk: 0,
+    epoch: 1,
+    device,
+    account: new DiskAccount('vda', device.size),
+    sources: [],
+    memory: new ByteBudget({ bytesMax: 64 * MIB }),
+    sessionEntriesMax: 100,
+    onEnd: (reason) => {
+      error = reason
+    },
+  })
+  const say = async (message: DiskMessageBody): Promise<void> => {
+    const { type, payload } = encodeDiskMessage({ ...message, disk: 0, epoch: 1 })
+    joined.b.onFrame?.(type, Buffer.concat(payload as Uint8Array[]), 0)
+    for (let turn = 0; turn < 30; turn++) await new Promise((resolve) => setImmediate(resolve))
+  }
+  return { say, heard, device, ended: () => error }
 }

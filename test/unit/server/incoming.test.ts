@@ -34,7 +34,7 @@ async function start(context: TestContext, state: () => Promise<string | undefin
   const calls: string[] = []
   const pairs = new Map<string, MemoryPair>()
   for (const kind of ['disk', 'ram'] as const) pairs.set(kind, await bundlePair({ kind }))
-  const stock = new ImageStock({ indexBytesMax: MIB, imagesMax: 1 })
+  const stock = new ImageStock({ indexBytesMax: MIB, blockIndexBytesMax: MIB, imagesMax: 1 })
   let ended = false
   const migration = new IncomingMigration({
     id: '3f0c0c9e-6d52-4f0c-9a70-0a3c9f1f9d11',

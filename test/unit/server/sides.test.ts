@@ -199,7 +199,7 @@ test('a guest whose migration failed stays marked for a while: hooks of libvirt 
     dial: () => new Promise(() => undefined),
     call: async (method: string) => (method === 'locate' ? { found: true, name: 'vm', disks: [] } : {}),
   } as unknown as Peer
-  const stock = new ImageStock({ indexBytesMax: MIB, imagesMax: 1 })
+  const stock = new ImageStock({ indexBytesMax: MIB, blockIndexBytesMax: MIB, imagesMax: 1 })
   ends.push(() => stock.close())
   const side = new TargetSide(site, [peer], stock)
   const mark = join(directory, 'incoming', 'vm')
@@ -247,7 +247,7 @@ test('a guest that two peers say they run is taken from neither', async (context
           return {}
         },
       }) as unknown as Peer
-    const stock = new ImageStock({ indexBytesMax: MIB, imagesMax: 1 })
+    const stock = new ImageStock({ indexBytesMax: MIB, blockIndexBytesMax: MIB, imagesMax: 1 })
     ends.push(() => stock.close())
     const side = new TargetSide(
       site,

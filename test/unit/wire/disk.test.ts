@@ -3,23 +3,36 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { ProtocolError } from '../../../lib/core/errors.ts'
 import {
+  CHUNK_BLOCKS_MAX,
   CHUNK_BYTES_MAX,
   DESCRIBE_CHUNKS_MAX,
   EXPORT_NAME_BYTES_MAX,
+  HINTS_CHUNKS_MAX,
   LITERAL_BYTES_MAX,
   LITERAL_CHUNKS_MAX,
   MIGRATION_DISKS_MAX,
+  PARTS_CHUNKS_MAX,
+  RUN_BYTES_MAX,
   SEQ_RUNS_MAX,
+  SURVEY_CHUNKS_MAX,
+  SURVEY_SEGMENTS_MAX,
 } from '../../../lib/core/limits.ts'
+import { varint } from '../../../lib/wire/bytes.ts'
 import {
   DISK_APPLIED,
+  DISK_ASK,
   DISK_DESCRIBE,
+  DISK_DETAIL,
+  DISK_DIGESTS,
   DISK_FAILED,
   DISK_FLUSH,
+  DISK_HINTS,
   DISK_LITERAL,
   DISK_OPEN,
   DISK_OPENED,
+  DISK_PARTS,
   DISK_READ,
+  DISK_SURVEY,
   DISK_WANT,
   DISK_ZERO,
   decodeDiskMessage,
@@ -59,6 +72,19 @@ const literal = (count: number, length: number): Buffer[] => [
 const runs = (count: number, more: Buffer): Buffer[] => [
   u16(count),
   ...times(count, Buffer.concat([u64(0), u32(1), more])),
+]
+const hinted = (blocks: number): Buffer => Buffer.concat([u64(0), u8(blocks), Buffer.alloc(8 * blocks)])
+const parted = (blocks: number): Buffer =>
+  Buffer.concat([u64(0), u8(blocks), Buffer.alloc(Math.ceil(blocks / 8))])
+const times1 = (count: number): number[] => new Array<number>(count).fill(1)
+/** `count` runs that are all alike. */
+const survey = (count: number, run: readonly number[], chunks = 0, offset = 0): Buffer[] => [
+  u64(0),
+  u64(offset),
+  u8(0),
+  u16(count),
+  ...times(count, Buffer.from(run)),
+  Buffer.alloc(32 * chunks),
 ]
 const named = (bytes: number): Buffer[] => [u16(bytes), Buffer.alloc(bytes, 'x')]
 
@@ -116,6 +142,88 @@ for (const { name, type, most, over, disk = 0 } of [
     type: DISK_WANT,
     most: [u16(1), u64(0), u32(2 ** 24)],
     over: [u16(1), u64(0), u32(2 ** 24 + 1)],
+  },
+  {
+    name: 'runs of an ASK',
+    type: DISK_ASK,
+    most: runs(SEQ_RUNS_MAX, Buffer.alloc(0)),
+    over: runs(SEQ_RUNS_MAX + 1, Buffer.alloc(0)),
+  },
+  {
+    name: 'runs of a DETAIL',
+    type: DISK_DETAIL,
+    most: runs(SEQ_RUNS_MAX, Buffer.alloc(0)),
+    over: runs(SEQ_RUNS_MAX + 1, Buffer.alloc(0)),
+  },
+  {
+    name: 'chunks of a HINTS',
+    type: DISK_HINTS,
+    most: [u16(HINTS_CHUNKS_MAX), ...times(HINTS_CHUNKS_MAX, hinted(1))],
+    over: [u16(HINTS_CHUNKS_MAX + 1), ...times(HINTS_CHUNKS_MAX + 1, hinted(1))],
+  },
+  {
+    name: 'blocks of a chunk in HINTS',
+    type: DISK_HINTS,
+    most: [u16(1), hinted(CHUNK_BLOCKS_MAX)],
+    over: [u16(1), hinted(CHUNK_BLOCKS_MAX + 1)],
+  },
+  {
+    name: 'chunks of a PARTS',
+    type: DISK_PARTS,
+    most: [u16(PARTS_CHUNKS_MAX), ...times(PARTS_CHUNKS_MAX, parted(1))],
+    over: [u16(PARTS_CHUNKS_MAX + 1), ...times(PARTS_CHUNKS_MAX + 1, parted(1))],
+  },
+  {
+    name: 'blocks of a chunk in PARTS',
+    type: DISK_PARTS,
+    most: [u16(1), parted(CHUNK_BLOCKS_MAX)],
+    over: [u16(1), parted(CHUNK_BLOCKS_MAX + 1)],
+  },
+  {
+    name: 'runs of a SURVEY',
+    type: DISK_SURVEY,
+    most: survey(SURVEY_SEGMENTS_MAX, [3]),
+    over: survey(SURVEY_SEGMENTS_MAX + 1, [3]),
+  },
+  {
+    name: 'chunks of a SURVEY',
+    type: DISK_SURVEY,
+    most: survey(2, [...varint(SURVEY_CHUNKS_MAX), ...times1(SURVEY_CHUNKS_MAX / 2)], SURVEY_CHUNKS_MAX),
+    over: survey(
+      2,
+      [...varint(SURVEY_CHUNKS_MAX + 2), ...times1(SURVEY_CHUNKS_MAX / 2 + 1)],
+      SURVEY_CHUNKS_MAX + 2,
+    ),
+  },
+  {
+    name: 'a chunk of a SURVEY',
+    type: DISK_SURVEY,
+    most: survey(1, [2, ...varint(CHUNK_BYTES_MAX)], 1),
+    over: survey(1, [2, ...varint(CHUNK_BYTES_MAX + 1)], 1),
+  },
+  {
+    name: 'bytes of a SURVEY',
+    type: DISK_SURVEY,
+    most: survey(1, varint(2 * RUN_BYTES_MAX + 1)),
+    over: survey(2, varint(RUN_BYTES_MAX + 3)),
+  },
+  {
+    name: 'where a SURVEY ends',
+    type: DISK_SURVEY,
+    most: survey(1, [3], 0, 2 ** 53 - 2),
+    over: survey(1, [3], 0, 2 ** 53 - 1),
+  },
+  {
+    name: 'a number in a SURVEY',
+    type: DISK_SURVEY,
+    most: survey(1, [0x83, 0x80, 0x80, 0x80, 0]),
+    over: survey(1, [0x83, 0x80, 0x80, 0x80, 0x80, 0]),
+  },
+  {
+    name: 'chunks of a DIGESTS',
+    type: DISK_DIGESTS,
+    most: [u64(0), Buffer.alloc(32 * SURVEY_CHUNKS_MAX)],
+    over: [u64(0), Buffer.alloc(32 * (SURVEY_CHUNKS_MAX + 1))],
   },
   {
     name: 'bytes of a READ',

@@ -1,0 +1,175 @@
+/**
+ * The receiver's second level: a chunk that lies nowhere as a whole is put together from 4 KiB blocks that lie here and from
+ * those that are then sent. ASK → HINTS → (what is found) PARTS → LITERAL of the rest; the chunk's SHA-256 judges (I3), and
+ * what it does not accept is wanted as a whole.
+ *
+ * It costs a round trip more and 0.2% of the chunk, so a chunk is asked for in this way only where something could be found, and
+ * never while a FLUSH waits. All disks of one session are each other's strangers here; blocks that this disk got are known.
+ */
+import type { BlockDevice } from '../block/device.ts'
+import { ChunkIndex } from '../catalog/chunk-index.ts'
+import { sha256 } from '../chunk/digest.ts'
+import { ProtocolError } from '../core/errors.ts'
+import { FINDING_CHUNKS_MAX } from '../core/limits.ts'
+import { alignDown, alignUp, BLOCK_BYTES, HINT_BYTES } from '../core/units.ts'
+import { type BlockPlace, type BlockPlaces, type FoundBlocks, findBlocks } from './block-finder.ts'
+import { blockCount, isLookedFor, partsOf } from './chunk-blocks.ts'
+import type { Reports } from './reports.ts'
+import { readBytes, unlessRefused } from './sources.ts'
+import type { Task } from './task.ts'
+
+/** A chunk in fewer whole blocks is not worth a round trip. */
+const BLOCKS_MIN = 2
+
+export interface BlockLevelOptions {
+  readonly device: BlockDevice
+  readonly places: readonly BlockPlaces[]
+  readonly sessionBytesMax: number
+  readonly reports: Reports
+  /** Whether the device may hold something at [start, end) that is not zero. */
+  readonly mayHold: (start: number, end: number) => boolean
+  readonly ended: () => boolean
+  /** The whole chunk, verified. @param literalBytes those of it that were sent */
+  readonly apply: (task: Task, bytes: Buffer, literalBytes: number) => void
+  /** The whole chunk, as the sender says. */
+  readonly take: (task: Task, bytes: Buffer) => void
+  readonly want: (task: Task) => void
+  readonly fail: (error: unknown) => void
+}
+
+export class BlockLevel {
+  readonly #options: BlockLevelOptions
+  readonly #session: SessionBlocks
+  readonly #places: readonly BlockPlaces[]
+  #queue: { task: Task; hints: Buffer }[] = []
+  #finding = 0
+
+  constructor(options: BlockLevelOptions) {
+    this.#options = options
+    this.#session = new SessionBlocks(options.device, options.sessionBytesMax)
+    this.#places = [this.#session, ...options.places]
+  }
+
+  /** False where it would be of no use. */
+  ask(task: Task): boolean {
+    const { mayHold, reports, take } = this.#options
+    if (task.end - task.start < BLOCKS_MIN * BLOCK_BYTES) return false
+    const known = this.#places.some((places) => places.blockCount > 0)
+    if (!known && !mayHold(task.start, task.end)) return false
+    task.asked = true
+    // It may come unasked meanwhile.
+    task.literal = (bytes) => take(task, bytes)
+    reports.ask(task.seq)
+    return true
+  }
+
+  /** @throws ProtocolError */
+  hints(task: Task, hints: Buffer): void {
+    const count = blockCount(task.start, task.end)
+    if (!task.asked || task.hints !== undefined || hints.length !== count * HINT_BYTES) {
+      const what = `HINTS of chunk ${task.seq}: ${hints.length / HINT_BYTES} of ${count} blocks`
+      throw new ProtocolError(`${what}, ${task.asked ? 'or a second time' : 'which was not asked for'}`)
+    }
+    // The message's buffer is much larger.
+    task.hints = Buffer.from(hints)
+    this.#queue.push({ task, hints: task.hints })
+    this.#pump()
+  }
+
+  #pump(): void {
+    while (this.#finding < FINDING_CHUNKS_MAX && this.#queue.length > 0) {
+      const { task, hints } = this.#queue.shift()!
+      this.#finding++
+      void this.#find(task, hints)
+        .catch((error: unknown) => this.#options.fail(error))
+        .finally(() => {
+          this.#finding--
+          this.#pump()
+        })
+    }
+  }
+
+  async #find(task: Task, hints: Buffer): Promise<void> {
+    const { ended, reports, want } = this.#options
+    if (task.taken || ended()) return
+    const old = await this.#old(task)
+    const found = await findBlocks(task.start, task.end, hints, this.#places, old)
+    if (task.taken || ended()) return
+    const length = task.end - task.start
+    if (found.foundBytes === 0) {
+      want(task)
+      return
+    }
+    if (found.foundBytes === length) {
+      this.#judge(task, found.bytes, 0)
+      return
+    }
+    task.partsBytes = length - found.foundBytes
+    task.literal = (bytes) => this.#fill(task, found, bytes)
+    reports.parts({ seq: task.seq, blocks: hints.length / HINT_BYTES, missing: found.missing })
+  }
+
+  /** What lies in place: the device has it, or what it was before. */
+  async #old({ start, end }: Task): Promise<Buffer | undefined> {
+    const { device, mayHold } = this.#options
+    if (!mayHold(start, end)) return undefined
+    const from = alignDown(start, BLOCK_BYTES)
+    const to = Math.min(alignUp(end, BLOCK_BYTES), device.size)
+    return await unlessRefused(readBytes(device, from, to - from))
+  }
+
+  #fill(task: Task, found: FoundBlocks, bytes: Buffer): void {
+    if (bytes.length !== task.partsBytes) {
+      this.#options.take(task, bytes)
+      return
+    }
+    let at = 0
+    for (const { from, to } of partsOf(task.start, task.end, found.missing)) {
+      bytes.copy(found.bytes, from, at, at + to - from)
+      at += to - from
+    }
+    this.#judge(task, found.bytes, bytes.length)
+  }
+
+  #judge(task: Task, bytes: Buffer, literalBytes: number): void {
+    task.partsBytes = 0
+    if (sha256(bytes).equals(task.digest!)) this.#options.apply(task, bytes, literalBytes)
+    else this.#options.want(task)
+  }
+
+  /** The chunk lies on the device now. */
+  delivered({ start, end, hints }: Task): void {
+    if (hints !== undefined) this.#session.add(start, end, hints)
+  }
+}
+
+/** Blocks that this session has delivered to this disk, as far as their hints are known. */
+class SessionBlocks implements BlockPlaces {
+  readonly #device: BlockDevice
+  readonly #index: ChunkIndex
+
+  constructor(device: BlockDevice, bytesMax: number) {
+    this.#device = device
+    this.#index = ChunkIndex.create({ bytesMax })
+  }
+
+  get blockCount(): number {
+    return this.#index.count
+  }
+
+  lookup(hints: Buffer, hintOffset: number): readonly BlockPlace[] {
+    const { size } = this.#device
+    const read = (offset: number, length: number): Promise<Buffer> => readBytes(this.#device, offset, length)
+    return this.#index.lookup(hints, hintOffset).map(({ offset }) => ({ offset, size, read }))
+  }
+
+  /** Blocks that are whole in the chunk; those that it shares may not lie there yet. */
+  add(start: number, end: number, hints: Buffer): void {
+    const first = alignDown(start, BLOCK_BYTES)
+    for (let at = alignUp(start, BLOCK_BYTES); at + BLOCK_BYTES <= end; at += BLOCK_BYTES) {
+      const index = (at - first) / BLOCK_BYTES
+      if (isLookedFor(hints, index))
+        this.#index.insert(hints, index * HINT_BYTES, { image: 0, offset: at, length: BLOCK_BYTES })
+    }
+  }
+}

@@ -1,0 +1,137 @@
+/**
+ * What the far side wants and does not have: gathers chunks, or the missing blocks of them, into literals of some 192 KiB,
+ * packs and sends them. With FEATURE_STREAM each frame class is one zstd stream, packed one literal after the other; without
+ * it literals are frames of their own, packed side by side.
+ */
+import { compress } from '../chunk/zstd.ts'
+import { LITERAL_BYTES_MAX, LITERAL_CHUNKS_MAX, LITERALS_IN_FLIGHT_MAX } from '../core/limits.ts'
+import { KIB } from '../core/units.ts'
+import { FEATURE_STREAM, type LiteralCodec } from '../wire/disk.ts'
+import { partsOf } from './chunk-blocks.ts'
+import { CLASS_BULK, CLASS_FINAL, type DiskLink } from './link.ts'
+import { LiteralPacker } from './literal-stream.ts'
+import type { ChunkRecord } from './sender-parts.ts'
+
+/** A frame of about 100 KiB compressed: acknowledged often enough for the pacing. */
+const LITERAL_TARGET_BYTES = 192 * KIB
+
+export interface LiteralOptions {
+  readonly link: DiskLink
+  readonly disk: number
+  readonly epoch: number
+  /** Whether the far side still lacks it: else its memory is gone. */
+  readonly isNeeded: (record: ChunkRecord) => boolean
+  /** Whether a FLUSH waits, and with it the guest. */
+  readonly isUrgent: () => boolean
+  readonly onSent: (plainBytes: number, packedBytes: number, wireBytes: number) => void
+  readonly onError: (error: unknown) => void
+}
+
+export class LiteralSender {
+  readonly #options: LiteralOptions
+  readonly #packers = new Map<LiteralCodec, LiteralPacker>()
+  #queue: ChunkRecord[] = []
+  #sending = 0
+  #packing = false
+  #closed = false
+
+  constructor(options: LiteralOptions) {
+    this.#options = options
+  }
+
+  /** `record.wantedBytes` and `record.missing` say what of it. Nothing leaves before `pump`. */
+  queue(record: ChunkRecord): void {
+    this.#queue.push(record)
+  }
+
+  pump(): void {
+    while (!this.#closed && this.#sending < LITERALS_IN_FLIGHT_MAX && !this.#packing) {
+      const batch = this.#batch()
+      if (batch.length === 0) return
+      this.#sending++
+      void this.#send(batch)
+        .catch((error: unknown) => this.#options.onError(error))
+        .finally(() => {
+          this.#sending--
+          this.pump()
+        })
+    }
+  }
+
+  close(): void {
+    this.#closed = true
+    this.#queue = []
+    for (const packer of this.#packers.values()) packer.close()
+  }
+
+  #batch(): ChunkRecord[] {
+    const batch: ChunkRecord[] = []
+    let bytes = 0
+    while (
+      this.#queue.length > 0 &&
+      batch.length < LITERAL_CHUNKS_MAX &&
+      bytes + this.#queue[0]!.wantedBytes <= LITERAL_BYTES_MAX
+    ) {
+      const record = this.#queue.shift()!
+      // Found at the far side before its turn came.
+      if (!this.#options.isNeeded(record)) continue
+      batch.push(record)
+      bytes += record.wantedBytes
+      if (bytes >= LITERAL_TARGET_BYTES) break
+    }
+    return batch
+  }
+
+  async #send(batch: readonly ChunkRecord[]): Promise<void> {
+    const { link, disk, epoch, isUrgent, onSent } = this.#options
+    const plain = plainOf(batch)
+    const chunks = batch.map(({ seq, wantedBytes }) => ({ seq, length: wantedBytes }))
+    const urgent = isUrgent()
+    let codec: LiteralCodec
+    let data: Buffer
+    if (link.features.has(FEATURE_STREAM)) {
+      codec = urgent ? 'final' : 'bulk'
+      // The order in which literals are packed must be that in which they are sent.
+      this.#packing = true
+      try {
+        data = await this.#packer(codec).pack(plain)
+      } finally {
+        this.#packing = false
+      }
+    } else {
+      const packed = await compress(plain)
+      codec = packed.length < plain.length ? 'zstd' : 'raw'
+      data = codec === 'zstd' ? packed : plain
+    }
+    if (this.#closed) return
+    const sent = link.send(
+      { type: 'literal', disk, epoch, chunks, codec, data },
+      urgent ? CLASS_FINAL : CLASS_BULK,
+    )
+    this.pump()
+    onSent(plain.length, data.length, await sent)
+  }
+
+  #packer(codec: LiteralCodec): LiteralPacker {
+    let packer = this.#packers.get(codec)
+    if (packer === undefined) {
+      packer = new LiteralPacker()
+      this.#packers.set(codec, packer)
+    }
+    return packer
+  }
+}
+
+function plainOf(batch: readonly ChunkRecord[]): Buffer {
+  const plain = Buffer.allocUnsafe(batch.reduce((sum, { wantedBytes }) => sum + wantedBytes, 0))
+  let at = 0
+  for (const { slab, slabOffset, offset, length, missing } of batch) {
+    const parts =
+      missing === undefined ? [{ from: 0, to: length }] : partsOf(offset, offset + length, missing)
+    for (const { from, to } of parts) {
+      plain.set(slab!.bytes.subarray(slabOffset + from, slabOffset + to), at)
+      at += to - from
+    }
+  }
+  return plain
+}

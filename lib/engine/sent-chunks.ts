@@ -1,0 +1,189 @@
+/**
+ * What a sender has described and the far side has not applied: the chunks' memory, and what the far side asked of each. A
+ * chunk goes through want, ask, parts and detail at most once each; anything else is a breach of the protocol. Nothing is
+ * forgotten before it is applied, so that every want can be met.
+ */
+import type { DescribedRun } from '../chunk/describer.ts'
+import type { Slab } from '../chunk/slab.ts'
+import { ProtocolError } from '../core/errors.ts'
+import { SURVEY_CHUNKS_MAX } from '../core/limits.ts'
+import { DIGEST_BYTES, type DiskMessageBody, type SeqRun, type SourceName } from '../wire/disk.ts'
+import type { DiskAccount } from './account.ts'
+import { blockCount, partsOf } from './chunk-blocks.ts'
+import type { Room } from './room.ts'
+import { type ChunkRecord, newRecord } from './sender-parts.ts'
+
+export interface SentChunksOptions {
+  readonly account: DiskAccount
+  readonly room: Room
+  /** Wanted, as a whole or in parts; it leaves when the caller says so. */
+  readonly onWanted: (record: ChunkRecord) => void
+  readonly onAsked: (record: ChunkRecord) => void
+}
+
+export class SentChunks {
+  readonly #options: SentChunksOptions
+  readonly #records = new Map<number, ChunkRecord>()
+  #nextSeq = 0
+  /** Data bytes described and not yet applied; those among them that the far side wants; those that were sent unasked. */
+  #bytes = 0
+  #wantedBytes = 0
+  #earlyBytes = 0
+
+  constructor(options: SentChunksOptions) {
+    this.#options = options
+  }
+
+  get nextSeq(): number {
+    return this.#nextSeq
+  }
+
+  get count(): number {
+    return this.#records.size
+  }
+
+  get bytes(): number {
+    return this.#bytes
+  }
+
+  get wantedBytes(): number {
+    return this.#wantedBytes
+  }
+
+  get earlyBytes(): number {
+    return this.#earlyBytes
+  }
+
+  has({ seq }: ChunkRecord): boolean {
+    return this.#records.has(seq)
+  }
+
+  /** @param base where the slab's bytes lie on the disk @param detailed whether the digests can still be asked for */
+  addRun(base: number, slab: Slab, run: DescribedRun, detailed = false): void {
+    let at = run.offset
+    for (const [index, length] of run.lengths.entries()) {
+      slab.retain()
+      const record = newRecord(this.#nextSeq++, base + at, length, { slab, slabOffset: at, base, run })
+      if (detailed) record.digest = run.digests.subarray(index * DIGEST_BYTES, (index + 1) * DIGEST_BYTES)
+      this.#records.set(record.seq, record)
+      this.#bytes += length
+      at += length
+    }
+  }
+
+  addZeroes(offset: number, length: number): number {
+    const seq = this.#nextSeq++
+    this.#records.set(seq, newRecord(seq, offset, length))
+    return seq
+  }
+
+  /** These go unasked. */
+  sendEarly(first: number, end: number): void {
+    for (let seq = first; seq < end; seq++) {
+      // It may have been found in place meanwhile.
+      const record = this.#records.get(seq)
+      if (record === undefined || record.wanted) continue
+      record.eager = true
+      this.#earlyBytes += record.length
+      this.#wantWhole(record)
+    }
+  }
+
+  // ---- from the far side; all throw a ProtocolError -------------------------------------------------------------
+
+  #wantable(what: string, seq: number): ChunkRecord {
+    const record = this.#records.get(seq)
+    if (record?.slab === undefined) throw new ProtocolError(`${what} of chunk ${seq}, which is not under way`)
+    if (record.wanted && !record.eager)
+      throw new ProtocolError(`${what} of chunk ${seq}, which was wanted before`)
+    return record
+  }
+
+  /** Also of one that could not be put together from its blocks. */
+  want({ first, count }: SeqRun): void {
+    for (let seq = first; seq < first + count; seq++) {
+      const record = this.#wantable('WANT', seq)
+      if (!record.eager) this.#wantWhole(record)
+    }
+  }
+
+  #wantWhole(record: ChunkRecord): void {
+    record.wanted = true
+    record.missing = undefined
+    this.#wantedBytes += record.length - record.wantedBytes
+    record.wantedBytes = record.length
+    this.#options.onWanted(record)
+  }
+
+  ask({ first, count }: SeqRun): void {
+    for (let seq = first; seq < first + count; seq++) {
+      const record = this.#wantable('ASK', seq)
+      if (record.asked) throw new ProtocolError(`ASK of chunk ${seq}, which was asked for before`)
+      record.asked = true
+      if (!record.eager) this.#options.onAsked(record)
+    }
+  }
+
+  parts(seq: number, blocks: number, missing: Buffer): void {
+    const record = this.#wantable('PARTS', seq)
+    if (record.eager) return
+    const { offset, length, asked } = record
+    const count = blockCount(offset, offset + length)
+    const parts = partsOf(offset, offset + length, missing)
+    const bytes = parts.reduce((sum, { from, to }) => sum + to - from, 0)
+    if (!asked || record.missing !== undefined || blocks !== count || bytes === 0) {
+      const what = `PARTS of chunk ${seq}: ${bytes} bytes in ${blocks} blocks`
+      throw new ProtocolError(`${what} of a chunk in ${count}${asked ? '' : ', which was not asked for'}`)
+    }
+    // The message's buffer is much larger.
+    record.missing = Buffer.from(missing)
+    record.partsBytes = bytes
+    record.wantedBytes = bytes
+    this.#wantedBytes += bytes
+    this.#options.onWanted(record)
+  }
+
+  /** The digests of chunks of which only a root was told. */
+  detail({ first, count }: SeqRun): DiskMessageBody {
+    if (count > SURVEY_CHUNKS_MAX) throw new ProtocolError(`DETAIL of ${count} chunks`)
+    const digests: Uint8Array[] = []
+    for (let seq = first; seq < first + count; seq++) {
+      const record = this.#records.get(seq)
+      if (record?.digest === undefined)
+        throw new ProtocolError(`DETAIL of chunk ${seq}, whose digest is not to be told`)
+      digests.push(record.digest)
+      record.digest = undefined
+    }
+    return { type: 'digests', firstSeq: first, digests: Buffer.concat(digests) }
+  }
+
+  /** Zeroes may stand in a run of data, and are what they are. */
+  applied({ first, count }: SeqRun, source: SourceName): void {
+    for (let seq = first; seq < first + count; seq++) this.#appliedOne(seq, source)
+  }
+
+  #appliedOne(seq: number, given: SourceName): void {
+    const { account, room } = this.#options
+    const record = this.#records.get(seq)
+    if (record === undefined) throw new ProtocolError(`APPLIED of chunk ${seq}, which is not under way`)
+    this.#records.delete(seq)
+    const { slab, length } = record
+    if (slab === undefined) {
+      account.applied('zero', length)
+      return
+    }
+    const literalBytes = given === 'block' ? record.partsBytes : 0
+    account.applied(given, length, literalBytes)
+    room.applied(length, given === 'literal' ? length : literalBytes, given === 'inPlace')
+    this.#bytes -= length
+    this.#wantedBytes -= record.wantedBytes
+    if (record.eager) this.#earlyBytes -= length
+    slab.release()
+  }
+
+  /** After a loss. */
+  clear(): void {
+    for (const { slab } of this.#records.values()) slab?.release()
+    this.#records.clear()
+  }
+}

@@ -1,0 +1,115 @@
+/**
+ * What of the target reads as zero, and what of it shall. Zeroes that were sent are pending: they are applied when a FLUSH
+ * settles them, so that a zeroing pass over the whole disk does not erase the old version lying in place, the best source there
+ * is. Where the device reads as zero already nothing is written.
+ */
+import type { BlockDevice } from '../block/device.ts'
+import { IntervalMap } from '../block/extents.ts'
+import {
+  KNOWN_ZEROES_MAX,
+  PENDING_ZEROES_MAX,
+  SCANNED_EXTENTS_MAX,
+  SETTLING_ZEROES_MAX,
+} from '../core/limits.ts'
+import { GIB } from '../core/units.ts'
+import { unlessRefused } from './sources.ts'
+
+export interface TargetZeroesOptions {
+  readonly device: BlockDevice
+  readonly ended: () => boolean
+  /** Nothing was said of [start, end) yet, so that it is what the device says. */
+  readonly untouched: (start: number, end: number) => boolean
+  /** Runs when everything older on [start, end) is applied; what is newer waits for it. */
+  readonly inTurn: (start: number, end: number, work: () => Promise<void>) => Promise<void>
+}
+
+export class TargetZeroes {
+  readonly #options: TargetZeroesOptions
+  /** Ranges that must read as zero and are not yet zeroed on the device. */
+  readonly #pending = new IntervalMap<true>()
+  /** Ranges that are known to read as zero on the device. */
+  readonly #known = new IntervalMap<true>()
+
+  constructor(options: TargetZeroesOptions) {
+    this.#options = options
+  }
+
+  /**
+   * Learns which ranges of the target read as zero already; of what it cannot learn nothing is assumed. Gives how many bytes do
+   * not, unless the device does not say.
+   */
+  async scan(): Promise<number | undefined> {
+    const { device, ended, untouched } = this.#options
+    if (!device.features.blockStatus) return undefined
+    let at = 0
+    let seen = 0
+    let held = 0
+    while (at < device.size && !ended()) {
+      const extents = await unlessRefused(device.blockStatus(at, Math.min(GIB, device.size - at)))
+      if (extents === undefined) return undefined
+      for (const extent of extents) {
+        const end = Math.min(device.size, at + extent.length)
+        if (!extent.zero) held += end - at
+        const full = this.#known.count >= KNOWN_ZEROES_MAX
+        if (extent.zero && at < end && !full && untouched(at, end)) this.#known.set(at, end, true)
+        at = end
+        // A fragmented image has a hundred thousand of them in one answer.
+        if (++seen % SCANNED_EXTENTS_MAX === 0) await new Promise((resolve) => setImmediate(resolve))
+      }
+      if (extents.length === 0) return undefined
+    }
+    return held
+  }
+
+  /** The device reads as zero there. */
+  isKnown(start: number, end: number): boolean {
+    return this.#known.covers(start, end)
+  }
+
+  /** Something else is written there. */
+  overwritten(start: number, end: number): void {
+    this.#pending.delete(start, end)
+    this.#known.delete(start, end)
+  }
+
+  /** True when so many are pending that they must be settled. */
+  add(start: number, end: number): boolean {
+    this.#pending.set(start, end, true)
+    return this.#pending.count > PENDING_ZEROES_MAX
+  }
+
+  /** Makes what was read of the device at `offset` what it shall be. */
+  applyTo(data: Buffer, offset: number): void {
+    const end = offset + data.length
+    for (const zero of this.#pending.overlapping(offset, end))
+      data.fill(0, Math.max(zero.start, offset) - offset, Math.min(zero.end, end) - offset)
+  }
+
+  /** Makes pending zeroes real, where the device does not read as zero already. Newer data wins: it waits its turn. */
+  async settle(): Promise<void> {
+    const ranges = [...this.#pending.entries()]
+    for (let at = 0; at < ranges.length; at += SETTLING_ZEROES_MAX) {
+      // A fragmented disk has tens of thousands: other work goes on in between.
+      if (at > 0) await new Promise((resolve) => setImmediate(resolve))
+      const some = ranges.slice(at, at + SETTLING_ZEROES_MAX)
+      await Promise.all(
+        some.map(({ start, end }) => this.#options.inTurn(start, end, () => this.#settleRange(start, end))),
+      )
+      if (this.#options.ended()) return
+    }
+  }
+
+  async #settleRange(start: number, end: number): Promise<void> {
+    const { device, ended } = this.#options
+    if (ended()) return
+    for (const pending of this.#pending.overlapping(start, end)) {
+      const from = Math.max(pending.start, start)
+      const to = Math.min(pending.end, end)
+      const gaps = this.#known.gaps(from, to)
+      for (const gap of gaps) await device.writeZeroes(gap.start, gap.end - gap.start)
+      if (this.#known.count >= KNOWN_ZEROES_MAX) this.#known.clear()
+      if (gaps.length > 0) this.#known.set(from, to, true)
+      this.#pending.delete(from, to)
+    }
+  }
+}
