@@ -301,6 +301,12 @@ test('parts that do not fit are not written: the chunk is wanted, and comes as a
 
 for (const { name, before, message, says } of [
   { name: 'that were not asked for', before: [], message: HINTED, says: /chunk 0 was not asked for/ },
+  {
+    name: 'of a chunk that was wanted as a whole: a FLUSH waits',
+    before: [{ type: 'flush', id: 1, barrier: 1 }, DESCRIBED],
+    message: HINTED,
+    says: /which was not asked for/,
+  },
   { name: 'a second time', before: [DESCRIBED, HINTED], message: HINTED, says: /a second time/ },
   {
     name: 'of too few blocks',
