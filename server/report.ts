@@ -154,7 +154,8 @@ export function emptyBySource(): Record<SourceName, number> {
 type Check = (value: unknown) => boolean
 
 const isText: Check = (value) => typeof value === 'string'
-const isNumber: Check = (value) => typeof value === 'number'
+/** 1e999 in a file is Infinity, which JSON cannot say again. */
+const isNumber: Check = (value) => Number.isFinite(value)
 const isFlag: Check = (value) => typeof value === 'boolean'
 const orNull =
   (check: Check): Check =>

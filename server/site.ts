@@ -109,13 +109,19 @@ export class Site {
       })
       if (state === undefined) return 'gone'
       if (state === 'running') return 'here'
-      // `--suspend` leaves it paused at the destination: arrived, once libvirt's job is over.
-      if (state === 'paused' && direction === 'in') {
+      // `--suspend` leaves it paused at the destination: arrived, once libvirt's job is over. A new QEMU that waits for a source
+      // that will never send the rest is paused, too, until libvirt notices.
+      if (state === 'paused' && direction === 'in' && !(await this.#incomplete(uuid))) {
         if (attempt >= OUTCOME_PAUSED_ASKS_MAX || !(await this.migrating(uuid))) return 'here'
       }
       await this.#rest(OUTCOME_ASK_MS)
     }
     return 'unknown'
+  }
+
+  async #incomplete(uuid: string): Promise<boolean> {
+    const reason = await this.libvirt.pauseReason(uuid).catch(() => undefined)
+    return reason === 'migrating' || reason === 'starting up'
   }
 
   /** Whether libvirt works on a migration of that guest (name or uuid); true also when it does not say. */

@@ -98,6 +98,13 @@ export class Libvirt {
     }
   }
 
+  /** Why a paused guest is, in libvirt's own words: `user`, `migrating`, `starting up`; undefined for one that is not. */
+  async pauseReason(uuid: string): Promise<string | undefined> {
+    if (!isUuid(uuid))
+      throw new RefusedError(`libvirt: expected a uuid, found ${JSON.stringify(uuid.slice(0, 64))}`)
+    return /^paused \((.+)\)$/.exec((await this.#call(['domstate', uuid, '--reason'])).trim())?.[1]
+  }
+
   /** How the guest's current job stands, or with `completed` its last one. */
   async jobInfo(name: string, options: { readonly completed?: boolean } = {}): Promise<JobInfo | undefined> {
     if (!isGuestName(name))

@@ -17,6 +17,7 @@ const BENCHES: Readonly<Record<string, () => Promise<Bench>>> = {
   chunk: () => import('./chunk.ts'),
   nbd: () => import('./nbd.ts'),
   peer: () => import('./peer.ts'),
+  pipeline: () => import('./pipeline.ts'),
   'wan-bytes': () => import('./wan-bytes.ts'),
 }
 

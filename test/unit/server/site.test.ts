@@ -30,6 +30,8 @@ const absent = (argv: readonly string[]): never => {
 interface Said {
   state: (argv: readonly string[]) => string
   job: (argv: readonly string[]) => string
+  /** Why it is paused. */
+  reason?: string
 }
 
 async function start(context: TestContext, said: Said) {
@@ -42,6 +44,7 @@ async function start(context: TestContext, said: Said) {
     libvirt: new Libvirt({
       run: async (argv) => {
         if (!argv.includes('domstate')) return said.job(argv)
+        if (argv.includes('--reason')) return `${said.state(argv).trim()} (${said.reason ?? 'user'})\n`
         asked++
         return said.state(argv)
       },
@@ -89,6 +92,15 @@ test('a guest that stays paused at the destination has arrived, though libvirt s
   const { value } = await answered(site.outcome(UUID, 'in', 0), OUTCOME_ASK_MS)
   assert.equal(value, 'here')
   assert.equal(asked(), OUTCOME_PAUSED_ASKS_MAX + 1)
+})
+
+test('a new QEMU that waits for the rest of a guest is not that guest, however long it is there', async (context) => {
+  for (const reason of ['migrating', 'starting up']) {
+    const { site, answered, asked } = await start(context, { state: () => 'paused\n', job: absent, reason })
+    const { value } = await answered(site.outcome(UUID, 'in', 0), OUTCOME_ASK_MS)
+    assert.equal(value, 'unknown')
+    assert.equal(asked(), OUTCOME_ASKS_MAX)
+  }
 })
 
 test('one that goes past SWAM is not waited for for ever: it never appears', async (context) => {
