@@ -14,9 +14,12 @@ export async function checkPeers(place: Place): Promise<Finding[]> {
   const findings: Finding[] = []
   for (const peer of place.config?.peers ?? []) {
     const report = place.status?.peers.find(({ name }) => name === peer.name)
-    if (report !== undefined && !report.up) findings.push(downFinding(peer, report))
     const seen = place.about?.peers.find(({ name }) => name === peer.name)
-    if (seen?.about === null || seen === undefined) continue
+    if (seen?.about === null || seen === undefined) {
+      if (report !== undefined && !report.up) findings.push(downFinding(peer, report))
+      continue
+    }
+    // It has answered just now, whatever the status said before: our daemon may have rested between two tries.
     findings.push(
       ...clockFindings(peer, seen.clockMs),
       ...nameHereFindings(

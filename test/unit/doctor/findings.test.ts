@@ -12,11 +12,13 @@ import { findingsText } from '../../../server/cli/doctor.ts'
 import { apparmorFindings } from '../../../server/doctor/apparmor.ts'
 import { quoted } from '../../../server/doctor/finding.ts'
 import {
+  checkPeers,
   clockFindings,
   downFinding,
   nameHereFindings,
   nameThereFindings,
 } from '../../../server/doctor/peers.ts'
+import type { Place } from '../../../server/doctor/place.ts'
 import { findingsOf, reportOf } from '../../../server/doctor/report.ts'
 import { sshdFindings } from '../../../server/doctor/sshd.ts'
 
@@ -161,6 +163,19 @@ test("names: what a peer calls itself becomes part of a command only if it is a 
   ]) {
     assert.throws(() => aboutOf({ ...ABOUT, ...part }), /about/)
   }
+})
+
+test('a peer that was down and answers when it is asked is up', async () => {
+  const report = { name: 'fra1', site: '', address: '', up: false, rttMs: null, error: 'ended with status 3' }
+  const place = (about: About | null): Place =>
+    ({
+      config: { peers: [PEER] },
+      status: { peers: [report] },
+      about: { name: '', peers: [{ name: 'fra1', about, clockMs: 0, error: null }] },
+    }) as unknown as Place
+  assert.deepEqual(ids(await checkPeers(place(null))), ['peer-down'])
+  const found = ids(await checkPeers(place({ ...ABOUT, name: '' })))
+  assert.ok(!found.includes('peer-down'), found.join())
 })
 
 test('a peer that is down: the mend follows from the reason', () => {
