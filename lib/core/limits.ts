@@ -482,6 +482,8 @@ export const SCANNED_EXTENTS_MAX: number = 4096
 export const SESSION_ENTRIES_MAX: number = (64 * MIB) / 64
 /** Chunks whose blocks are looked for at once. */
 export const FINDING_CHUNKS_MAX: number = 8
+/** Chunks before a FLUSH that are not asked for block by block: some 8 MiB, on most links about the round trip that they would wait. */
+export const HURRIED_CHUNKS_MAX: number = 128
 /** Where blocks lie that a session delivered: 20 bytes each, so 3 GiB of them. */
 export const SESSION_BLOCKS_BYTES_MAX: number = 16 * MIB
 /** Images in which the same offset is guessed at: each guess is a read. */

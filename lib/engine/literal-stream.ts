@@ -18,7 +18,6 @@ const PIECE_BYTES = 128 * KIB
 
 interface Coder {
   write(bytes: Uint8Array, done: (error?: Error | null) => void): boolean
-  flush(kind: number, done: () => void): void
   on(event: 'data', listener: (piece: Buffer) => void): unknown
   on(event: 'error', listener: (error: Error) => void): unknown
   destroy(): unknown
@@ -45,13 +44,13 @@ class Stream {
     coder.on('error', (error) => this.fail(error))
   }
 
-  run(bytes: Uint8Array, bytesMax: number, flushes: boolean): Promise<Buffer> {
-    const result = this.#turn.then(() => this.#step(bytes, bytesMax, flushes))
+  run(bytes: Uint8Array, bytesMax: number): Promise<Buffer> {
+    const result = this.#turn.then(() => this.#step(bytes, bytesMax))
     this.#turn = result.catch(() => undefined)
     return result
   }
 
-  async #step(bytes: Uint8Array, bytesMax: number, flushes: boolean): Promise<Buffer> {
+  async #step(bytes: Uint8Array, bytesMax: number): Promise<Buffer> {
     this.#bytes = 0
     this.#bytesMax = bytesMax
     await new Promise<void>((resolve, reject) => {
@@ -59,9 +58,8 @@ class Stream {
       this.#onError = reject
       this.#coder.write(bytes, (error) => {
         if (error !== undefined && error !== null) this.fail(error)
-        else if (!flushes) resolve()
+        else resolve()
       })
-      if (flushes) this.#coder.flush(constants.ZSTD_e_flush, resolve)
     })
     const pieces = this.#pieces
     this.#pieces = []
@@ -81,13 +79,15 @@ export class LiteralPacker {
   readonly #stream = new Stream(
     createZstdCompress({
       params: { [constants.ZSTD_c_compressionLevel]: ZSTD_LEVEL },
+      // With each write.
+      flush: constants.ZSTD_e_flush,
       chunkSize: PIECE_BYTES,
     }),
   )
 
   /** Packs 1 to LITERAL_BYTES_MAX bytes, which must not change until the promise settles. */
   pack(bytes: Uint8Array): Promise<Buffer> {
-    return this.#stream.run(bytes, 2 * LITERAL_BYTES_MAX, true)
+    return this.#stream.run(bytes, 2 * LITERAL_BYTES_MAX)
   }
 
   close(): void {
@@ -107,7 +107,7 @@ export class LiteralUnpacker {
   async unpack(bytes: Uint8Array, length: number): Promise<Buffer> {
     let output: Buffer
     try {
-      output = await this.#stream.run(bytes, length, false)
+      output = await this.#stream.run(bytes, length)
     } catch (error) {
       if (error instanceof LostError) throw error
       const what = `zstd: ${bytes.length} bytes of the stream do not unpack to ${length} bytes`

@@ -1,7 +1,8 @@
 /**
  * What the far side wants and does not have: gathers chunks, or the missing blocks of them, into literals of some 192 KiB,
- * packs and sends them. With FEATURE_STREAM each frame class is one zstd stream, packed one literal after the other; without
- * it literals are frames of their own, packed side by side.
+ * packs and sends them. With FEATURE_STREAM they go into zstd streams, each packed one literal after the other: one of the
+ * class of what a FLUSH waits for, two of the bulk, since one thread packs slower than a fast link takes (the second only
+ * while the first is busy: a stream knows only its own past). Without it literals are frames of their own, packed side by side.
  */
 import { compress } from '../chunk/zstd.ts'
 import { LITERAL_BYTES_MAX, LITERAL_CHUNKS_MAX, LITERALS_IN_FLIGHT_MAX } from '../core/limits.ts'
@@ -14,6 +15,8 @@ import type { ChunkRecord } from './sender-parts.ts'
 
 /** A frame of about 100 KiB compressed: acknowledged often enough for the pacing. */
 const LITERAL_TARGET_BYTES = 192 * KIB
+const FINAL_STREAMS: readonly LiteralCodec[] = ['final']
+const BULK_STREAMS: readonly LiteralCodec[] = ['bulk', 'bulk2']
 
 export interface LiteralOptions {
   readonly link: DiskLink
@@ -30,9 +33,10 @@ export interface LiteralOptions {
 export class LiteralSender {
   readonly #options: LiteralOptions
   readonly #packers = new Map<LiteralCodec, LiteralPacker>()
+  /** Streams that pack a literal now. The order in which they pack must be that in which their literals are sent. */
+  readonly #busy = new Set<LiteralCodec>()
   #queue: ChunkRecord[] = []
   #sending = 0
-  #packing = false
   #closed = false
 
   constructor(options: LiteralOptions) {
@@ -45,12 +49,18 @@ export class LiteralSender {
   }
 
   pump(): void {
-    while (!this.#closed && this.#sending < LITERALS_IN_FLIGHT_MAX && !this.#packing) {
-      const batch = this.#batch()
-      if (batch.length === 0) return
+    const { link, isUrgent, onError } = this.#options
+    while (!this.#closed && this.#sending < LITERALS_IN_FLIGHT_MAX) {
+      const urgent = isUrgent()
+      const streams = urgent ? FINAL_STREAMS : BULK_STREAMS
+      const codec = link.features.has(FEATURE_STREAM)
+        ? streams.find((stream) => !this.#busy.has(stream))
+        : 'zstd'
+      const batch = codec === undefined ? [] : this.#batch()
+      if (codec === undefined || batch.length === 0) return
       this.#sending++
-      void this.#send(batch)
-        .catch((error: unknown) => this.#options.onError(error))
+      void this.#send(batch, codec, urgent)
+        .catch(onError)
         .finally(() => {
           this.#sending--
           this.pump()
@@ -82,27 +92,11 @@ export class LiteralSender {
     return batch
   }
 
-  async #send(batch: readonly ChunkRecord[]): Promise<void> {
-    const { link, disk, epoch, isUrgent, onSent } = this.#options
+  async #send(batch: readonly ChunkRecord[], stream: LiteralCodec, urgent: boolean): Promise<void> {
+    const { link, disk, epoch, onSent } = this.#options
     const plain = plainOf(batch)
     const chunks = batch.map(({ seq, wantedBytes }) => ({ seq, length: wantedBytes }))
-    const urgent = isUrgent()
-    let codec: LiteralCodec
-    let data: Buffer
-    if (link.features.has(FEATURE_STREAM)) {
-      codec = urgent ? 'final' : 'bulk'
-      // The order in which literals are packed must be that in which they are sent.
-      this.#packing = true
-      try {
-        data = await this.#packer(codec).pack(plain)
-      } finally {
-        this.#packing = false
-      }
-    } else {
-      const packed = await compress(plain)
-      codec = packed.length < plain.length ? 'zstd' : 'raw'
-      data = codec === 'zstd' ? packed : plain
-    }
+    const { codec, data } = await this.#pack(stream, plain)
     if (this.#closed) return
     const sent = link.send(
       { type: 'literal', disk, epoch, chunks, codec, data },
@@ -110,6 +104,19 @@ export class LiteralSender {
     )
     this.pump()
     onSent(plain.length, data.length, await sent)
+  }
+
+  async #pack(stream: LiteralCodec, plain: Buffer): Promise<{ codec: LiteralCodec; data: Buffer }> {
+    if (stream === 'zstd') {
+      const packed = await compress(plain)
+      return packed.length < plain.length ? { codec: 'zstd', data: packed } : { codec: 'raw', data: plain }
+    }
+    this.#busy.add(stream)
+    try {
+      return { codec: stream, data: await this.#packer(stream).pack(plain) }
+    } finally {
+      this.#busy.delete(stream)
+    }
   }
 
   #packer(codec: LiteralCodec): LiteralPacker {

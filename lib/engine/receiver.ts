@@ -19,6 +19,7 @@ import { sha256 } from '../chunk/digest.ts'
 import type { ByteBudget, ByteShare } from '../core/byte-budget.ts'
 import { errorText, ProtocolError, RefusedError } from '../core/errors.ts'
 import {
+  HURRIED_CHUNKS_MAX,
   MIGRATION_TASKS_MAX,
   RECEIVER_FLUSHES_MAX,
   RECEIVER_TASKS_MAX,
@@ -421,8 +422,9 @@ export class DiskReceiver implements DiskEndpoint {
       this.#take(task, task.eager)
       return
     }
-    // While a FLUSH waits a round trip is downtime.
-    if (this.#barriers.length === 0 && this.#blocks?.ask(task) === true) return
+    // While a FLUSH waits a round trip is downtime, unless what lies before it takes longer than that anyway.
+    const waits = this.#barriers.length > 0 && this.#tasks.size <= HURRIED_CHUNKS_MAX
+    if (!waits && this.#blocks?.ask(task) === true) return
     this.#want(task)
   }
 

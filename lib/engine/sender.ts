@@ -184,9 +184,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
 
   /** Rare (a mirror never reads its target): waits until what it would read is applied, then asks the far side. */
   async read(offset: number, length: number): Promise<Buffer> {
-    this.#check()
-    await this.#emitAll()
-    await this.#untilApplied()
+    await this.settle()
     const result = Buffer.allocUnsafe(length)
     for (let at = 0; at < length; at += LITERAL_BYTES_MAX) {
       const part = Math.min(LITERAL_BYTES_MAX, length - at)
@@ -202,6 +200,14 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
       data.copy(result, at)
     }
     return result
+  }
+
+  /** Resolves when everything that was written is applied; nobody waits for it as for a FLUSH, which it is none. */
+  async settle(): Promise<void> {
+    this.#check()
+    await this.#emitAll()
+    await this.#untilApplied()
+    this.#check()
   }
 
   /** Never claims a hole: only what the far side confirmed could be called zero, and nobody needs it. */

@@ -50,7 +50,7 @@ export const DIGEST_BYTES: number = 32
 
 /** In both HELLOs: a chunk that is missing may be asked for block by block (ASK, HINTS, PARTS). */
 export const FEATURE_BLOCKS = 'blocks'
-/** In both HELLOs: the literals of one frame class are one zstd stream. */
+/** In both HELLOs: literals are zstd streams, two of frame class bulk and one of class final. */
 export const FEATURE_STREAM = 'stream'
 /** In both HELLOs: what was written together is described by one SURVEY, and an APPLIED run may go over zeroes. */
 export const FEATURE_SURVEY = 'survey'
@@ -73,8 +73,8 @@ export const SOURCES = [
 ] as const
 export type SourceName = (typeof SOURCES)[number]
 
-/** `bulk` and `final`: the next piece of the disk's zstd stream of that frame class, flushed. The order is part of the protocol. */
-const CODECS = ['raw', 'zstd', 'bulk', 'final'] as const
+/** `bulk`, `bulk2`, `final`: the next piece of one of the disk's zstd streams, flushed. The order is part of the protocol. */
+const CODECS = ['raw', 'zstd', 'bulk', 'final', 'bulk2'] as const
 export type LiteralCodec = (typeof CODECS)[number]
 
 export interface SeqRun {

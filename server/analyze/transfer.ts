@@ -67,6 +67,8 @@ export async function transfer(options: TransferOptions): Promise<Transferred> {
     await sender.open(0, '')
     const startMs = performance.now()
     const dataBytes = await feed(image, sender, signal)
+    // A FLUSH is in a hurry, and hurry costs bytes: a migration's bulk has none.
+    await sender.settle()
     await sender.flush()
     const elapsedMs = performance.now() - startMs
     const { bySource } = sender.account
