@@ -47,6 +47,9 @@ test('a line that is no report is left out, and the others are still there', asy
     ]) {
       await appendFile(join(dir, 'history.jsonl'), `${JSON.stringify(damaged)}\n`)
     }
+    // Infinity, which no JSON can say again.
+    const infinite = JSON.stringify(entry('i')).replace('"elapsedMs":0', '"elapsedMs":1e999')
+    await appendFile(join(dir, 'history.jsonl'), `${infinite}\n`)
     await history.append(entry('b'))
     assert.deepEqual(
       (await history.read()).map(({ id }) => id),
