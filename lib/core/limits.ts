@@ -416,6 +416,8 @@ export const DESCRIBE_JOBS_MAX: number = 2
 export const ZSTD_OUTPUT_BYTES_MAX: number = 16 * MIB
 /** log2 of the largest window that a zstd frame of a disk may ask for: 8 MiB; level 3 uses up to 2 MiB. */
 export const ZSTD_WINDOW_LOG_MAX: number = 23
+/** The same for a stream of literals, which lives as long as its disk's session: 2 MiB, what level 3 uses. */
+export const LITERAL_STREAM_WINDOW_LOG_MAX: number = 21
 /** The largest piece of shared memory; the pool of them is bounded by `limits.windowMiB`. */
 export const SLAB_BYTES_MAX: number = 16 * MIB
 /** Shared memory that is kept for the next migration when nothing is under way. */

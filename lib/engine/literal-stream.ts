@@ -4,12 +4,12 @@
  * Both ends must take them in the same order: that of the frames of one class.
  *
  * What is unpacked came from outside: the caller says how long it must be, and what goes beyond ends the stream. After any
- * failure a stream is of no use. Neither end waits for the other; memory is one window each (ZSTD_WINDOW_LOG_MAX).
+ * failure a stream is of no use. Neither end waits for the other; memory is one window each (LITERAL_STREAM_WINDOW_LOG_MAX).
  */
 import { constants, createZstdCompress, createZstdDecompress } from 'node:zlib'
 import { decompress, ZSTD_LEVEL } from '../chunk/zstd.ts'
 import { errorText, LostError, ProtocolError } from '../core/errors.ts'
-import { LITERAL_BYTES_MAX, ZSTD_WINDOW_LOG_MAX } from '../core/limits.ts'
+import { LITERAL_BYTES_MAX, LITERAL_STREAM_WINDOW_LOG_MAX } from '../core/limits.ts'
 import { KIB } from '../core/units.ts'
 import { FEATURE_STREAM, type LiteralCodec } from '../wire/disk.ts'
 
@@ -78,7 +78,10 @@ class Stream {
 export class LiteralPacker {
   readonly #stream = new Stream(
     createZstdCompress({
-      params: { [constants.ZSTD_c_compressionLevel]: ZSTD_LEVEL },
+      params: {
+        [constants.ZSTD_c_compressionLevel]: ZSTD_LEVEL,
+        [constants.ZSTD_c_windowLog]: LITERAL_STREAM_WINDOW_LOG_MAX,
+      },
       // With each write.
       flush: constants.ZSTD_e_flush,
       chunkSize: PIECE_BYTES,
@@ -98,7 +101,7 @@ export class LiteralPacker {
 export class LiteralUnpacker {
   readonly #stream = new Stream(
     createZstdDecompress({
-      params: { [constants.ZSTD_d_windowLogMax]: ZSTD_WINDOW_LOG_MAX },
+      params: { [constants.ZSTD_d_windowLogMax]: LITERAL_STREAM_WINDOW_LOG_MAX },
       chunkSize: PIECE_BYTES,
     }),
   )

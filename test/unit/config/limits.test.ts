@@ -33,8 +33,9 @@ held below 1.5 GiB in those of eight (test/long/swam-resources.test.ts). What it
 | frames in flight, each way (\`WindowPool\`) | 256 MiB, and 2 to 6 MiB a bundle |
 | frames that a far end does not read | 40 MiB and 131,072 frames (some 40 MiB) a channel, then it is let go |
 | streams (RAM) that QEMU does not take | 4 MiB each |
-| index of images | indexMiB |
-| places of what a session delivered | 100 bytes for each 32 KiB of a disk, 100 MiB a disk |
+| index of images | indexMiB, and 256 MiB for their blocks |
+| places of what a session delivered | 100 bytes for each 32 KiB of a disk, 100 MiB a disk; of its blocks 16 MiB a disk |
+| streams of literals | 10 MiB a disk that is sent, 7 MiB a disk that is received |
 | bookkeeping of chunks under way | 3 MiB for sending a disk, 32 MiB for receiving it |
 
 windowMiB is the lever: on a host with little memory 64 is enough for a link of 1 Gbit/s.

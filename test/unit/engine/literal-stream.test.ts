@@ -2,9 +2,10 @@
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
 import { test } from 'node:test'
+import { constants, zstdCompressSync } from 'node:zlib'
 import { compress } from '../../../lib/chunk/zstd.ts'
 import { LostError, ProtocolError } from '../../../lib/core/errors.ts'
-import { LITERAL_BYTES_MAX } from '../../../lib/core/limits.ts'
+import { LITERAL_BYTES_MAX, LITERAL_STREAM_WINDOW_LOG_MAX } from '../../../lib/core/limits.ts'
 import { KIB, MIB } from '../../../lib/core/units.ts'
 import { LiteralPacker, LiteralUnpacker } from '../../../lib/engine/literal-stream.ts'
 import { noise } from './rig.ts'
@@ -63,6 +64,13 @@ test('a bomb is put out at its announced length', async () => {
   const before = process.memoryUsage().arrayBuffers
   await assert.rejects(unpacker.unpack(bomb, 4096), ProtocolError)
   assert.ok(process.memoryUsage().arrayBuffers - before < 16 * MIB)
+})
+
+test('a stream that wants a larger window gets no memory', async () => {
+  const params = { [constants.ZSTD_c_windowLog]: LITERAL_STREAM_WINDOW_LOG_MAX + 1 }
+  const packed = zstdCompressSync(noise(8 * MIB, 4), { params })
+  const unpacker = new LiteralUnpacker()
+  await assert.rejects(unpacker.unpack(packed, 8 * MIB), /memory/i)
 })
 
 test('what is under way when it is closed is rejected', async () => {
