@@ -28,9 +28,15 @@ import {
   rmSync,
   writeSync,
 } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { RefusedError } from '../core/errors.ts'
-import { CHUNK_BYTES_MAX, MAP_PIECE_CHUNKS_MAX, MAP_RUN_BLOCKS_MAX, PATH_BYTES_MAX } from '../core/limits.ts'
+import {
+  CHUNK_BYTES_MAX,
+  IMAGE_BYTES_MAX,
+  MAP_PIECE_CHUNKS_MAX,
+  MAP_RUN_BLOCKS_MAX,
+  PATH_BYTES_MAX,
+} from '../core/limits.ts'
 import { BLOCK_BYTES } from '../core/units.ts'
 import type { ImageIdentity } from './image-files.ts'
 
@@ -251,6 +257,41 @@ export class ImageMap {
     }
     closeSync(fd)
     return undefined
+  }
+
+  /**
+   * Whichever map lies there, and of which image it is.
+   * @throws RefusedError for a file that is not believed; what opening it throws
+   */
+  static at(place: string): {
+    readonly map: ImageMap
+    readonly path: string
+    readonly identity: ImageIdentity
+  } {
+    const fd = openSync(place, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK)
+    try {
+      const fixed = readAt(fd, 0, FIXED_BYTES)
+      const known = Buffer.concat([MAGIC, Buffer.from([0, 0, 0, VERSION])])
+      if (fixed?.subarray(0, known.length).equals(known) !== true)
+        throw new RefusedError(`${place}: expected a map of version ${VERSION}, found another file`)
+      const length = fixed.readUInt32BE(known.length)
+      const name = length > PATH_BYTES_MAX ? undefined : readAt(fd, FIXED_BYTES, length)
+      const [dev, ino, size] = [4, 12, 20].map((at) => fixed.readBigUInt64BE(known.length + at))
+      const path = name?.toString('utf8') ?? ''
+      if (name === undefined || basename(place) !== mapPath('', path) || size! > BigInt(IMAGE_BYTES_MAX))
+        throw new RefusedError(`${place}: it is the map of another image`)
+      const mtimeNs = fixed.readBigInt64BE(known.length + 28)
+      const identity: ImageIdentity = { dev: dev!, ino: ino!, size: Number(size), mtimeNs }
+      const head = Buffer.concat([fixed, name])
+      return {
+        map: new ImageMap(place, fd, head.length, checkWhole(place, fd, head, identity.size)),
+        path,
+        identity,
+      }
+    } catch (error) {
+      closeSync(fd)
+      throw error
+    }
   }
 
   /** All chunks and all blocks, each in the order of the image, in pieces of at most MAP_…_MAX. */

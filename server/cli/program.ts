@@ -8,6 +8,7 @@ import { ConfigFindingsError, findingText } from '../../config/load.ts'
 import { errorText } from '../../lib/core/errors.ts'
 import { release } from '../release.ts'
 import type { AnalyzeCommandOptions } from './analyze.ts'
+import type { CatalogAction } from './catalog.ts'
 import { configCheckCommand } from './config-check.ts'
 import type { GlobalOptions, Output } from './context.ts'
 import { EXIT, exitCodeOf } from './exit-codes.ts'
@@ -82,6 +83,9 @@ export function swamProgram(
       exitCode = await configCheckCommand(file, settings(command), output)
     })
   addAnalyzeCommand(program, output)
+  addCatalogCommands(program, output, (code) => {
+    exitCode = code
+  })
   addPeerCommands(program, stdin, output, (code) => {
     exitCode = code
   })
@@ -121,4 +125,22 @@ function addAnalyzeCommand(program: Command, output: Output): void {
       const { analyzeCommand } = await import('./analyze.ts')
       await analyzeCommand(file, command.optsWithGlobals<AnalyzeCommandOptions>(), output)
     })
+}
+
+function addCatalogCommands(program: Command, output: Output, done: (exitCode: number) => void): void {
+  const catalog = program.command('catalog').description("the maps of this host's images")
+  const add = (action: CatalogAction, description: string): void => {
+    const command = catalog.command(action).description(description)
+    if (action === 'add' || action === 'remove') command.argument('<file>', 'the image')
+    command.action(async (...words: unknown[]) => {
+      const called = words.at(-1) as Command
+      const { catalogCommand } = await import('./catalog.ts')
+      done(await catalogCommand(action, called.args[0], called.optsWithGlobals<GlobalOptions>(), output))
+    })
+  }
+  add('list', 'each map, and whether its image is still what it was')
+  add('stats', 'how many, and how large')
+  add('verify', 'reads every image again and compares')
+  add('add', 'scans an image now, instead of when the next migration is announced')
+  add('remove', 'forgets what is known of an image, which stays as it is')
 }

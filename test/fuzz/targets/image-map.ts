@@ -44,6 +44,11 @@ export const imageMap: FuzzTarget = {
     const { directory, path } = place()
     for (const bytes of [input, signed(input)]) {
       writeFileSync(path, bytes)
+      const found = allowing([RefusedError], () => ImageMap.at(path))
+      if ('value' in found) {
+        assert.equal(found.value.path, MAPPED_PATH, 'a map says whose it is, and lies where that one belongs')
+        found.value.map.close()
+      }
       const opened = allowing([RefusedError], () => ImageMap.open(directory, MAPPED_PATH, MAPPED))
       if (!('value' in opened) || opened.value === undefined) continue
       using map = opened.value

@@ -1,0 +1,112 @@
+/**
+ * `swam catalog`: the maps that the daemon keeps of this host's images. It works on the files themselves, whether the daemon runs
+ * or not, and never on an image: what a map says is only ever a hint.
+ */
+import { realpath } from 'node:fs/promises'
+import { join } from 'node:path'
+import { DEFAULT_CONFIG_PATH, loadConfig } from '../../config/load.ts'
+import { type FolderMap, isExact, makeMap, mapsIn, removeMap } from '../../lib/catalog/map-folder.ts'
+import { errorText, RefusedError } from '../../lib/core/errors.ts'
+import { AnswerError } from '../control.ts'
+import { type GlobalOptions, type Output, requireRoot } from './context.ts'
+import { EXIT } from './exit-codes.ts'
+import { bytesText, jsonLine, plainText, tableText } from './format.ts'
+
+export type CatalogAction = 'list' | 'stats' | 'verify' | 'add' | 'remove'
+
+const STATES: Readonly<Record<FolderMap['state'], string>> = {
+  good: '',
+  old: 'the image has changed since',
+  gone: 'the image is gone',
+  damaged: 'damaged',
+}
+
+/** Gives the exit code: 1 when `verify` found a map that is not exact. Throws what exit-codes.ts knows. */
+export async function catalogCommand(
+  action: CatalogAction,
+  image: string | undefined,
+  options: GlobalOptions,
+  output: Output,
+): Promise<number> {
+  requireRoot('swam catalog')
+  const { stateDir } = await loadConfig(options.config ?? DEFAULT_CONFIG_PATH)
+  const folder = join(stateDir, 'catalog')
+  if (action === 'add' || action === 'remove') {
+    // The daemon knows an image by where it really lies; one that is gone has no such place any more.
+    const path = await realpath(image!).catch(() => image!)
+    if (action === 'add') await makeMap(folder, path)
+    else if (!removeMap(folder, path))
+      throw new AnswerError('SWAM_NOT_FOUND', `no map of ${path} in ${folder}: see swam catalog list`)
+    return EXIT.done
+  }
+  const maps = await mapsIn(folder)
+  if (action === 'verify') return await verify(folder, maps, options, output)
+  const report = action === 'list' ? { version: 1, maps } : { version: 1, ...statsOf(maps) }
+  const text = action === 'list' ? listText(maps) : statsText(statsOf(maps))
+  output.out(options.json === true ? jsonLine(report) : `${text}\n`)
+  return EXIT.done
+}
+
+async function verify(
+  folder: string,
+  maps: readonly FolderMap[],
+  options: GlobalOptions,
+  output: Output,
+): Promise<number> {
+  const checked: { path: string; exact: boolean; problem: string | null }[] = []
+  for (const { path, state, problem, place } of maps) {
+    if (state === 'damaged') checked.push({ path: place, exact: false, problem })
+    if (state !== 'good') continue
+    try {
+      const exact = await isExact(folder, path)
+      checked.push({ path, exact, problem: exact ? null : 'the image holds something else' })
+    } catch (error) {
+      // Somebody writes to it: its map will be made again anyway.
+      if (!(error instanceof RefusedError)) throw error
+      checked.push({ path, exact: false, problem: errorText(error) })
+    }
+  }
+  const wrong = checked.filter(({ exact }) => !exact)
+  if (options.json === true) output.out(jsonLine({ version: 1, checked }))
+  else {
+    for (const { path, problem } of wrong) output.out(`${plainText(path)}: ${plainText(problem ?? '')}\n`)
+    output.out(`${checked.length} maps checked, ${wrong.length} are not exact\n`)
+  }
+  return wrong.length === 0 ? EXIT.done : EXIT.failed
+}
+
+interface Stats {
+  readonly maps: number
+  readonly good: number
+  readonly mapBytes: number
+  readonly chunks: number
+  readonly blocks: number
+}
+
+function statsOf(maps: readonly FolderMap[]): Stats {
+  const sum = (pick: (map: FolderMap) => number): number => maps.reduce((total, map) => total + pick(map), 0)
+  return {
+    maps: maps.length,
+    good: maps.filter(({ state }) => state === 'good').length,
+    mapBytes: sum(({ mapBytes }) => mapBytes),
+    chunks: sum(({ chunks }) => chunks),
+    blocks: sum(({ blocks }) => blocks),
+  }
+}
+
+function statsText({ maps, good, mapBytes, chunks, blocks }: Stats): string {
+  return `${maps} maps of ${bytesText(mapBytes)}, ${good} of images as they are; ${chunks} chunks, ${blocks} blocks of 4 KiB`
+}
+
+function listText(maps: readonly FolderMap[]): string {
+  if (maps.length === 0) return 'no image is known yet'
+  const rows = maps.map(({ path, place, size, chunks, blocks, mapBytes, state, problem }) => [
+    plainText(path === '' ? place : path),
+    bytesText(size),
+    String(chunks),
+    String(blocks),
+    bytesText(mapBytes),
+    plainText(problem ?? STATES[state]),
+  ])
+  return tableText(['image', 'size', 'chunks', 'blocks', 'map', ''], rows)
+}
