@@ -7,6 +7,7 @@ import { after, test } from 'node:test'
 import { sha256 } from '../../../lib/chunk/digest.ts'
 import { RefusedError } from '../../../lib/core/errors.ts'
 import { GIB, KIB, MIB } from '../../../lib/core/units.ts'
+import { RunWriter } from '../../../lib/engine/seams.ts'
 import type { DiskSender } from '../../../lib/engine/sender.ts'
 import {
   DISK_DESCRIBE,
@@ -21,7 +22,7 @@ import {
   FEATURE_BLOCKS,
 } from '../../../lib/wire/disk.ts'
 import { random } from '../../random.ts'
-import { closeRigs, loneReceiver, noise, type Rig, rig, type Wire, wire } from './rig.ts'
+import { closeRigs, DurableDevice, loneReceiver, noise, type Rig, rig, type Wire, wire } from './rig.ts'
 
 after(closeRigs)
 
@@ -244,6 +245,15 @@ for (const minimum of [1, 512, 4096]) {
     })
   }
 }
+
+test('a block that a chunk in place, of which nobody has the bytes, shares with a new one is both', async () => {
+  const before = noise(3 * BLOCK, 60)
+  const fresh = noise(3 * BLOCK, 61).subarray(0, 3 * BLOCK - 6000)
+  const device = new DurableDevice(Buffer.from(before), BLOCK)
+  const writer = new RunWriter(device, 0, 3 * BLOCK)
+  await Promise.all([writer.inPlace(0, 6000), writer.chunk(6000, fresh, false)])
+  assert.ok(device.bytes.equals(Buffer.concat([before.subarray(0, 6000), fresh])))
+})
 
 // ---- ends that lie, and order ----------------------------------------------------------------------------------
 
