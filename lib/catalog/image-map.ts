@@ -18,6 +18,7 @@ import { createHash, type Hash, hash } from 'node:crypto'
 import {
   closeSync,
   constants,
+  fchownSync,
   fstatSync,
   fsyncSync,
   mkdirSync,
@@ -104,9 +105,15 @@ function header(path: string, { dev, ino, size, mtimeNs }: ImageIdentity): Buffe
   return bytes
 }
 
-/** Writes a map while its image is scanned. Nothing is at the map's place before `finish`. */
-export class ImageMapWriter {
-  readonly #place: string
+/** Who a map shall belong to. */
+export interface MapOwner {
+  readonly uid: number
+  readonly gid: number
+}
+
+/** A map as bytes, piece by piece, while its image is scanned. */
+export class ImageMapEncoder {
+  readonly #sink: (bytes: Buffer) => void
   readonly #hash: Hash = createHash('sha256')
   readonly #chunks = Buffer.alloc(MAP_PIECE_CHUNKS_MAX * CHUNK_ENTRY_BYTES)
   #chunksFilled = 0
@@ -115,15 +122,10 @@ export class ImageMapWriter {
   #hintsFilled = 0
   #runOffset = 0
   #blockCount = 0
-  #fd: number | undefined
 
-  /** @throws when the directory cannot be written */
-  constructor(directory: string, path: string, identity: ImageIdentity) {
-    this.#place = mapPath(directory, path)
-    mkdirSync(directory, { recursive: true, mode: 0o700 })
-    // Of a daemon that was killed.
-    rmSync(`${this.#place}.new`, { force: true })
-    this.#fd = openSync(`${this.#place}.new`, 'wx', 0o600)
+  /** @param sink is given all but the digest; it must not keep the bytes */
+  constructor(sink: (bytes: Buffer) => void, path: string, identity: ImageIdentity) {
+    this.#sink = sink
     this.#put(header(path, identity))
   }
 
@@ -150,30 +152,12 @@ export class ImageMapWriter {
     this.#blockCount++
   }
 
-  /** The map is at its place, and durable, when this returns. */
-  finish(): void {
+  /** The digest that follows what the sink was given. */
+  end(): Buffer {
     this.#flushChunks()
     this.#flushBlocks()
     this.#put(counts(this.#chunkCount, this.#blockCount))
-    const fd = this.#open()
-    writeSync(fd, this.#hash.digest())
-    fsyncSync(fd)
-    closeSync(fd)
-    this.#fd = undefined
-    renameSync(`${this.#place}.new`, this.#place)
-  }
-
-  /** Idempotent; after `finish` nothing. */
-  abort(): void {
-    if (this.#fd === undefined) return
-    closeSync(this.#fd)
-    this.#fd = undefined
-    rmSync(`${this.#place}.new`, { force: true })
-  }
-
-  #open(): number {
-    if (this.#fd === undefined) throw new RangeError(`image map ${this.#place}: it is closed`)
-    return this.#fd
+    return this.#hash.digest()
   }
 
   #flushChunks(): void {
@@ -194,6 +178,63 @@ export class ImageMapWriter {
 
   #put(bytes: Buffer): void {
     this.#hash.update(bytes)
+    this.#sink(bytes)
+  }
+}
+
+/** Writes a map while its image is scanned. Nothing is at the map's place before `finish`. */
+export class ImageMapWriter {
+  readonly #place: string
+  readonly #encoder: ImageMapEncoder
+  #fd: number | undefined
+
+  /**
+   * @param owner when it is made by root for a folder of somebody else's: given to the open file, never to a name, which that
+   * one could make a link of
+   * @throws when the directory cannot be written
+   */
+  constructor(directory: string, path: string, identity: ImageIdentity, owner?: MapOwner) {
+    this.#place = mapPath(directory, path)
+    mkdirSync(directory, { recursive: true, mode: 0o700 })
+    // Of a daemon that was killed.
+    rmSync(`${this.#place}.new`, { force: true })
+    this.#fd = openSync(`${this.#place}.new`, 'wx', 0o600)
+    if (owner !== undefined) fchownSync(this.#fd, owner.uid, owner.gid)
+    this.#encoder = new ImageMapEncoder((bytes) => this.#write(bytes), path, identity)
+  }
+
+  add(digests: Uint8Array, digestOffset: number, offset: number, length: number): void {
+    this.#encoder.add(digests, digestOffset, offset, length)
+  }
+
+  addBlock(offset: number, hint: Buffer): void {
+    this.#encoder.addBlock(offset, hint)
+  }
+
+  /** The map is at its place, and durable, when this returns. */
+  finish(): void {
+    this.#write(this.#encoder.end())
+    const fd = this.#open()
+    fsyncSync(fd)
+    closeSync(fd)
+    this.#fd = undefined
+    renameSync(`${this.#place}.new`, this.#place)
+  }
+
+  /** Idempotent; after `finish` nothing. */
+  abort(): void {
+    if (this.#fd === undefined) return
+    closeSync(this.#fd)
+    this.#fd = undefined
+    rmSync(`${this.#place}.new`, { force: true })
+  }
+
+  #open(): number {
+    if (this.#fd === undefined) throw new RangeError(`image map ${this.#place}: it is closed`)
+    return this.#fd
+  }
+
+  #write(bytes: Buffer): void {
     for (let at = 0; at < bytes.length; ) at += writeSync(this.#open(), bytes, at)
   }
 }
@@ -216,6 +257,8 @@ export class ImageMap {
   readonly place: string
   readonly count: number
   readonly blockCount: number
+  /** Of all before it: two maps with the same one are the same. */
+  readonly digest: Buffer
   readonly #fd: number
   readonly #start: number
   readonly #end: number
@@ -227,6 +270,7 @@ export class ImageMap {
     this.#end = whole.end
     this.count = whole.chunks
     this.blockCount = whole.blocks
+    this.digest = whole.digest
   }
 
   /**
@@ -356,6 +400,7 @@ interface Whole {
   readonly blocks: number
   /** Where the sections end. */
   readonly end: number
+  readonly digest: Buffer
 }
 
 /** Reads all of it once. @throws RefusedError */
@@ -392,7 +437,7 @@ function checkWhole(place: string, fd: number, head: Buffer, imageBytes: number)
   const expected = counts(chunks, blocks)
   const digest = sum.update(expected).digest()
   if (trailer?.equals(Buffer.concat([expected, digest])) !== true) throw refused('its digest does not fit')
-  return { chunks, blocks, end }
+  return { chunks, blocks, end, digest }
 }
 
 /** `undefined` when the file is shorter. */

@@ -1,20 +1,21 @@
 /**
- * The folder of maps as a whole, for whoever looks after it: what lies there and whether it still is of its image; a map made,
- * made again and compared, or taken away. Maps belong to who owns the folder, whoever makes them.
+ * The folder of maps as a whole, for root, who looks after it: what lies there and whether it still is of its image; a map made,
+ * made again and compared, or taken away. The folder is the daemon's, which is nobody to trust here: no name in it is followed, and
+ * no image is opened because a map names it. Maps belong to who owns the state directory.
  */
-import { chownSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
+import { lchownSync, lstatSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { Chunker } from '../chunk/chunker.ts'
 import { hintOf } from '../chunk/digest.ts'
 import { errorText, RefusedError } from '../core/errors.ts'
-import { ImageSource, sameIdentity } from './image-files.ts'
-import { ImageMap, ImageMapWriter, mapPath } from './image-map.ts'
+import { type ImageFile, ImageSource, listImages, sameIdentity } from './image-files.ts'
+import { ImageMap, ImageMapEncoder, ImageMapWriter, type MapOwner, mapPath } from './image-map.ts'
 import { scanImage } from './image-scan.ts'
 
 export interface FolderMap {
   readonly place: string
   readonly mapBytes: number
-  /** `old`: of what the image was before; `gone`: the image is not there; `damaged`: no map, `problem` says why. */
+  /** `old`: of what the image was before; `gone`: no such image lies here; `damaged`: no map, `problem` says why. */
   readonly state: 'good' | 'old' | 'gone' | 'damaged'
   readonly problem: string | null
   /** Of a map that is none: empty. */
@@ -25,74 +26,114 @@ export interface FolderMap {
   readonly blocks: number
 }
 
-/** In the order of the images' paths. Throws what reading the folder throws; one that is not there has no maps. */
-export async function mapsIn(folder: string): Promise<FolderMap[]> {
-  const maps: FolderMap[] = []
-  for (const name of namesIn(folder)) maps.push(await mapAt(join(folder, name)))
-  return maps.sort((one, other) => (one.path < other.path ? -1 : 1))
+export interface MapFolderOptions {
+  readonly stateDir: string
+  /** Where images lie; others have no maps. */
+  readonly images: readonly string[]
 }
 
-function namesIn(folder: string): string[] {
-  try {
-    return readdirSync(folder).filter((name) => /^[0-9a-f]{32}\.map$/.test(name))
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return []
-    throw error
+export class MapFolder {
+  readonly path: string
+  readonly #options: MapFolderOptions
+
+  constructor(options: MapFolderOptions) {
+    this.#options = options
+    this.path = join(options.stateDir, 'catalog')
+  }
+
+  /** In the order of the images' paths. Throws what reading the folder throws; one that is not there has no maps. */
+  async list(): Promise<FolderMap[]> {
+    const images = new Map((await listImages(this.#options.images)).map((image) => [image.path, image]))
+    return this.#names()
+      .map((name) => mapAt(join(this.path, name), images))
+      .sort((one, other) => (one.path < other.path ? -1 : 1))
+  }
+
+  #names(): string[] {
+    try {
+      return readdirSync(this.path).filter((name) => /^[0-9a-f]{32}\.map$/.test(name))
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return []
+      throw error
+    }
+  }
+
+  /**
+   * Scans the image and lays its map down.
+   * @throws RefusedError for what is no image of this host, cannot be read, or is written to meanwhile
+   */
+  async make(path: string): Promise<void> {
+    const { stateDir, images } = this.#options
+    if (!(await listImages(images)).some((image) => image.path === path)) {
+      const where = images.join(', ')
+      throw new RefusedError(
+        `${path}: expected a file of 1 MiB or more, directly in one of images (${where})`,
+      )
+    }
+    const owner = ownerOf(stateDir)
+    if (lstatSync(this.path, { throwIfNoEntry: false }) === undefined) {
+      mkdirSync(this.path, { mode: 0o700 })
+      lchownSync(this.path, owner.uid, owner.gid)
+    } else ownerOf(this.path)
+    await using source = await ImageSource.open(path)
+    const writer = new ImageMapWriter(this.path, path, source.identity, owner)
+    try {
+      await scanInto(source, writer)
+      writer.finish()
+    } finally {
+      writer.abort()
+    }
+  }
+
+  /** Whether a new scan of the image makes the same map. Throws as `make` does. */
+  async isExact(path: string): Promise<boolean> {
+    await using source = await ImageSource.open(path)
+    using map = ImageMap.open(this.path, path, source.identity)
+    if (map === undefined) return false
+    const encoder = new ImageMapEncoder(() => undefined, path, source.identity)
+    await scanInto(source, encoder)
+    return map.digest.equals(encoder.end())
+  }
+
+  /** False when there is none. */
+  remove(path: string): boolean {
+    const place = mapPath(this.path, path)
+    const there = lstatSync(place, { throwIfNoEntry: false }) !== undefined
+    rmSync(place, { force: true })
+    return there
   }
 }
 
-async function mapAt(place: string): Promise<FolderMap> {
-  const mapBytes = statSync(place, { throwIfNoEntry: false })?.size ?? 0
+/** @throws RefusedError for what is no directory, a link to one too */
+function ownerOf(directory: string): MapOwner {
+  const stats = lstatSync(directory, { throwIfNoEntry: false })
+  if (stats?.isDirectory() !== true) {
+    const found = stats === undefined ? 'nothing: swamd makes it when it starts' : 'something else'
+    throw new RefusedError(`${directory}: expected a directory, found ${found}`)
+  }
+  return { uid: stats.uid, gid: stats.gid }
+}
+
+function mapAt(place: string, images: ReadonlyMap<string, ImageFile>): FolderMap {
+  const mapBytes = lstatSync(place, { throwIfNoEntry: false })?.size ?? 0
   try {
     const { map, path, identity } = ImageMap.at(place)
-    using whole = map
-    const { count: chunks, blockCount: blocks } = whole
-    const found = { place, mapBytes, problem: null, path, size: identity.size, chunks, blocks }
-    try {
-      await using source = await ImageSource.open(path)
-      return { ...found, state: sameIdentity(source.identity, identity) ? 'good' : 'old' }
-    } catch {
-      return { ...found, state: 'gone' }
-    }
+    const { count: chunks, blockCount: blocks } = map
+    map.close()
+    const image = images.get(path)
+    const same = image !== undefined && sameIdentity(image.identity, identity)
+    const state = image === undefined ? 'gone' : same ? 'good' : 'old'
+    return { place, mapBytes, state, problem: null, path, size: identity.size, chunks, blocks }
   } catch (error) {
     const problem = errorText(error)
     return { place, mapBytes, state: 'damaged', problem, path: '', size: 0, chunks: 0, blocks: 0 }
   }
 }
 
-/** Scans the image and lays its map down. @throws RefusedError for an image that cannot be read, or that is written to meanwhile */
-export async function makeMap(folder: string, path: string): Promise<void> {
-  await using source = await ImageSource.open(path)
-  const writer = new ImageMapWriter(folder, path, source.identity)
-  try {
-    await scanImage(source, new Chunker(), {
-      onChunk: (offset, length, digests, digestOffset) => writer.add(digests, digestOffset, offset, length),
-      onBlock: (offset, bytes) => writer.addBlock(offset, hintOf(bytes)),
-    })
-    if (await source.isStale()) throw new RefusedError(`${path}: it was written to while it was scanned`)
-    writer.finish()
-    const { uid, gid } = statSync(folder)
-    chownSync(mapPath(folder, path), uid, gid)
-  } finally {
-    writer.abort()
-  }
-}
-
-/** Whether a new scan of the image makes the same map. Throws as makeMap does. */
-export async function isExact(folder: string, path: string): Promise<boolean> {
-  const other = mkdtempSync(join(folder, 'verify-'))
-  try {
-    await makeMap(other, path)
-    return readFileSync(mapPath(other, path)).equals(readFileSync(mapPath(folder, path)))
-  } finally {
-    rmSync(other, { recursive: true, force: true })
-  }
-}
-
-/** False when there is none. */
-export function removeMap(folder: string, path: string): boolean {
-  const place = mapPath(folder, path)
-  const there = statSync(place, { throwIfNoEntry: false }) !== undefined
-  rmSync(place, { force: true })
-  return there
+async function scanInto(source: ImageSource, map: Pick<ImageMapEncoder, 'add' | 'addBlock'>): Promise<void> {
+  await scanImage(source, new Chunker(), {
+    onChunk: (offset, length, digests, digestOffset) => map.add(digests, digestOffset, offset, length),
+    onBlock: (offset, bytes) => map.addBlock(offset, hintOf(bytes)),
+  })
+  if (await source.isStale()) throw new RefusedError(`${source.path}: it was written to while it was scanned`)
 }

@@ -1,11 +1,10 @@
 /**
  * `swam catalog`: the maps that the daemon keeps of this host's images. It works on the files themselves, whether the daemon runs
- * or not, and never on an image: what a map says is only ever a hint.
+ * or not, and changes no image: what a map says is only ever a hint.
  */
 import { realpath } from 'node:fs/promises'
-import { join } from 'node:path'
 import { DEFAULT_CONFIG_PATH, loadConfig } from '../../config/load.ts'
-import { type FolderMap, isExact, makeMap, mapsIn, removeMap } from '../../lib/catalog/map-folder.ts'
+import { type FolderMap, MapFolder } from '../../lib/catalog/map-folder.ts'
 import { errorText, RefusedError } from '../../lib/core/errors.ts'
 import { AnswerError } from '../control.ts'
 import { type GlobalOptions, type Output, requireRoot } from './context.ts'
@@ -29,17 +28,16 @@ export async function catalogCommand(
   output: Output,
 ): Promise<number> {
   requireRoot('swam catalog')
-  const { stateDir } = await loadConfig(options.config ?? DEFAULT_CONFIG_PATH)
-  const folder = join(stateDir, 'catalog')
+  const folder = new MapFolder(await loadConfig(options.config ?? DEFAULT_CONFIG_PATH))
   if (action === 'add' || action === 'remove') {
     // The daemon knows an image by where it really lies; one that is gone has no such place any more.
     const path = await realpath(image!).catch(() => image!)
-    if (action === 'add') await makeMap(folder, path)
-    else if (!removeMap(folder, path))
-      throw new AnswerError('SWAM_NOT_FOUND', `no map of ${path} in ${folder}: see swam catalog list`)
+    if (action === 'add') await folder.make(path)
+    else if (!folder.remove(path))
+      throw new AnswerError('SWAM_NOT_FOUND', `no map of ${path} in ${folder.path}: see swam catalog list`)
     return EXIT.done
   }
-  const maps = await mapsIn(folder)
+  const maps = await folder.list()
   if (action === 'verify') return await verify(folder, maps, options, output)
   const report = action === 'list' ? { version: 1, maps } : { version: 1, ...statsOf(maps) }
   const text = action === 'list' ? listText(maps) : statsText(statsOf(maps))
@@ -48,7 +46,7 @@ export async function catalogCommand(
 }
 
 async function verify(
-  folder: string,
+  folder: MapFolder,
   maps: readonly FolderMap[],
   options: GlobalOptions,
   output: Output,
@@ -58,7 +56,7 @@ async function verify(
     if (state === 'damaged') checked.push({ path: place, exact: false, problem })
     if (state !== 'good') continue
     try {
-      const exact = await isExact(folder, path)
+      const exact = await folder.isExact(path)
       checked.push({ path, exact, problem: exact ? null : 'the image holds something else' })
     } catch (error) {
       // Somebody writes to it: its map will be made again anyway.

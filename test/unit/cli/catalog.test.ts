@@ -2,19 +2,23 @@
 import assert from 'node:assert/strict'
 import {
   chownSync,
+  lstatSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
   rmSync,
   statSync,
+  symlinkSync,
+  utimesSync,
   writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { Readable } from 'node:stream'
 import { type TestContext, test } from 'node:test'
-import { mapPath } from '../../../lib/catalog/image-map.ts'
+import { ImageSource } from '../../../lib/catalog/image-files.ts'
+import { ImageMapWriter, mapPath } from '../../../lib/catalog/image-map.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { EXIT } from '../../../server/cli/exit-codes.ts'
 import { runSwam } from '../../../server/cli/program.ts'
@@ -70,11 +74,14 @@ test('nothing is known yet', async (context) => {
 test('a map is made, owned by who owns the folder, listed, exact, and forgotten', async (context) => {
   const { swam, image, catalog } = host(context)
   const path = image('a.raw', 1)
-  mkdirSync(catalog, { recursive: true, mode: 0o700 })
-  chownSync(catalog, 1234, 1235)
+  // The folder itself is made, too, and becomes the daemon's.
+  mkdirSync(dirname(catalog), { mode: 0o700 })
+  chownSync(dirname(catalog), 1234, 1235)
   assert.deepEqual(await swam('add', path), { code: 0, out: '', err: '' })
   const { uid, gid, mode, size } = statSync(mapPath(catalog, path))
   assert.deepEqual([uid, gid, mode & 0o777], [1234, 1235, 0o600])
+  const made = statSync(catalog)
+  assert.deepEqual([made.uid, made.gid, made.mode & 0o777], [1234, 1235, 0o700])
   const [map] = json((await swam('--json', 'list')).out)['maps'] as Record<string, unknown>[]
   assert.deepEqual(
     [map?.['path'], map?.['state'], map?.['size'], map?.['mapBytes']],
@@ -96,34 +103,83 @@ test('a map is made, owned by who owns the folder, listed, exact, and forgotten'
 test('what changed, is gone or is damaged is told; what the map does not say is found by verify', async (context) => {
   const { swam, image, catalog } = host(context)
   const [changed, gone, damaged, lies] = ['b', 'c', 'd', 'e'].map((name, at) => image(`${name}.raw`, at + 2))
+  const when = new Date(2020, 1, 1)
+  utimesSync(lies!, when, when)
+  const before = await swam('add', changed!)
+  assert.equal(before.code, EXIT.failed)
+  assert.match(before.err, /state: expected a directory, found nothing: swamd makes it when it starts\n$/)
+  mkdirSync(dirname(catalog))
   for (const path of [changed, gone, damaged, lies]) assert.equal((await swam('add', path!)).code, 0)
-  writeFileSync(changed!, 'something else')
+  writeFileSync(changed!, patchyBytes(3 * MIB, 98))
   rmSync(gone!)
   const bytes = readFileSync(mapPath(catalog, damaged!))
   bytes[200]! ^= 1
   writeFileSync(mapPath(catalog, damaged!), bytes)
-  // As many bytes, at the same time: nothing but the contents tells.
-  const { atime, mtime } = statSync(lies!)
+  // As many bytes, of the same time: nothing but the contents tells.
   writeFileSync(lies!, patchyBytes(3 * MIB, 99))
-  const { utimesSync } = await import('node:fs')
-  utimesSync(lies!, atime, mtime)
+  utimesSync(lies!, when, when)
   const states = (json((await swam('--json', 'list')).out)['maps'] as Record<string, unknown>[]).map(
-    ({ path, state }) => `${path === '' ? 'damaged' : path} ${state}`,
+    ({ path, state }) => `${path} ${state}`,
   )
-  assert.ok(
-    states.includes('damaged damaged') &&
-      states.includes(`${changed} old`) &&
-      states.includes(`${gone} gone`),
-  )
+  assert.deepEqual(states.sort(), [' damaged', `${changed} old`, `${gone} gone`, `${lies} good`].sort())
+  assert.match((await swam('list')).out, /b\.raw .*the image has changed since[^]*c\.raw .*the image is gone/)
   const verified = await swam('verify')
   assert.equal(verified.code, EXIT.failed)
   assert.match(verified.out, /its digest does not fit|a chunk of|blocks from/)
+  assert.match(verified.out, /e\.raw: the image holds something else\n/)
+  assert.match(verified.out, /2 maps checked, 2 are not exact\n$/)
 })
 
-test('an image that cannot be read is one line, and no map', async (context) => {
-  const { swam, catalog } = host(context)
-  const { code, err } = await swam('add', '/nowhere/x.raw')
-  assert.equal(code, EXIT.failed)
-  assert.match(err, /^swam: .*x\.raw.*\n$/)
+test('what is no image of this host gets no map, and is one line', async (context) => {
+  const { swam, image, catalog } = host(context)
+  mkdirSync(dirname(catalog))
+  const elsewhere = mkdtempSync(join(tmpdir(), 'swam-elsewhere-'))
+  context.after(() => rmSync(elsewhere, { recursive: true, force: true }))
+  const outside = join(elsewhere, 'x.raw')
+  writeFileSync(outside, patchyBytes(3 * MIB, 8))
+  const small = image('small.raw', 9)
+  writeFileSync(small, 'a few bytes')
+  for (const path of ['/nowhere/x.raw', outside, small, '/etc/shadow']) {
+    const { code, err } = await swam('add', path)
+    assert.equal(code, EXIT.failed)
+    assert.match(err, /^swam: .*: expected a file of 1 MiB or more, directly in one of images \(.*\)\n$/)
+  }
   assert.throws(() => readdirSync(catalog))
+})
+
+test('root follows no link that the daemon lays into its folder, and opens no file because a map names it', async (context) => {
+  const { swam, image, catalog } = host(context)
+  mkdirSync(dirname(catalog))
+  const path = image('f.raw', 10)
+  const victim = mkdtempSync(join(tmpdir(), 'swam-victim-'))
+  context.after(() => rmSync(victim, { recursive: true, force: true }))
+  symlinkSync(victim, catalog)
+  const { code, err } = await swam('add', path)
+  assert.equal(code, EXIT.failed)
+  assert.match(err, /catalog: expected a directory, found something else\n$/)
+  assert.deepEqual(readdirSync(victim), [])
+  rmSync(catalog)
+  mkdirSync(catalog)
+  const file = join(victim, 'shadow')
+  writeFileSync(file, 'secret')
+  // Whatever stands where the map shall lie, and where it is written.
+  symlinkSync(file, mapPath(catalog, path))
+  symlinkSync(file, `${mapPath(catalog, path)}.new`)
+  chownSync(dirname(catalog), 1234, 1235)
+  assert.equal((await swam('add', path)).code, 0)
+  assert.equal(readFileSync(file, 'utf8'), 'secret')
+  assert.equal(statSync(file).uid, 0)
+  assert.ok(lstatSync(mapPath(catalog, path)).isFile())
+  // A map of a file that is no image of this host.
+  const other = join(victim, 'other.raw')
+  writeFileSync(other, patchyBytes(3 * MIB, 11))
+  await using source = await ImageSource.open(other)
+  const writer = new ImageMapWriter(catalog, other, source.identity)
+  writer.finish()
+  const maps = json((await swam('--json', 'list')).out)['maps'] as Record<string, unknown>[]
+  assert.deepEqual(maps.map(({ state }) => state).sort(), ['gone', 'good'])
+  assert.deepEqual(
+    (json((await swam('--json', 'verify')).out)['checked'] as { path: string }[]).map((one) => one.path),
+    [path],
+  )
 })
