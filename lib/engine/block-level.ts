@@ -4,7 +4,8 @@
  * what it does not accept is wanted as a whole.
  *
  * It costs a round trip more and 0.2% of the chunk, so a chunk is asked for in this way only where something could be found, and
- * never while a FLUSH waits. All disks of one session are each other's strangers here; blocks that this disk got are known.
+ * not while a FLUSH waits, but for one with a long backlog before it (the receiver decides). Blocks that this disk got are known, those
+ * of other disks of the migration are not.
  */
 import type { BlockDevice } from '../block/device.ts'
 import { ChunkIndex } from '../catalog/chunk-index.ts'

@@ -1,7 +1,7 @@
 /**
- * The literals of one frame class of one disk as one zstd stream: each LITERAL is flushed, so that it can be unpacked when it
- * is there, and knows what came before, which a frame of its own would have to say again (5% on the data of real images).
- * Both ends must take them in the same order: that of the frames of one class.
+ * Literals of one disk and frame class as a zstd stream: each LITERAL is flushed, so that it can be unpacked when it is there,
+ * and knows what came before it in that stream, which a frame of its own would have to say again (5% on the data of real
+ * images). Both ends must take them in the same order: that of the frames of one class.
  *
  * What is unpacked came from outside: the caller says how long it must be, and what goes beyond ends the stream. After any
  * failure a stream is of no use. Neither end waits for the other; memory is one window each (LITERAL_STREAM_WINDOW_LOG_MAX).

@@ -382,7 +382,7 @@ export class DiskReceiver implements DiskEndpoint {
       this.#take(task, task.eager)
       return
     }
-    if (same !== undefined && same !== task) {
+    if (same !== undefined) {
       // The same content is under way for another place: no need to ask for it twice. Its literal may take a round
       // trip, so the places in the queue and in the budget are given back meanwhile.
       this.#letGo(task)

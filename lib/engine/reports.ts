@@ -5,15 +5,14 @@ import { runsOfApplied, seqRuns } from './task.ts'
 
 export class Reports {
   readonly #send: (message: DiskMessageBody) => void
+  readonly #overZeroes: boolean
   #wants: number[] = []
   #asks: number[] = []
+  #details: number[] = []
   #parts: ChunkParts[] = []
   #applied: { seq: number; source: SourceName }[] = []
   #soon = false
   #closed = false
-
-  readonly #overZeroes: boolean
-  #details: number[] = []
 
   /** @param overZeroes whether an APPLIED run may go over zeroes */
   constructor(send: (message: DiskMessageBody) => void, overZeroes: boolean) {
