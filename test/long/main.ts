@@ -1,6 +1,6 @@
 /**
- * `make test-long`: the tests of the lab one after another, the soak last, and beside them an hour of fuzzing, niced so that it
- * takes what processor time they leave. With arguments only those files. It writes out/test-long.md: when,
+ * `make test-long`: the tests of the lab one after another, the soak last, and beside them an hour of fuzzing, SCHED_IDLE so
+ * that it takes what processor time they leave. With arguments only those files. It writes out/test-long.md: when,
  * which commit, which machine, every test with its time and what it said; as far as it came, if it is cut short.
  */
 import { spawn } from 'node:child_process'
@@ -99,7 +99,7 @@ const files = positionals.length > 0 ? positionals : globSync('test/{fuzz,long}/
 const isFuzz = (file: string): boolean => file.startsWith('test/fuzz/')
 const labs = files.filter((file) => !isFuzz(file) && file !== LAST)
 const parts: readonly Part[] = [
-  { name: 'fuzz', files: files.filter(isFuzz), before: ['nice', '-n', '19'] },
+  { name: 'fuzz', files: files.filter(isFuzz), before: ['chrt', '--idle', '0'] },
   { name: 'lab', files: labs, before: [] },
   { name: 'resources', files: files.filter((file) => file === LAST), before: [] },
 ]
