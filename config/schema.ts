@@ -54,7 +54,12 @@ export interface Config {
   readonly hookDeadlineMs: number
   readonly flushDeadlineMs: number
   readonly linkDeadlineMs: number
-  readonly limits: { readonly wanMbit: number; readonly windowMiB: number; readonly indexMiB: number }
+  readonly limits: {
+    readonly wanMbit: number
+    readonly windowMiB: number
+    readonly indexMiB: number
+    readonly scanMiBps: number
+  }
   readonly status: { readonly listen: string }
   readonly peers: readonly PeerConfig[]
 }
@@ -287,6 +292,12 @@ export const CONFIG_SCHEMA: Group = {
       65_536,
     ),
     indexMiB: integer('Memory for the index of what this host holds, in MiB.', 256, 1, 1_048_576),
+    scanMiBps: integer(
+      'How much of the images is read in a second for the catalog in the background, in MiB; 0: only when a migration comes.',
+      64,
+      0,
+      65_536,
+    ),
   },
   status: {
     listen: leaf(

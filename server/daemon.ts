@@ -34,6 +34,7 @@ import { WindowPool } from '../lib/peer/windows.ts'
 import { ENGINE_FEATURES } from '../lib/wire/disk.ts'
 import { FEATURE_RESUME } from '../lib/wire/hello.ts'
 import { Abouts } from './about.ts'
+import { CatalogTender } from './catalog-tender.ts'
 import { type ControlServer, JsonText, removeStale, serveControl } from './control.ts'
 import { History } from './history.ts'
 import type { MigrationRecord } from './migration/record.ts'
@@ -62,6 +63,7 @@ export class Daemon {
   readonly #describer = new Describer({ workers: 1 })
   readonly #vitals: Vitals
   readonly #stock: ImageStock
+  readonly #catalog: CatalogTender
   readonly #anchor: NatAnchor
   readonly #own: OwnEnd
   readonly #peers: PeerList
@@ -124,7 +126,15 @@ export class Daemon {
       busy: (name) => this.#records().some((record) => record.report().peer === name),
       dropped: (name) => this.#source?.dropPeer(name),
     })
-    this.#target = new TargetSide(this.#site, this.#peers.peers, this.#stock)
+    const target = new TargetSide(this.#site, this.#peers.peers, this.#stock)
+    this.#target = target
+    this.#catalog = new CatalogTender({
+      stock: this.#stock,
+      images: config.images,
+      scanMiBps: config.limits.scanMiBps,
+      busy: () => target.targets,
+      log,
+    })
   }
 
   async start(): Promise<void> {
@@ -161,6 +171,7 @@ export class Daemon {
         .catch((error: unknown) => this.#log.error({ error }, 'the history cannot be written'))
     }, REDIRECT_REFRESH_MS)
     for (const peer of this.#peers.peers) peer.start()
+    this.#catalog.start()
     const peers = this.#peers.peers.length
     this.#log.info({ release: this.#release, pid: process.pid, peers }, 'swamd is ready')
   }
@@ -341,6 +352,7 @@ export class Daemon {
     this.#closed = true
     clearInterval(this.#timer)
     this.#vitals.stop()
+    this.#catalog.close()
     const problem = (error: unknown): void => this.#log.warn({ error }, 'the nft table is not removed')
     await this.#redirect?.disarm(this.#source?.entries ?? []).catch(problem)
     for (const socket of this.#sockets) await socket.close()

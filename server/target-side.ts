@@ -7,6 +7,7 @@ import { randomUUID } from 'node:crypto'
 import { rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { HookAnswer } from '../hooks/decision.ts'
+import { listImages } from '../lib/catalog/image-files.ts'
 import type { ImageStock } from '../lib/catalog/stock.ts'
 import { ByteBudget } from '../lib/core/byte-budget.ts'
 import { errorText, RefusedError } from '../lib/core/errors.ts'
@@ -49,6 +50,11 @@ export class TargetSide {
 
   get migrations(): IncomingMigration[] {
     return [...this.#incoming.values()]
+  }
+
+  /** Images that are being received. */
+  get targets(): ReadonlySet<string> {
+    return new Set(this.migrations.flatMap(({ targets }) => [...targets]))
   }
 
   /** @param signal aborted when the hook does not wait any more */
@@ -161,8 +167,8 @@ export class TargetSide {
     this.#site.begun(migration.record)
     await writeFile(this.#marker(domain.name), `${id}\n`)
     // Nobody waits for the index: what is not in it yet is asked as a literal.
-    void this.#stock
-      .refresh(this.#site.config.images, new Set(targets))
+    void listImages(this.#site.config.images)
+      .then((files) => this.#stock.refresh(files, this.targets))
       .catch((error: unknown) => this.#site.log.warn({ error }, 'the images here could not be listed'))
     const { create, problem } = await this.#missingImages(domain, source)
     if (problem !== undefined) {

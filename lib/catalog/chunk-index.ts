@@ -82,6 +82,11 @@ export class ChunkIndex {
     return Atomics.load(this.#words, COUNT)
   }
 
+  /** Entries that find room. */
+  get capacity(): number {
+    return this.#countMax
+  }
+
   /** Inserts that found the table full. */
   get refused(): number {
     return Atomics.load(this.#words, REFUSED)

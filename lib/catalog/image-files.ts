@@ -31,10 +31,13 @@ export interface ImageFile {
 /** Smaller files are firmware variables, configuration and the like. */
 export const IMAGE_BYTES_MIN: number = MIB
 
+/** The same file, which may have been written to, or have grown. */
+export function sameFile(one: ImageIdentity, other: ImageIdentity): boolean {
+  return one.dev === other.dev && one.ino === other.ino
+}
+
 export function sameIdentity(one: ImageIdentity, other: ImageIdentity): boolean {
-  return (
-    one.dev === other.dev && one.ino === other.ino && one.size === other.size && one.mtimeNs === other.mtimeNs
-  )
+  return sameFile(one, other) && one.size === other.size && one.mtimeNs === other.mtimeNs
 }
 
 function identityOf(stats: BigIntStats, size = Number(stats.size)): ImageIdentity {

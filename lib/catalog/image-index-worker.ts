@@ -1,8 +1,9 @@
 /**
- * The thread behind an ImageIndexer: scans one image after the other into the shared chunk index. It runs at the
- * lowest priority, so that it takes the time that a migration leaves. A failed image is reported and the next one is
- * begun; only a fault of our own ends the thread.
+ * The thread behind an ImageIndexer: scans one image after the other into its map and the shared indexes, and takes what maps say
+ * into the indexes, also while a scan is under way. It runs at the lowest priority, so that it takes the time and the disk that
+ * others leave. A failed image is reported and the next one is begun; only a fault of our own ends the thread.
  */
+import { execFile } from 'node:child_process'
 import { readlinkSync } from 'node:fs'
 import { setPriority } from 'node:os'
 import { basename } from 'node:path'
@@ -13,20 +14,40 @@ import { errorText } from '../core/errors.ts'
 import { BLOCK_BYTES, HINT_BYTES } from '../core/units.ts'
 import { ChunkIndex, type SharedChunkIndex } from './chunk-index.ts'
 import { type ImageIdentity, ImageSource } from './image-files.ts'
-import { ImageMap, ImageMapWriter } from './image-map.ts'
+import { ImageMap, ImageMapWriter, type MapSummary } from './image-map.ts'
 import { scanImage } from './image-scan.ts'
+import { PacedReads } from './paced-reads.ts'
 
 export type IndexRequest =
-  | { readonly type: 'index'; readonly id: number; readonly path: string; readonly imageNumber: number }
-  | { readonly type: 'abort'; readonly id: number }
+  | {
+      readonly type: 'index'
+      readonly id: number
+      readonly path: string
+      /** Of its entries in the indexes; null: only its map is made. */
+      readonly imageNumber: number | null
+      /** Scan it whatever its map says. */
+      readonly anew: boolean
+      /** 0: as fast as it goes. */
+      readonly bytesPerSecond: number
+    }
+  | {
+      readonly type: 'load'
+      readonly id: number
+      readonly path: string
+      readonly imageNumber: number
+      readonly withBlocks: boolean
+    }
+  | { readonly type: 'peek'; readonly id: number; readonly path: string }
+  | { readonly type: 'hurry' | 'abort'; readonly id: number }
 
-/** How far an image is; `chunks` were cut, `inserted` of them were new to the index and found room. */
+/** How far an image is; `chunks` were cut, `inserted` of them were new to the index and found room, and so with blocks. */
 export interface IndexProgress {
   readonly bytesDone: number
   readonly bytesTotal: number
   readonly zeroBytes: number
   readonly chunks: number
   readonly inserted: number
+  readonly insertedBlocks: number
 }
 
 export type IndexReply =
@@ -40,6 +61,12 @@ export type IndexReply =
       /** From its map: nothing of the image was read. */
       readonly mapped: boolean
       /** Why its map could not be used, or not be written. */
+      readonly problem: string | undefined
+    }
+  | {
+      readonly type: 'peeked'
+      readonly id: number
+      readonly summary: MapSummary | undefined
       readonly problem: string | undefined
     }
   | { readonly type: 'failed'; readonly id: number; readonly message: string }
@@ -59,25 +86,33 @@ const { shared, sharedBlocks, catalog } = workerData as IndexWorkerData
 const index = ChunkIndex.attach(shared)
 const blocks = ChunkIndex.attach(sharedBlocks)
 const chunker = new Chunker()
-const aborts = new Map<number, AbortController>()
-let tail: Promise<void> = Promise.resolve()
+/** What is asked for and not done; the reads of a scan when it has begun. */
+const jobs = new Map<number, { readonly abort: AbortController; reads?: PacedReads; hurried?: boolean }>()
+let scans: Promise<void> = Promise.resolve()
+let loads: Promise<void> = Promise.resolve()
 
 // On Linux a priority belongs to a thread; the link names /proc/PID/task/TID of the thread that reads it.
-setPriority(Number(basename(readlinkSync('/proc/thread-self'))), 19)
+const thread = basename(readlinkSync('/proc/thread-self'))
+setPriority(Number(thread), 19)
+// Where the disk's scheduler knows priorities. Without util-linux there are none.
+execFile('ionice', ['-c', '3', '-p', thread], { timeout: 5000 }, () => undefined).unref()
 
 function reply(message: IndexReply): void {
   port.postMessage(message)
 }
 
-async function indexImage(id: number, path: string, imageNumber: number, signal: AbortSignal): Promise<void> {
+type Request<Type extends IndexRequest['type']> = Extract<IndexRequest, { readonly type: Type }>
+
+async function indexImage(request: Request<'index'>, signal: AbortSignal): Promise<void> {
+  const { id, path, imageNumber, anew } = request
   signal.throwIfAborted()
   await using source = await ImageSource.open(path)
   const { identity } = source
-  const bytesTotal = identity.size
   let problem: string | undefined
   try {
-    const progress = await insertMapped(path, identity, imageNumber, signal)
-    if (progress !== undefined) {
+    using map = anew || catalog === undefined ? undefined : ImageMap.open(catalog, path, identity)
+    if (map !== undefined) {
+      const progress = await insertMapped(map, imageNumber, true, signal)
       reply({ type: 'progress', id, progress })
       reply({ type: 'done', id, identity, progress, stale: false, mapped: true, problem })
       return
@@ -86,31 +121,37 @@ async function indexImage(id: number, path: string, imageNumber: number, signal:
     signal.throwIfAborted()
     problem = errorText(error)
   }
-  let progress: IndexProgress = { bytesDone: 0, bytesTotal, zeroBytes: 0, chunks: 0, inserted: 0 }
-  let chunks = 0
-  let inserted = 0
+  const bytesTotal = identity.size
+  const counts = { chunks: 0, inserted: 0, insertedBlocks: 0 }
+  let progress: IndexProgress = { bytesDone: 0, bytesTotal, zeroBytes: 0, ...counts }
   const map = new MapKeeper(path, identity)
+  const reads = new PacedReads(source, request.bytesPerSecond)
+  const job = jobs.get(id)
+  if (job !== undefined) job.reads = reads
+  if (job?.hurried === true) reads.hurry()
+  const image = imageNumber
   try {
-    await scanImage(source, chunker, {
+    await scanImage(reads, chunker, {
       signal,
       onChunk: (offset, length, digests, digestOffset) => {
-        chunks++
-        if (index.insert(digests, digestOffset, { image: imageNumber, offset, length })) inserted++
+        counts.chunks++
+        if (image !== null && index.insert(digests, digestOffset, { image, offset, length }))
+          counts.inserted++
         map.add(digests, digestOffset, offset, length)
       },
       onBlock: (offset, bytes) => {
         const hint = hintOf(bytes)
-        blocks.insert(hint, 0, { image: imageNumber, offset, length: BLOCK_BYTES })
+        if (image !== null && blocks.insert(hint, 0, { image, offset, length: BLOCK_BYTES }))
+          counts.insertedBlocks++
         map.addBlock(offset, hint)
       },
       onProgress: (bytesDone, zeroBytes) => {
-        progress = { bytesDone, bytesTotal, zeroBytes, chunks, inserted }
+        progress = { bytesDone, bytesTotal, zeroBytes, ...counts }
         reply({ type: 'progress', id, progress })
       },
     })
     const stale = await source.isStale()
-    // Of an image that is written to there would be another one each time.
-    if (!stale) map.finish()
+    map.finish(stale)
     problem ??= map.problem
     reply({ type: 'done', id, identity, progress, stale, mapped: false, problem })
   } finally {
@@ -118,35 +159,55 @@ async function indexImage(id: number, path: string, imageNumber: number, signal:
   }
 }
 
-/** What its map says of the image; nothing when there is none. @throws RefusedError, or what reading it throws */
+/** From its map, which may be of another time. */
+async function loadImage(request: Request<'load'>, signal: AbortSignal): Promise<void> {
+  const { id, path, imageNumber, withBlocks } = request
+  signal.throwIfAborted()
+  await using source = await ImageSource.open(path)
+  using map = catalog === undefined ? undefined : ImageMap.openAny(catalog, path, source.identity)
+  if (map === undefined) throw new Error('it has no map any more')
+  const progress = await insertMapped(map, imageNumber, withBlocks, signal)
+  const stale = !map.isOf(source.identity)
+  reply({ type: 'done', id, identity: map.identity, progress, stale, mapped: true, problem: undefined })
+}
+
 async function insertMapped(
-  path: string,
-  identity: ImageIdentity,
-  image: number,
+  map: ImageMap,
+  image: number | null,
+  withBlocks: boolean,
   signal: AbortSignal,
-): Promise<IndexProgress | undefined> {
-  if (catalog === undefined) return undefined
-  using map = ImageMap.open(catalog, path, identity)
-  if (map === undefined) return undefined
+): Promise<IndexProgress> {
   let inserted = 0
+  let insertedBlocks = 0
   let dataBytes = 0
   for (const piece of map.pieces()) {
     signal.throwIfAborted()
     if (Array.isArray(piece)) {
       for (const { key, offset, length } of piece) {
-        if (index.insert(key, 0, { image, offset, length })) inserted++
+        if (image !== null && index.insert(key, 0, { image, offset, length })) inserted++
         dataBytes += length
       }
-    } else {
+    } else if (image !== null && withBlocks) {
       for (let at = 0; at < piece.hints.length; at += HINT_BYTES) {
         const offset = piece.offset + (at / HINT_BYTES) * BLOCK_BYTES
-        blocks.insert(piece.hints, at, { image, offset, length: BLOCK_BYTES })
+        if (blocks.insert(piece.hints, at, { image, offset, length: BLOCK_BYTES })) insertedBlocks++
       }
     }
     await new Promise((resolve) => setImmediate(resolve))
   }
-  const { size } = identity
-  return { bytesDone: size, bytesTotal: size, zeroBytes: size - dataBytes, chunks: map.count, inserted }
+  const { size } = map.identity
+  const zeroBytes = size - dataBytes
+  return { bytesDone: size, bytesTotal: size, zeroBytes, chunks: map.count, inserted, insertedBlocks }
+}
+
+async function peekMap({ id, path }: Request<'peek'>): Promise<void> {
+  await using source = await ImageSource.open(path)
+  try {
+    const summary = catalog === undefined ? undefined : ImageMap.peek(catalog, path, source.identity)
+    reply({ type: 'peeked', id, summary, problem: undefined })
+  } catch (error) {
+    reply({ type: 'peeked', id, summary: undefined, problem: errorText(error) })
+  }
 }
 
 /** A map that cannot be written (a full disk) is a pity, and no reason not to know the image now. */
@@ -166,8 +227,8 @@ class MapKeeper {
     this.#try(() => this.#writer?.addBlock(offset, hint))
   }
 
-  finish(): void {
-    this.#try(() => this.#writer?.finish())
+  finish(changed: boolean): void {
+    this.#try(() => this.#writer?.finish(changed))
   }
 
   abort(): void {
@@ -186,16 +247,37 @@ class MapKeeper {
   }
 }
 
-port.on('message', (request: IndexRequest) => {
-  if (request.type === 'abort') {
-    aborts.get(request.id)?.abort()
-    return
-  }
-  const { id, path, imageNumber } = request
+function begin(
+  id: number,
+  after: Promise<void>,
+  work: (signal: AbortSignal) => Promise<void>,
+): Promise<void> {
   const abort = new AbortController()
-  aborts.set(id, abort)
-  tail = tail
-    .then(() => indexImage(id, path, imageNumber, abort.signal))
+  jobs.set(id, { abort })
+  return after
+    .then(() => work(abort.signal))
     .catch((error: unknown) => reply({ type: 'failed', id, message: errorText(error) }))
-    .finally(() => aborts.delete(id))
+    .finally(() => jobs.delete(id))
+}
+
+port.on('message', (request: IndexRequest) => {
+  switch (request.type) {
+    case 'abort':
+      jobs.get(request.id)?.abort.abort()
+      return
+    case 'hurry': {
+      const job = jobs.get(request.id)
+      if (job !== undefined) job.hurried = true
+      job?.reads?.hurry()
+      return
+    }
+    case 'index':
+      scans = begin(request.id, scans, (signal) => indexImage(request, signal))
+      return
+    case 'load':
+      loads = begin(request.id, loads, (signal) => loadImage(request, signal))
+      return
+    case 'peek':
+      loads = begin(request.id, loads, () => peekMap(request))
+  }
 })

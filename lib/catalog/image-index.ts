@@ -1,8 +1,8 @@
 /**
- * Fills a ChunkIndex from image files, or from their maps where these are good, on a worker thread of low priority, while
+ * Fills a ChunkIndex from image files, or from their maps where there are any, on a worker thread of low priority, while
  * lookups already use what is there.
- * Images are scanned one after the other, in the order of the calls. The result says what the file was when the scan
- * began (its identity); a file that is written to meanwhile costs hits, never correctness: every hit is verified.
+ * Images are scanned one after the other, in the order of the calls; maps are taken in meanwhile. The result says what the file
+ * was when the scan began (its identity); a file that is written to meanwhile costs hits, never correctness: every hit is verified.
  */
 import { Worker } from 'node:worker_threads'
 import { errorText, LostError, RefusedError } from '../core/errors.ts'
@@ -10,15 +10,17 @@ import { IMAGE_NUMBER_MAX } from '../core/limits.ts'
 import type { ChunkIndex } from './chunk-index.ts'
 import type { ImageIdentity } from './image-files.ts'
 import type { IndexProgress, IndexReply, IndexRequest, IndexWorkerData } from './image-index-worker.ts'
+import type { MapSummary } from './image-map.ts'
 
 export type { IndexProgress } from './image-index-worker.ts'
 
 export interface IndexedImage {
   readonly path: string
-  readonly imageNumber: number
+  readonly imageNumber: number | null
+  /** What the image was when it was scanned. */
   readonly identity: ImageIdentity
   readonly progress: IndexProgress
-  /** The file was written to while it was scanned. */
+  /** The file was written to while it was scanned, or since its map was made. */
   readonly stale: boolean
   /** From its map: nothing of the image was read. */
   readonly mapped: boolean
@@ -29,15 +31,30 @@ export interface IndexedImage {
 export interface IndexImageOptions {
   readonly onProgress?: (progress: IndexProgress) => void
   readonly signal?: AbortSignal
+  /** Scans it also when there is a map of it. */
+  readonly anew?: boolean
+  /** Bytes of the image that are read in a second; 0 or none: as fast as it goes. */
+  readonly bytesPerSecond?: number
+  /** When it resolves, bytesPerSecond holds no more. */
+  readonly hurry?: Promise<void>
+}
+
+/** What a map says of itself, and why one that lies there is not believed. */
+export interface PeekedMap {
+  readonly summary: MapSummary | undefined
+  readonly problem: string | undefined
 }
 
 interface Job {
   readonly path: string
-  readonly imageNumber: number
+  readonly imageNumber: number | null
   readonly onProgress: IndexImageOptions['onProgress']
-  readonly resolve: (image: IndexedImage) => void
+  readonly resolve: (reply: Extract<IndexReply, { type: 'done' | 'peeked' }>) => void
   readonly reject: (error: unknown) => void
 }
+
+type Done = Extract<IndexReply, { type: 'done' }>
+type Peeked = Extract<IndexReply, { type: 'peeked' }>
 
 export class ImageIndexer {
   readonly #worker: Worker
@@ -73,17 +90,61 @@ export class ImageIndexer {
   }
 
   /**
-   * Scans the file at `path` (resolved and allowed by the caller) and inserts its chunks as those of image
-   * `imageNumber`. Rejects with a RefusedError if it cannot be read; what was inserted until then stays.
+   * Scans the file at `path` (resolved and allowed by the caller), or reads its map if that is of what the file is now, and
+   * inserts its chunks as those of image `imageNumber`; null: only a map is made. Rejects with a RefusedError if it cannot be
+   * read; what was inserted until then stays.
    */
-  indexImage(path: string, imageNumber: number, options: IndexImageOptions = {}): Promise<IndexedImage> {
+  async indexImage(
+    path: string,
+    imageNumber: number | null,
+    options: IndexImageOptions = {},
+  ): Promise<IndexedImage> {
+    const { anew = false, bytesPerSecond = 0 } = options
+    const done = await this.#ask<Done>(path, imageNumber, options, (id) => {
+      void options.hurry?.then(() => {
+        if (this.#jobs.has(id)) this.#post({ type: 'hurry', id })
+      })
+      return { type: 'index', id, path, imageNumber, anew, bytesPerSecond }
+    })
+    return indexed(path, imageNumber, done)
+  }
+
+  /**
+   * Takes in what the map of the file says, also one of what it was before: its chunks, and its blocks if they are wanted.
+   * Rejects with a RefusedError if there is none that can be believed.
+   */
+  async loadImage(
+    path: string,
+    imageNumber: number,
+    options: { readonly withBlocks: boolean; readonly signal?: AbortSignal },
+  ): Promise<IndexedImage> {
+    const { withBlocks } = options
+    const done = await this.#ask<Done>(path, imageNumber, options, (id) => {
+      return { type: 'load', id, path, imageNumber, withBlocks }
+    })
+    return indexed(path, imageNumber, done)
+  }
+
+  /** Whether there is a map of the file, and what it says of itself. Rejects with a RefusedError if the file cannot be opened. */
+  async peekMap(path: string): Promise<PeekedMap> {
+    const { summary, problem } = await this.#ask<Peeked>(path, null, {}, (id) => ({ type: 'peek', id, path }))
+    return { summary, problem }
+  }
+
+  #ask<Answer extends Done | Peeked>(
+    path: string,
+    imageNumber: number | null,
+    options: Pick<IndexImageOptions, 'onProgress' | 'signal'>,
+    request: (id: number) => IndexRequest,
+  ): Promise<Answer> {
     const { onProgress, signal } = options
-    return new Promise((resolve, reject) => {
+    return new Promise<Answer>((resolve, reject) => {
       signal?.throwIfAborted()
       if (this.#failure !== undefined) throw this.#failure
-      if (!Number.isInteger(imageNumber) || imageNumber < 0 || imageNumber > IMAGE_NUMBER_MAX) {
+      const number = imageNumber ?? 0
+      if (!Number.isInteger(number) || number < 0 || number > IMAGE_NUMBER_MAX) {
         throw new RangeError(
-          `index image ${path}: a number of 0 to ${IMAGE_NUMBER_MAX} expected, not ${imageNumber}`,
+          `index image ${path}: a number of 0 to ${IMAGE_NUMBER_MAX} expected, not ${number}`,
         )
       }
       const id = this.#nextId++
@@ -99,16 +160,16 @@ export class ImageIndexer {
         path,
         imageNumber,
         onProgress,
-        resolve: (image) => {
+        resolve: (answer) => {
           settled()
-          resolve(image)
+          resolve(answer as Answer)
         },
         reject: (error) => {
           settled()
           reject(error)
         },
       })
-      this.#post({ type: 'index', id, path, imageNumber })
+      this.#post(request(id))
       this.#refWhileBusy()
     })
   }
@@ -147,13 +208,8 @@ export class ImageIndexer {
     }
     this.#jobs.delete(reply.id)
     this.#refWhileBusy()
-    const { path, imageNumber } = job
-    if (reply.type === 'failed') {
-      job.reject(new RefusedError(`index image ${path}: ${reply.message}`))
-      return
-    }
-    const { identity, progress, stale, mapped, problem } = reply
-    job.resolve({ path, imageNumber, identity, progress, stale, mapped, problem })
+    if (reply.type === 'failed') job.reject(new RefusedError(`index image ${job.path}: ${reply.message}`))
+    else job.resolve(reply)
   }
 
   #fail(error: Error): void {
@@ -164,4 +220,9 @@ export class ImageIndexer {
     for (const job of jobs) job.reject(error)
     this.#worker.unref()
   }
+}
+
+function indexed(path: string, imageNumber: number | null, done: Done): IndexedImage {
+  const { identity, progress, stale, mapped, problem } = done
+  return { path, imageNumber, identity, progress, stale, mapped, problem }
 }

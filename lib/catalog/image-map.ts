@@ -6,13 +6,15 @@
  *   "SWAMMAP\0", u32 version, u32 path length, u64 device, inode, size, i64 mtime in ns, path
  *   u8 1, u32 count; count times: 8 bytes of the digest, u48 offset, u24 length               chunks
  *   u8 2, u32 count; u48 offset; count times: 8 bytes of the digest                           a run of 4 KiB blocks
- *   "SWAMEND\0", u64 chunks, u64 blocks, SHA-256
+ *   u8 3, u32 count; count times: 8 bytes of a digest                                         the handprint; last, if any
+ *   "SWAMEND\0", u64 chunks, u64 blocks, u32 samples, u8 1 if the image was written to meanwhile, SHA-256
  *
- * Chunks stand in the order of the image, and so do blocks. 0.2% of the image's data.
+ * Chunks stand in the order of the image, and so do blocks; samples ascend. 0.2% of the image's data.
  *
  * A map is written beside its place and renamed; one that is torn, changed, of another version or of another image is not
- * believed, and the image is scanned. It proves nothing: whatever is found through it is verified by digest (I3).
- * Synchronous, for the thread of low priority that scans. Deliberately not here: handprints.
+ * believed, and the image is scanned. It proves nothing: whatever is found through it is verified by digest (I3). So one of
+ * what the same file was before is a good guess, until there is a new one.
+ * Synchronous, for the thread of low priority that scans.
  */
 import { createHash, type Hash, hash } from 'node:crypto'
 import {
@@ -33,26 +35,31 @@ import { basename, join } from 'node:path'
 import { RefusedError } from '../core/errors.ts'
 import {
   CHUNK_BYTES_MAX,
+  HANDPRINT_SAMPLES_MAX,
   IMAGE_BYTES_MAX,
   MAP_PIECE_CHUNKS_MAX,
   MAP_RUN_BLOCKS_MAX,
   PATH_BYTES_MAX,
 } from '../core/limits.ts'
 import { BLOCK_BYTES } from '../core/units.ts'
-import type { ImageIdentity } from './image-files.ts'
+import { Handprint, sampleAt } from './handprint.ts'
+import { type ImageIdentity, sameFile, sameIdentity } from './image-files.ts'
 
-const VERSION = 2
+const VERSION = 3
 const MAGIC = Buffer.from('SWAMMAP\0', 'latin1')
 const END = Buffer.from('SWAMEND\0', 'latin1')
 const FIXED_BYTES = MAGIC.length + 4 + 4 + 4 * 8
 const KEY_BYTES = 8
 const CHUNKS = 1
 const BLOCKS = 2
+const SAMPLES = 3
 const SECTION_BYTES = 5
 const OFFSET_BYTES = 6
 const CHUNK_ENTRY_BYTES = KEY_BYTES + OFFSET_BYTES + 3
-const COUNTS_BYTES = 2 * 8
+const COUNTS_BYTES = 2 * 8 + 4 + 1
 const SHA256_BYTES = 32
+/** Of an image, and no fewer chunks. */
+const BLOCKS_MAX = IMAGE_BYTES_MAX / BLOCK_BYTES
 const TRAILER_BYTES = END.length + COUNTS_BYTES + SHA256_BYTES
 
 export interface MappedChunk {
@@ -122,6 +129,7 @@ export class ImageMapEncoder {
   #hintsFilled = 0
   #runOffset = 0
   #blockCount = 0
+  readonly #handprint = new Handprint()
 
   /** @param sink is given all but the digest; it must not keep the bytes */
   constructor(sink: (bytes: Buffer) => void, path: string, identity: ImageIdentity) {
@@ -132,6 +140,7 @@ export class ImageMapEncoder {
   /** In the order of the image. @param digestOffset where in `digests` the chunk's digest begins */
   add(digests: Uint8Array, digestOffset: number, offset: number, length: number): void {
     const entries = this.#chunks
+    this.#handprint.add(digests, digestOffset)
     entries.set(digests.subarray(digestOffset, digestOffset + KEY_BYTES), this.#chunksFilled)
     entries.writeUIntBE(offset, this.#chunksFilled + KEY_BYTES, OFFSET_BYTES)
     entries.writeUIntBE(length, this.#chunksFilled + KEY_BYTES + OFFSET_BYTES, 3)
@@ -152,11 +161,17 @@ export class ImageMapEncoder {
     this.#blockCount++
   }
 
-  /** The digest that follows what the sink was given. */
-  end(): Buffer {
+  /** The digest that follows what the sink was given. @param changed the image was written to while it was read */
+  end(changed: boolean): Buffer {
     this.#flushChunks()
     this.#flushBlocks()
-    this.#put(counts(this.#chunkCount, this.#blockCount))
+    const samples = this.#handprint.samples()
+    if (samples.length > 0) {
+      this.#put(sectionHead(SAMPLES, samples.length))
+      this.#put(Buffer.from(samples.join(''), 'latin1'))
+    }
+    const { length } = samples
+    this.#put(encodeCounts({ chunks: this.#chunkCount, blocks: this.#blockCount, samples: length, changed }))
     return this.#hash.digest()
   }
 
@@ -211,9 +226,9 @@ export class ImageMapWriter {
     this.#encoder.addBlock(offset, hint)
   }
 
-  /** The map is at its place, and durable, when this returns. */
-  finish(): void {
-    this.#write(this.#encoder.end())
+  /** The map is at its place, and durable, when this returns. @param changed the image was written to while it was read */
+  finish(changed = false): void {
+    this.#write(this.#encoder.end(changed))
     const fd = this.#open()
     fsyncSync(fd)
     closeSync(fd)
@@ -245,16 +260,53 @@ function sectionHead(kind: number, count: number): Buffer {
   return bytes
 }
 
-function counts(chunks: number, blocks: number): Buffer {
+interface Counts {
+  readonly chunks: number
+  readonly blocks: number
+  readonly samples: number
+  readonly changed: boolean
+}
+
+function encodeCounts({ chunks, blocks, samples, changed }: Counts): Buffer {
   const bytes = Buffer.alloc(END.length + COUNTS_BYTES)
-  const at = bytes.writeBigUInt64BE(BigInt(chunks), END.copy(bytes))
-  bytes.writeBigUInt64BE(BigInt(blocks), at)
+  let at = bytes.writeBigUInt64BE(BigInt(chunks), END.copy(bytes))
+  at = bytes.writeBigUInt64BE(BigInt(blocks), at)
+  at = bytes.writeUInt32BE(samples, at)
+  bytes.writeUInt8(changed ? 1 : 0, at)
   return bytes
 }
 
-/** A whole map of just this image. */
+/** Of a trailer; `undefined` if it is none. */
+function decodeCounts(trailer: Buffer): Counts | undefined {
+  const at = END.length
+  const changed = trailer.readUInt8(at + 20)
+  const chunks = Number(trailer.readBigUInt64BE(at))
+  const blocks = Number(trailer.readBigUInt64BE(at + 8))
+  const samples = trailer.readUInt32BE(at + 16)
+  const fits = chunks <= BLOCKS_MAX && blocks <= BLOCKS_MAX && samples <= HANDPRINT_SAMPLES_MAX
+  if (!trailer.subarray(0, at).equals(END) || !fits || changed > 1) return undefined
+  return { chunks, blocks, samples, changed: changed === 1 }
+}
+
+/** What a map says of itself without its contents. */
+export interface MapSummary {
+  /** Of just this image as it is now; else of what the same file was before. */
+  readonly exact: boolean
+  readonly chunks: number
+  readonly blocks: number
+  /** When the map was made. */
+  readonly madeAtMs: number
+  /** Samples of the chunks' digests (handprint.ts), ascending. */
+  readonly handprint: readonly string[]
+}
+
+/** A whole map. */
 export class ImageMap {
   readonly place: string
+  /** Of what the image was when it was scanned. */
+  readonly identity: ImageIdentity
+  /** Of an image that nobody wrote to while it was scanned. */
+  readonly changed: boolean
   readonly count: number
   readonly blockCount: number
   /** Of all before it: two maps with the same one are the same. */
@@ -263,86 +315,90 @@ export class ImageMap {
   readonly #start: number
   readonly #end: number
 
-  private constructor(place: string, fd: number, start: number, whole: Whole) {
-    this.place = place
-    this.#fd = fd
-    this.#start = start
-    this.#end = whole.end
+  private constructor(file: MapFile, whole: Whole) {
+    this.place = file.place
+    this.identity = file.identity
+    this.changed = whole.changed
     this.count = whole.chunks
     this.blockCount = whole.blocks
     this.digest = whole.digest
+    this.#fd = file.fd
+    this.#start = file.head.length
+    this.#end = whole.end
   }
 
   /**
-   * `undefined` when there is none, or one of what the image was before.
+   * The map of just this image. `undefined` when there is none, or one of another image or another time.
    * @throws RefusedError for a file that is not believed: whoever scans then writes another one in its place
    */
   static open(directory: string, path: string, identity: ImageIdentity): ImageMap | undefined {
-    const place = mapPath(directory, path)
-    let fd: number
-    try {
-      fd = openSync(place, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK)
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
-      throw error
-    }
-    try {
-      const expected = header(path, identity)
-      const found = readAt(fd, 0, expected.length)
-      const kind = MAGIC.length + 4
-      if (found?.subarray(0, kind).equals(expected.subarray(0, kind)) !== true) {
-        throw new RefusedError(`${place}: expected a map of version ${VERSION}, found another file`)
-      }
-      if (found.equals(expected))
-        return new ImageMap(place, fd, expected.length, checkWhole(place, fd, expected, identity.size))
-    } catch (error) {
-      closeSync(fd)
-      throw error
-    }
-    closeSync(fd)
+    const map = ImageMap.openAny(directory, path, identity)
+    if (map === undefined || map.isOf(identity)) return map
+    map.close()
     return undefined
+  }
+
+  /** The same, and also one of what the same file was at another time. Throws as `open`. */
+  static openAny(directory: string, path: string, identity: ImageIdentity): ImageMap | undefined {
+    const file = openMap(mapPath(directory, path), path)
+    if (file === undefined) return undefined
+    try {
+      if (sameFile(file.identity, identity)) return new ImageMap(file, checkWhole(file))
+    } catch (error) {
+      closeSync(file.fd)
+      throw error
+    }
+    closeSync(file.fd)
+    return undefined
+  }
+
+  /**
+   * What `openAny` would open, of its two ends only and so unproven: good enough to choose by.
+   * @throws RefusedError for a file that is not believed
+   */
+  static peek(directory: string, path: string, identity: ImageIdentity): MapSummary | undefined {
+    const file = openMap(mapPath(directory, path), path)
+    if (file === undefined) return undefined
+    try {
+      if (!sameFile(file.identity, identity)) return undefined
+      const { end, counts } = trailerOf(file)
+      const { chunks, blocks, changed, samples } = counts
+      const bytes = readAt(file.fd, end - samples * KEY_BYTES, samples * KEY_BYTES) ?? Buffer.alloc(0)
+      const handprint = Array.from({ length: bytes.length / KEY_BYTES }, (_, index) =>
+        sampleAt(bytes, index * KEY_BYTES),
+      )
+      const exact = !changed && sameIdentity(file.identity, identity)
+      return { exact, chunks, blocks, handprint, madeAtMs: fstatSync(file.fd).mtimeMs }
+    } finally {
+      closeSync(file.fd)
+    }
   }
 
   /**
    * Whichever map lies there, and of which image it is.
    * @throws RefusedError for a file that is not believed; what opening it throws
    */
-  static at(place: string): {
-    readonly map: ImageMap
-    readonly path: string
-    readonly identity: ImageIdentity
-  } {
-    const fd = openSync(place, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK)
+  static at(place: string): { readonly map: ImageMap; readonly path: string } {
+    const file = openMap(place)
+    if (file === undefined) throw new RefusedError(`${place}: there is none`)
     try {
-      const fixed = readAt(fd, 0, FIXED_BYTES)
-      const known = Buffer.concat([MAGIC, Buffer.from([0, 0, 0, VERSION])])
-      if (fixed?.subarray(0, known.length).equals(known) !== true)
-        throw new RefusedError(`${place}: expected a map of version ${VERSION}, found another file`)
-      const length = fixed.readUInt32BE(known.length)
-      const name = length > PATH_BYTES_MAX ? undefined : readAt(fd, FIXED_BYTES, length)
-      const [dev, ino, size] = [4, 12, 20].map((at) => fixed.readBigUInt64BE(known.length + at))
-      const path = name?.toString('utf8') ?? ''
-      if (name === undefined || basename(place) !== mapPath('', path) || size! > BigInt(IMAGE_BYTES_MAX))
-        throw new RefusedError(`${place}: it is the map of another image`)
-      const mtimeNs = fixed.readBigInt64BE(known.length + 28)
-      const identity: ImageIdentity = { dev: dev!, ino: ino!, size: Number(size), mtimeNs }
-      const head = Buffer.concat([fixed, name])
-      return {
-        map: new ImageMap(place, fd, head.length, checkWhole(place, fd, head, identity.size)),
-        path,
-        identity,
-      }
+      return { map: new ImageMap(file, checkWhole(file)), path: file.path }
     } catch (error) {
-      closeSync(fd)
+      closeSync(file.fd)
       throw error
     }
+  }
+
+  /** Whether it is of that image as it is. */
+  isOf(identity: ImageIdentity): boolean {
+    return !this.changed && sameIdentity(this.identity, identity)
   }
 
   /** All chunks and all blocks, each in the order of the image, in pieces of at most MAP_…_MAX. */
   *pieces(): Generator<MappedChunk[] | MappedBlocks> {
     for (const { kind, entries } of sections(this.place, this.#fd, this.#start, this.#end)) {
       if (kind === CHUNKS) yield chunksOf(entries)
-      else yield blocksOf(entries)
+      else if (kind === BLOCKS) yield blocksOf(entries)
     }
   }
 
@@ -355,12 +411,75 @@ export class ImageMap {
   }
 }
 
+/** An open file with the head of a map. */
+interface MapFile {
+  readonly place: string
+  readonly fd: number
+  readonly head: Buffer
+  readonly path: string
+  readonly identity: ImageIdentity
+}
+
+/** `undefined` when there is none. @param path of the image that it must be of @throws RefusedError, or what opening throws */
+function openMap(place: string, path?: string): MapFile | undefined {
+  let fd: number
+  try {
+    fd = openSync(place, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK)
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+    throw error
+  }
+  try {
+    const fixed = readAt(fd, 0, FIXED_BYTES)
+    const known = Buffer.concat([MAGIC, Buffer.from([0, 0, 0, VERSION])])
+    if (fixed?.subarray(0, known.length).equals(known) !== true)
+      throw new RefusedError(`${place}: expected a map of version ${VERSION}, found another file`)
+    const length = fixed.readUInt32BE(known.length)
+    const name = length > PATH_BYTES_MAX ? undefined : readAt(fd, FIXED_BYTES, length)
+    const [dev, ino, size] = [4, 12, 20].map((at) => fixed.readBigUInt64BE(known.length + at))
+    const found = name?.toString('utf8') ?? ''
+    const another = path !== undefined ? found !== path : basename(place) !== mapPath('', found)
+    if (name === undefined || another || size! > BigInt(IMAGE_BYTES_MAX))
+      throw new RefusedError(`${place}: it is the map of another image`)
+    const mtimeNs = fixed.readBigInt64BE(known.length + 28)
+    const identity: ImageIdentity = { dev: dev!, ino: ino!, size: Number(size), mtimeNs }
+    return { place, fd, head: Buffer.concat([fixed, name]), path: found, identity }
+  } catch (error) {
+    closeSync(fd)
+    throw error
+  }
+}
+
+/** Where the sections end, and what the trailer counts. @throws RefusedError */
+function trailerOf({ place, fd, head }: MapFile): {
+  readonly end: number
+  readonly trailer: Buffer
+  readonly counts: Counts
+} {
+  const size = fstatSync(fd).size
+  const end = size - TRAILER_BYTES
+  const trailer = end < head.length ? undefined : readAt(fd, end, TRAILER_BYTES)
+  const counts = trailer && decodeCounts(trailer)
+  if (trailer === undefined || counts === undefined || counts.samples * KEY_BYTES > end - head.length)
+    throw new RefusedError(`${place}: ${size} bytes are no map`)
+  return { end, trailer, counts }
+}
+
 interface Section {
-  readonly kind: typeof CHUNKS | typeof BLOCKS
+  readonly kind: typeof CHUNKS | typeof BLOCKS | typeof SAMPLES
   /** Its head. */
   readonly head: Buffer
   readonly entries: Buffer
 }
+
+const SECTIONS: ReadonlyMap<
+  number | undefined,
+  { readonly most: number; readonly entryBytes: number; readonly before: number }
+> = new Map([
+  [CHUNKS, { most: MAP_PIECE_CHUNKS_MAX, entryBytes: CHUNK_ENTRY_BYTES, before: 0 }],
+  [BLOCKS, { most: MAP_RUN_BLOCKS_MAX, entryBytes: KEY_BYTES, before: OFFSET_BYTES }],
+  [SAMPLES, { most: HANDPRINT_SAMPLES_MAX, entryBytes: KEY_BYTES, before: 0 }],
+])
 
 /** @throws RefusedError where they do not end at `end`, or are no sections */
 function* sections(place: string, fd: number, start: number, end: number): Generator<Section> {
@@ -368,15 +487,15 @@ function* sections(place: string, fd: number, start: number, end: number): Gener
     const head = at + SECTION_BYTES > end ? undefined : readAt(fd, at, SECTION_BYTES)
     const kind = head?.readUInt8(0)
     const count = head?.readUInt32BE(1) ?? 0
-    const most = kind === CHUNKS ? MAP_PIECE_CHUNKS_MAX : MAP_RUN_BLOCKS_MAX
-    if (head === undefined || (kind !== CHUNKS && kind !== BLOCKS) || count < 1 || count > most)
+    const known = SECTIONS.get(kind)
+    if (head === undefined || known === undefined || count < 1 || count > known.most)
       throw new RefusedError(`${place}: a section of kind ${kind} with ${count} entries at ${at}`)
-    const bytes = kind === CHUNKS ? count * CHUNK_ENTRY_BYTES : OFFSET_BYTES + count * KEY_BYTES
+    const bytes = known.before + count * known.entryBytes
     at += SECTION_BYTES
     const entries = at + bytes > end ? undefined : readAt(fd, at, bytes)
     if (entries === undefined) throw new RefusedError(`${place}: cut off in a section at ${at}`)
     at += bytes
-    yield { kind, head, entries }
+    yield { kind: kind as Section['kind'], head, entries }
   }
 }
 
@@ -398,27 +517,30 @@ function blocksOf(entries: Buffer): MappedBlocks {
 interface Whole {
   readonly chunks: number
   readonly blocks: number
+  readonly changed: boolean
   /** Where the sections end. */
   readonly end: number
   readonly digest: Buffer
 }
 
 /** Reads all of it once. @throws RefusedError */
-function checkWhole(place: string, fd: number, head: Buffer, imageBytes: number): Whole {
+function checkWhole(file: MapFile): Whole {
+  const { place, fd, head } = file
   const refused = (what: string): RefusedError => new RefusedError(`${place}: ${what}`)
-  const size = fstatSync(fd).size
-  const end = size - TRAILER_BYTES
-  if (end < head.length) throw refused(`${size} bytes are no map`)
-  const trailer = readAt(fd, end, TRAILER_BYTES)
+  const { end, trailer, counts } = trailerOf(file)
+  const imageBytes = file.identity.size
   const sum = createHash('sha256').update(head)
   const countMax = Math.ceil(imageBytes / BLOCK_BYTES)
   let chunks = 0
   let blocks = 0
+  let samples = 0
   let chunksEnd = 0
   let blocksEnd = 0
   for (const section of sections(place, fd, head.length, end)) {
     sum.update(section.head).update(section.entries)
-    if (section.kind === CHUNKS) {
+    if (samples > 0) throw refused('a section after the handprint')
+    if (section.kind === SAMPLES) samples = section.entries.length / KEY_BYTES
+    else if (section.kind === CHUNKS) {
       for (const { offset, length } of chunksOf(section.entries)) {
         const fits = offset >= chunksEnd && length >= 1 && length <= CHUNK_BYTES_MAX
         chunksEnd = offset + length
@@ -434,10 +556,11 @@ function checkWhole(place: string, fd: number, head: Buffer, imageBytes: number)
       blocks += hints.length / KEY_BYTES
     }
   }
-  const expected = counts(chunks, blocks)
+  const { changed } = counts
+  const expected = encodeCounts({ chunks, blocks, samples, changed })
   const digest = sum.update(expected).digest()
-  if (trailer?.equals(Buffer.concat([expected, digest])) !== true) throw refused('its digest does not fit')
-  return { chunks, blocks, end, digest }
+  if (!trailer.equals(Buffer.concat([expected, digest]))) throw refused('its digest does not fit')
+  return { chunks, blocks, changed, end, digest }
 }
 
 /** `undefined` when the file is shorter. */

@@ -8,7 +8,7 @@ import { join } from 'node:path'
 import { Chunker } from '../chunk/chunker.ts'
 import { hintOf } from '../chunk/digest.ts'
 import { errorText, RefusedError } from '../core/errors.ts'
-import { type ImageFile, ImageSource, listImages, sameIdentity } from './image-files.ts'
+import { type ImageFile, ImageSource, listImages } from './image-files.ts'
 import { ImageMap, ImageMapEncoder, ImageMapWriter, type MapOwner, mapPath } from './image-map.ts'
 import { scanImage } from './image-scan.ts'
 
@@ -59,8 +59,8 @@ export class MapFolder {
   }
 
   /**
-   * Scans the image and lays its map down.
-   * @throws RefusedError for what is no image of this host, cannot be read, or is written to meanwhile
+   * Scans the image and lays its map down; of one that is written to meanwhile it is an old one at once.
+   * @throws RefusedError for what is no image of this host, or cannot be read
    */
   async make(path: string): Promise<void> {
     const { stateDir, images } = this.#options
@@ -79,7 +79,7 @@ export class MapFolder {
     const writer = new ImageMapWriter(this.path, path, source.identity, owner)
     try {
       await scanInto(source, writer)
-      writer.finish()
+      writer.finish(await source.isStale())
     } finally {
       writer.abort()
     }
@@ -92,7 +92,7 @@ export class MapFolder {
     if (map === undefined) return false
     const encoder = new ImageMapEncoder(() => undefined, path, source.identity)
     await scanInto(source, encoder)
-    return map.digest.equals(encoder.end())
+    return map.digest.equals(encoder.end(await source.isStale()))
   }
 
   /** False when there is none. */
@@ -117,13 +117,12 @@ function ownerOf(directory: string): MapOwner {
 function mapAt(place: string, images: ReadonlyMap<string, ImageFile>): FolderMap {
   const mapBytes = lstatSync(place, { throwIfNoEntry: false })?.size ?? 0
   try {
-    const { map, path, identity } = ImageMap.at(place)
+    const { map, path } = ImageMap.at(place)
     const { count: chunks, blockCount: blocks } = map
     map.close()
     const image = images.get(path)
-    const same = image !== undefined && sameIdentity(image.identity, identity)
-    const state = image === undefined ? 'gone' : same ? 'good' : 'old'
-    return { place, mapBytes, state, problem: null, path, size: identity.size, chunks, blocks }
+    const state = image === undefined ? 'gone' : map.isOf(image.identity) ? 'good' : 'old'
+    return { place, mapBytes, state, problem: null, path, size: map.identity.size, chunks, blocks }
   } catch (error) {
     const problem = errorText(error)
     return { place, mapBytes, state: 'damaged', problem, path: '', size: 0, chunks: 0, blocks: 0 }
@@ -135,5 +134,4 @@ async function scanInto(source: ImageSource, map: Pick<ImageMapEncoder, 'add' | 
     onChunk: (offset, length, digests, digestOffset) => map.add(digests, digestOffset, offset, length),
     onBlock: (offset, bytes) => map.addBlock(offset, hintOf(bytes)),
   })
-  if (await source.isStale()) throw new RefusedError(`${source.path}: it was written to while it was scanned`)
 }

@@ -1,31 +1,36 @@
 /**
- * ImageStock: the images that lie on this host, as a source of chunks and blocks. It keeps one index of each over the configured
- * directories and the open files behind it. `refresh` (when a migration is announced) scans what is new or changed;
- * nobody waits for it, lookups use what is there so far. An image is known by its identity: a file that changed gets
- * a new number, and entries of the old one only cost a failed verification. Files are open only while somebody may read
- * them (`rest`): an image that is deleted meanwhile must not keep its blocks on the disk because we hold it.
+ * ImageStock: the images that lie on this host, as a source of chunks and blocks. Each is known by its map (image-map.ts). `tend`
+ * makes the maps in the background; `refresh`, when a migration is announced, opens the images and takes what maps
+ * say into one index of chunks and one of blocks, within their budgets; what has no map is scanned at once, into the index too.
+ * Nobody waits for any of it: lookups use what is there so far.
  *
- * Deliberately not here: qcow2, and any trust in what is found.
+ * Where not everything finds room, the images that hold most of what comes in are taken: each digest that is looked up counts for
+ * the images that have it in their handprint. Blocks give way before chunks. A map of what the file was at another time
+ * is a good guess until there is a new one; an entry that is wrong only costs a failed verification.
+ *
+ * Files are open only while somebody may read them (`rest`): an image that is deleted meanwhile must not keep its blocks on
+ * the disk because we hold it. Deliberately not here: qcow2, and any trust in what is found.
  */
 import { errorText } from '../core/errors.ts'
-import { IMAGE_NUMBER_MAX } from '../core/limits.ts'
+import {
+  CATALOG_PLAN_MS,
+  IMAGE_NUMBER_MAX,
+  IMAGE_RESCAN_MS,
+  IMAGE_REST_MS,
+  KNOWN_IMAGES_MAX,
+} from '../core/limits.ts'
+import { BLOCK_BYTES, KIB } from '../core/units.ts'
 import { ChunkIndex } from './chunk-index.ts'
-import { type ImageFile, type ImageIdentity, ImageSource, listImages, sameIdentity } from './image-files.ts'
+import { HandprintIndex } from './handprint.ts'
+import { type ImageFile, type ImageIdentity, ImageSource, sameFile, sameIdentity } from './image-files.ts'
 import { ImageIndexer, type IndexedImage } from './image-index.ts'
-import { dropMaps } from './image-map.ts'
+import { dropMaps, type MapSummary } from './image-map.ts'
 
 export interface StockImage {
   readonly number: number
   readonly path: string
   readonly size: number
   readonly source: ImageSource
-}
-
-/** An image that is indexed, and not open. */
-interface RestingImage {
-  readonly number: number
-  readonly path: string
-  readonly identity: ImageIdentity
 }
 
 export interface StockOptions {
@@ -38,21 +43,80 @@ export interface StockOptions {
   readonly catalog?: string
   /** Numbers of images in one index; tests have fewer. */
   readonly numbersMax?: number
+  /** The same of IMAGE_REST_MS. */
+  readonly restMs?: number
   readonly onProblem?: (text: string) => void
   /** An image is known, from its map or from a scan. */
   readonly onIndexed?: (image: IndexedImage) => void
 }
+
+/** What `tend` is to do. */
+export interface TendOptions {
+  /** Images that are being written by a migration now. */
+  readonly busy: () => ReadonlySet<string>
+  /** Bytes of images that are read in a second. */
+  readonly bytesPerSecond: number
+}
+
+interface Scan {
+  /** Of its entries in the indexes, if it makes any. */
+  readonly number: number | null
+  readonly abort: AbortController
+  readonly hurry: () => void
+  readonly done: Promise<void>
+}
+
+/** What of an image lies in the indexes. */
+interface Loaded {
+  /** When its map was made; of an image without one: when it was scanned. */
+  readonly madeAtMs: number
+  /** What it was when it was scanned. */
+  readonly identity: ImageIdentity
+  readonly stale: boolean
+  /** Entries. */
+  readonly chunks: number
+  readonly blocks: number
+  readonly withBlocks: boolean
+}
+
+interface Known {
+  readonly path: string
+  identity: ImageIdentity
+  /** Of its entries in the indexes. */
+  number: number
+  /** Entries of this number were forgotten: it cannot have others. */
+  spent: boolean
+  source: ImageSource | undefined
+  map: MapSummary | undefined
+  loaded: Loaded | undefined
+  scan: Scan | undefined
+  /** How many of its samples were looked up. */
+  score: number
+}
+
+const CHUNK_BYTES_MEAN = 64 * KIB
+/** A chance hit is none: loading an image costs more than a chunk. */
+const SCORE_MIN = 2
 
 export class ImageStock {
   readonly #options: StockOptions
   #index: ChunkIndex
   #blocks: ChunkIndex
   #indexer: ImageIndexer
-  readonly #images = new Map<number, StockImage>()
-  readonly #resting = new Map<number, RestingImage>()
+  readonly #known = new Map<string, Known>()
+  readonly #byNumber = new Map<number, Known>()
+  readonly #handprints = new HandprintIndex<Known>()
+  #opened: StockImage[] | undefined
   #nextNumber = 0
-  readonly #scanning = new Map<number, AbortController>()
+  #loading = 0
   #refreshing: Promise<void> = Promise.resolve()
+  #planning: Promise<void> | undefined
+  #planAgain = false
+  #planTimer: NodeJS.Timeout | undefined
+  /** There are images with maps that found no room. */
+  #crowded = false
+  /** Between a refresh and a rest. */
+  #inUse = false
   #closed = false
 
   constructor(options: StockOptions) {
@@ -75,21 +139,26 @@ export class ImageStock {
     return this.#options.numbersMax ?? IMAGE_NUMBER_MAX + 1
   }
 
-  get images(): StockImage[] {
-    return [...this.#images.values()]
+  /** Those that are open. */
+  get images(): readonly StockImage[] {
+    this.#opened ??= [...this.#known.values()].flatMap(stockImage)
+    return this.#opened
   }
 
   get chunkCount(): number {
     return this.#index.count
   }
 
-  /** Images whose scan is not finished. */
+  /** Images whose scan is not finished, or whose map is being read. */
   get scanning(): number {
-    return this.#scanning.size
+    let scanning = this.#loading
+    for (const known of this.#known.values()) if (known.scan !== undefined) scanning++
+    return scanning
   }
 
   image(number: number): StockImage | undefined {
-    return this.#images.get(number)
+    const known = this.#byNumber.get(number)
+    return known && stockImage(known)[0]
   }
 
   get blockCount(): number {
@@ -101,79 +170,61 @@ export class ImageStock {
   }
 
   lookup(digest: Buffer): { image: number; offset: number; length: number }[] {
+    if (this.#crowded) this.#count(digest)
     return this.#index.lookup(digest)
   }
 
+  #count(digest: Buffer): void {
+    for (const known of this.#handprints.owners(digest)) {
+      known.score++
+      if (known.score < SCORE_MIN || known.loaded?.withBlocks === true) continue
+      this.#planTimer ??= setTimeout(() => {
+        this.#planTimer = undefined
+        this.#plan()
+      }, CATALOG_PLAN_MS).unref()
+    }
+  }
+
+  // ---- when migrations come and go ---------------------------------------------------------------------------
+
   /**
-   * Takes in what lies in the directories now, apart from `except` (images that are being received). Resolves when
-   * the scans have begun; their end is not waited for.
+   * Takes in these images, apart from the contents of `busy` (which are being received): of those only what a map says. Resolves
+   * when the scans have begun; their end is not waited for.
    */
-  async refresh(directories: readonly string[], except: ReadonlySet<string>): Promise<void> {
-    // One at a time: of two migrations that begin at once, each would take what the other one found for gone.
-    const turn = this.#refreshing.then(() => this.#refresh(directories, except))
+  async refresh(files: readonly ImageFile[], busy: ReadonlySet<string>): Promise<void> {
+    await this.#inTurn(() => this.#refresh(files, busy))
+  }
+
+  /** One at a time: of two migrations that begin at once, each would take what the other one found for gone. */
+  async #inTurn(work: () => Promise<void>): Promise<void> {
+    const turn = this.#refreshing.then(async () => {
+      if (!this.#closed) await work()
+    })
     this.#refreshing = turn.catch(() => undefined)
     await turn
   }
 
-  async #refresh(directories: readonly string[], except: ReadonlySet<string>): Promise<void> {
-    const files = await listImages(directories)
-    if (this.#closed) return
-    if (this.#nextNumber + Math.min(files.length, this.#options.imagesMax) > this.#numbersMax)
-      await this.#beginAnew()
-    if (this.#closed) return
-    if (this.#options.catalog !== undefined)
-      dropMaps(
-        this.#options.catalog,
-        files.map(({ path }) => path),
-      )
-    const kept = new Set<number>()
-    for (const file of files.slice(0, this.#options.imagesMax)) {
-      if (except.has(file.path)) continue
-      const known = this.images.find((image) => image.path === file.path)
-      if (known !== undefined && sameIdentity(known.source.identity, file.identity)) kept.add(known.number)
-      else {
-        const number = (await this.#reopen(file)) ?? (await this.#add(file))
-        if (number !== undefined) kept.add(number)
+  async #refresh(files: readonly ImageFile[], busy: ReadonlySet<string>): Promise<void> {
+    await this.#list(files)
+    this.#inUse = true
+    for (const known of this.#ranked()) {
+      if (this.images.length >= this.#options.imagesMax) break
+      await this.#open(known)
+    }
+    await Promise.all([...this.#known.values()].map((known) => this.#peek(known)))
+    const scan = (guessed: boolean): void => {
+      for (const known of this.#ranked()) {
+        if (busy.has(known.path) || known.source === undefined || this.#isExact(known)) continue
+        if ((known.map !== undefined || known.loaded !== undefined) !== guessed) continue
+        if (known.scan !== undefined) known.scan.hurry()
+        else if (!guessed || this.#isAtRest(known)) this.#scan(known, { insert: this.#hasRoom(known) })
       }
     }
-    for (const { number, path } of [...this.#resting.values()]) {
-      // What is received now may be the same again when it rests.
-      if (except.has(path)) continue
-      this.#resting.delete(number)
-      this.#forget(number)
-    }
-    for (const image of this.images) {
-      if (kept.has(image.number)) continue
-      this.#images.delete(image.number)
-      this.#forget(image.number)
-      await image.source.close()
-    }
-  }
-
-  #forget(number: number): void {
-    this.#scanning.get(number)?.abort(new Error('the image is gone or changed'))
-    this.#index.forget(number)
-    this.#blocks.forget(number)
-  }
-
-  /** An image that rested and is what it was: its entries in the index are good. */
-  async #reopen(file: ImageFile): Promise<number | undefined> {
-    const resting = [...this.#resting.values()].find(({ path }) => path === file.path)
-    if (resting === undefined || !sameIdentity(resting.identity, file.identity)) return undefined
-    const { number, path } = resting
-    try {
-      const source = await ImageSource.open(path)
-      if (!sameIdentity(source.identity, resting.identity)) {
-        await source.close()
-        return undefined
-      }
-      this.#resting.delete(number)
-      this.#images.set(number, { number, path, size: source.identity.size, source })
-      return number
-    } catch (error) {
-      this.#options.onProblem?.(`open image ${path}: ${errorText(error)}`)
-      return undefined
-    }
+    // What nothing is known of cannot be found otherwise; of the others the old maps come first.
+    scan(false)
+    this.#plan()
+    await this.#planning
+    scan(true)
   }
 
   /**
@@ -181,28 +232,93 @@ export class ImageStock {
    * goes on.
    */
   async rest(unused: () => boolean): Promise<void> {
-    const turn = this.#refreshing.then(async () => {
-      if (this.#closed || !unused()) return
-      const images = this.images
-      this.#images.clear()
-      for (const { number, path, source } of images) {
-        this.#resting.set(number, { number, path, identity: source.identity })
-        await source.close()
+    await this.#inTurn(async () => {
+      if (!unused()) return
+      this.#inUse = false
+      for (const known of this.#known.values()) {
+        known.score = 0
+        await this.#shut(known)
       }
     })
-    this.#refreshing = turn.catch(() => undefined)
-    await turn
   }
 
-  /** Each change of an image takes a number for good: after years of them the index is made anew, and filled again. */
+  /**
+   * Makes the maps that are missing, or old although their image is at rest or they are very old, one after the other. Resolves
+   * when that is done.
+   */
+  async tend(files: readonly ImageFile[], options: TendOptions): Promise<void> {
+    await this.#inTurn(() => this.#list(files))
+    for (const { path } of files) {
+      const known = this.#known.get(path)
+      if (this.#closed || known === undefined || options.busy().has(path)) continue
+      if (known.scan === undefined) {
+        await this.#peek(known)
+        if (this.#closed || this.#known.get(path) !== known || known.map?.exact === true) continue
+        const old = Date.now() - (known.map?.madeAtMs ?? 0) > IMAGE_RESCAN_MS
+        if (!old && !this.#isAtRest(known)) continue
+        if (known.scan === undefined)
+          this.#scan(known, { insert: false, bytesPerSecond: options.bytesPerSecond })
+      }
+      await (known.scan as Scan | undefined)?.done
+    }
+  }
+
+  /** Knows these files, and no others, by what they are now. */
+  async #list(all: readonly ImageFile[]): Promise<void> {
+    const files = all.slice(0, KNOWN_IMAGES_MAX)
+    // Each change of an image takes a number for good: after years of them the index is made anew, and filled again.
+    if (this.#nextNumber + files.length > this.#numbersMax) await this.#beginAnew()
+    if (this.#closed) return
+    const { catalog } = this.#options
+    const paths = new Set(files.map(({ path }) => path))
+    if (catalog !== undefined) dropMaps(catalog, [...paths])
+    for (const known of [...this.#known.values()]) if (!paths.has(known.path)) await this.#drop(known)
+    for (const { path, identity } of files) {
+      const known = this.#known.get(path)
+      if (known !== undefined && sameFile(known.identity, identity)) {
+        known.identity = identity
+        continue
+      }
+      if (known !== undefined) await this.#drop(known)
+      const number = this.#takeNumber()
+      if (number === undefined) return
+      const image: Known = {
+        path,
+        identity,
+        number,
+        spent: false,
+        source: undefined,
+        map: undefined,
+        loaded: undefined,
+        scan: undefined,
+        score: 0,
+      }
+      this.#known.set(path, image)
+      this.#byNumber.set(number, image)
+    }
+  }
+
+  #takeNumber(): number | undefined {
+    return this.#nextNumber < this.#numbersMax ? this.#nextNumber++ : undefined
+  }
+
+  async #drop(known: Known): Promise<void> {
+    this.#known.delete(known.path)
+    known.scan?.abort.abort(new Error('the image is gone or changed'))
+    this.#forget(known.number)
+    this.#handprints.delete(known)
+    await this.#shut(known)
+  }
+
   async #beginAnew(): Promise<void> {
-    const images = this.images
-    this.#images.clear()
-    this.#resting.clear()
-    for (const scan of this.#scanning.values()) scan.abort(new Error('the index is made anew'))
-    this.#scanning.clear()
+    for (const known of this.#known.values()) {
+      known.scan?.abort.abort(new Error('the index is made anew'))
+      this.#handprints.delete(known)
+      await this.#shut(known)
+    }
+    this.#known.clear()
+    this.#byNumber.clear()
     await this.#indexer.close()
-    for (const image of images) await image.source.close()
     if (this.#closed) return
     this.#index = ChunkIndex.create({ bytesMax: this.#options.indexBytesMax })
     this.#blocks = ChunkIndex.create({ bytesMax: this.#options.blockIndexBytesMax })
@@ -210,40 +326,243 @@ export class ImageStock {
     this.#nextNumber = 0
   }
 
-  async #add(file: ImageFile): Promise<number | undefined> {
-    if (this.#nextNumber >= this.#numbersMax) return undefined
+  // ---- one image ---------------------------------------------------------------------------------------------
+
+  async #open(known: Known): Promise<void> {
+    if (known.source !== undefined) return
     try {
-      const source = await ImageSource.open(file.path)
-      const number = this.#nextNumber++
-      this.#images.set(number, { number, path: file.path, size: source.identity.size, source })
-      const abort = new AbortController()
-      this.#scanning.set(number, abort)
-      void this.#indexer
-        .indexImage(file.path, number, { signal: abort.signal })
-        .then((image) => {
-          if (image.problem !== undefined) this.#options.onProblem?.(`map of ${file.path}: ${image.problem}`)
-          this.#options.onIndexed?.(image)
-        })
-        .catch((error: unknown) => {
-          if (!abort.signal.aborted && !this.#closed) {
-            this.#options.onProblem?.(`index ${file.path}: ${errorText(error)}`)
-          }
-        })
-        .finally(() => {
-          if (this.#scanning.get(number) === abort) this.#scanning.delete(number)
-        })
-      return number
+      const source = await ImageSource.open(known.path)
+      if (!sameFile(source.identity, known.identity)) {
+        await source.close()
+        return
+      }
+      known.source = source
+      this.#opened = undefined
     } catch (error) {
-      this.#options.onProblem?.(`open image ${file.path}: ${errorText(error)}`)
-      return undefined
+      this.#options.onProblem?.(`open image ${known.path}: ${errorText(error)}`)
+    }
+  }
+
+  async #shut(known: Known): Promise<void> {
+    const { source } = known
+    known.source = undefined
+    this.#opened = undefined
+    await source?.close()
+  }
+
+  /** What its map says, if there is one. */
+  async #peek(known: Known): Promise<void> {
+    if (this.#options.catalog === undefined) return
+    try {
+      const { summary, problem } = await this.#indexer.peekMap(known.path)
+      if (problem !== undefined) this.#options.onProblem?.(`map of ${known.path}: ${problem}`)
+      if (this.#known.get(known.path) !== known) return
+      known.map = summary
+      this.#handprints.set(known, summary?.handprint ?? [])
+    } catch {
+      // It went away, or cannot be read: whoever scans it says so.
+    }
+  }
+
+  #isAtRest({ identity }: Known): boolean {
+    return Date.now() - Number(identity.mtimeNs / 1_000_000n) >= (this.#options.restMs ?? IMAGE_REST_MS)
+  }
+
+  /** What is known of it is of what it is now. */
+  #isExact({ map, loaded, identity }: Known): boolean {
+    if (map?.exact === true) return true
+    return loaded !== undefined && !loaded.stale && sameIdentity(loaded.identity, identity)
+  }
+
+  /** Begins a scan, which makes its map. @param insert into the index too, while it goes on */
+  #scan(known: Known, options: { readonly insert: boolean; readonly bytesPerSecond?: number }): void {
+    const { path } = known
+    const number = options.insert ? this.#numberFor(known) : null
+    if (number === undefined) return
+    const abort = new AbortController()
+    const { promise: hurry, resolve } = Promise.withResolvers<void>()
+    const { bytesPerSecond = 0 } = options
+    const done = this.#indexer
+      .indexImage(path, number, { signal: abort.signal, bytesPerSecond, hurry })
+      .then(async (image) => {
+        if (image.problem !== undefined) this.#options.onProblem?.(`map of ${path}: ${image.problem}`)
+        await this.#peek(known)
+        if (abort.signal.aborted || this.#closed) return
+        if (number !== null) this.#setLoaded(known, number, image, true)
+        this.#options.onIndexed?.(image)
+      })
+      .catch((error: unknown) => {
+        if (!abort.signal.aborted && !this.#closed)
+          this.#options.onProblem?.(`index ${path}: ${errorText(error)}`)
+      })
+      .finally(() => {
+        known.scan = undefined
+        if (number !== null && number !== known.number) this.#forget(number)
+        if (!abort.signal.aborted) this.#plan()
+      })
+    known.scan = { number, abort, hurry: resolve, done }
+  }
+
+  /** For entries that do not lie in the indexes yet; those that do stay as they are until the others are whole. */
+  #numberFor(known: Known): number | undefined {
+    if (known.loaded === undefined && !known.spent) return known.number
+    const number = this.#takeNumber()
+    if (number !== undefined) this.#byNumber.set(number, known)
+    return number
+  }
+
+  #setLoaded(known: Known, number: number, image: IndexedImage, withBlocks: boolean): void {
+    const before = number === known.number ? known.loaded : undefined
+    if (number !== known.number) {
+      this.#forget(known.number)
+      known.number = number
+      known.spent = false
+      this.#opened = undefined
+    }
+    const { identity, stale, progress } = image
+    known.loaded = {
+      identity,
+      stale,
+      withBlocks,
+      madeAtMs: known.map?.madeAtMs ?? Date.now(),
+      chunks: (before?.chunks ?? 0) + progress.inserted,
+      blocks: (before?.blocks ?? 0) + progress.insertedBlocks,
+    }
+  }
+
+  #forget(number: number): void {
+    this.#index.forget(number)
+    this.#blocks.forget(number)
+    this.#byNumber.delete(number)
+  }
+
+  /** Its number stays its name for guesses. */
+  #unload(known: Known): void {
+    this.#index.forget(known.number)
+    this.#blocks.forget(known.number)
+    known.loaded = undefined
+    known.spent = true
+  }
+
+  // ---- what finds room ---------------------------------------------------------------------------------------
+
+  /** Those that are asked for most, then those that are loaded, then small ones, which are many. */
+  #ranked(): Known[] {
+    return [...this.#known.values()].sort(
+      (one, other) =>
+        other.score - one.score ||
+        Number(other.loaded !== undefined) - Number(one.loaded !== undefined) ||
+        (one.map?.chunks ?? 0) - (other.map?.chunks ?? 0),
+    )
+  }
+
+  /** Whether all of an image that has no map would surely find room. */
+  #hasRoom(known: Known): boolean {
+    let chunks = 0
+    let blocks = 0
+    for (const { loaded, scan, source } of this.#known.values()) {
+      const bytes = scan === undefined ? 0 : (source?.allocatedBytes ?? 0)
+      chunks += loaded?.chunks ?? bytes / CHUNK_BYTES_MEAN
+      blocks += loaded?.blocks ?? bytes / BLOCK_BYTES
+    }
+    const bytes = known.source?.allocatedBytes ?? known.identity.size
+    const chunksFit = chunks + bytes / CHUNK_BYTES_MEAN <= this.#index.capacity
+    return chunksFit && blocks + bytes / BLOCK_BYTES <= this.#blocks.capacity
+  }
+
+  /** Sees to it that the right images are in the indexes, now or when that is being done already, after it. */
+  #plan(): void {
+    this.#planAgain = true
+    this.#planning ??= this.#planAll().finally(() => {
+      this.#planning = undefined
+    })
+  }
+
+  async #planAll(): Promise<void> {
+    while (this.#planAgain && this.#inUse && !this.#closed) {
+      this.#planAgain = false
+      await this.#planOnce()
+    }
+  }
+
+  async #planOnce(): Promise<void> {
+    const wanted = this.#wanted()
+    for (const known of this.#known.values()) {
+      if (known.loaded === undefined || known.map === undefined) continue
+      const tooMuch = known.loaded.withBlocks && wanted.get(known) === false
+      if (tooMuch || !wanted.has(known)) this.#unload(known)
+    }
+    for (const [known, withBlocks] of wanted) {
+      if (this.#closed || !this.#inUse) return
+      const { loaded, map } = known
+      const whole = loaded !== undefined && (loaded.withBlocks || !withBlocks)
+      if (map !== undefined && !(whole && loaded.madeAtMs === map.madeAtMs))
+        await this.#load(known, withBlocks)
+    }
+  }
+
+  /** Which images shall be in the index, and whether with their blocks. */
+  #wanted(): Map<Known, boolean> {
+    const wanted = new Map<Known, boolean>()
+    let chunks = this.#index.capacity
+    let blocks = this.#blocks.capacity
+    this.#crowded = false
+    for (const known of this.#ranked()) {
+      const { map, loaded } = known
+      if (map === undefined) {
+        chunks -= loaded?.chunks ?? 0
+        blocks -= loaded?.blocks ?? 0
+        continue
+      }
+      const ofChunks = loaded?.chunks ?? map.chunks
+      const ofBlocks = loaded?.withBlocks === true ? loaded.blocks : map.blocks
+      const withBlocks = ofBlocks <= blocks
+      if (!withBlocks || ofChunks > chunks) this.#crowded = true
+      if (ofChunks > chunks) continue
+      chunks -= ofChunks
+      if (withBlocks) blocks -= ofBlocks
+      wanted.set(known, withBlocks)
+    }
+    return wanted
+  }
+
+  async #load(known: Known, withBlocks: boolean): Promise<void> {
+    await this.#open(known)
+    if (known.source === undefined || known.scan !== undefined) return
+    const same = known.loaded?.madeAtMs === known.map?.madeAtMs
+    const number = same ? known.number : this.#numberFor(known)
+    if (number === undefined) return
+    this.#loading++
+    try {
+      const image = await this.#indexer.loadImage(known.path, number, { withBlocks })
+      if (this.#known.get(known.path) !== known) {
+        this.#forget(number)
+        return
+      }
+      this.#setLoaded(known, number, image, withBlocks)
+      this.#options.onIndexed?.(image)
+    } catch (error) {
+      if (this.#closed) return
+      this.#options.onProblem?.(`map of ${known.path}: ${errorText(error)}`)
+      known.map = undefined
+      if (this.#known.get(known.path) === known && known.scan === undefined)
+        this.#scan(known, { insert: this.#hasRoom(known) })
+    } finally {
+      this.#loading--
     }
   }
 
   async close(): Promise<void> {
     if (this.#closed) return
     this.#closed = true
+    clearTimeout(this.#planTimer)
     await this.#indexer.close()
-    for (const image of this.#images.values()) await image.source.close()
-    this.#images.clear()
+    for (const known of this.#known.values()) await this.#shut(known)
+    this.#known.clear()
+    this.#byNumber.clear()
   }
+}
+
+function stockImage({ number, path, identity, source }: Known): StockImage[] {
+  return source === undefined ? [] : [{ number, path, size: identity.size, source }]
 }

@@ -493,8 +493,24 @@ export const GUESS_IMAGES_MAX: number = 4
 
 // ---- Catalog ---------------------------------------------------------------------------------------------------
 
-/** Images that are known at once, over all shared directories. */
+/** Images that are known at once by their maps and handprints, over all shared directories. */
+export const KNOWN_IMAGES_MAX: number = 4096
+/** Images that are open at once, while migrations come in: those that were asked for most, then the first by path. */
 export const SHARED_IMAGES_MAX: number = 256
+/** Samples of one image's handprint, 8 bytes each: one of 256 chunks, so 1 TiB of chunks of 64 KiB. Of more the smallest. */
+export const HANDPRINT_SAMPLES_MAX: number = 65_536
+/** Samples of all images' handprints in memory, some 150 bytes each: 8 TiB of data. Images beyond it have fewer, or none. */
+export const HANDPRINTS_SAMPLES_MAX: number = 524_288
+/** An image that nobody wrote to for so long is at rest: a map of it will hold. */
+export const IMAGE_REST_MS: number = 10_000
+/** A running guest's image is scanned again after this time; its old map is a good guess meanwhile. */
+export const IMAGE_RESCAN_MS: number = 6 * 3_600_000
+/** From one round of the catalog in the background to the next; listing images costs next to nothing. */
+export const CATALOG_TEND_MS: number = 600_000
+/** From the daemon's start to the first round: a host that boots has other things to read. */
+export const CATALOG_FIRST_TEND_MS: number = 60_000
+/** From a sample of an image that found no room to thinking over which images shall: digests come by the thousand. */
+export const CATALOG_PLAN_MS: number = 250
 /** Chunks of an image's map that are read or written at once: 17 bytes each in the file, an object each while they are inserted. */
 export const MAP_PIECE_CHUNKS_MAX: number = 8_192
 /** Blocks of 4 KiB in one run of an image's map, 8 bytes each: 16 KiB. */

@@ -33,12 +33,9 @@ export interface ChunkStock {
 /** The same images as places of single blocks. */
 export class StockBlocks implements BlockPlaces {
   readonly #stock: ChunkStock
-  readonly #except: ReadonlySet<string>
 
-  /** @param except paths that are being written by this very migration */
-  constructor(stock: ChunkStock, except: ReadonlySet<string>) {
+  constructor(stock: ChunkStock) {
     this.#stock = stock
-    this.#except = except
   }
 
   get blockCount(): number {
@@ -49,7 +46,7 @@ export class StockBlocks implements BlockPlaces {
     const places: BlockPlace[] = []
     for (const { image: number, offset } of this.#stock.lookupBlock(hints, hintOffset)) {
       const image = this.#stock.image(number)
-      if (image === undefined || this.#except.has(image.path)) continue
+      if (image === undefined) continue
       const read = (at: number, length: number): Promise<Buffer> => image.source.read(at, length)
       places.push({ offset, size: image.size, read })
     }
@@ -65,21 +62,21 @@ const GUESS_EVERY = 64
 export class StockSource implements ChunkSource {
   readonly name = 'chunk'
   readonly #stock: ChunkStock
-  readonly #except: ReadonlySet<string>
+  readonly #own: ReadonlySet<string>
   readonly #guesses = new Map<number, { tries: number; hits: number }>()
   #queries = 0
 
-  /** @param except paths that are being written by this very migration */
-  constructor(stock: ChunkStock, except: ReadonlySet<string>) {
+  /** @param own paths that are being written by this very migration: what lies at the same place there is in place */
+  constructor(stock: ChunkStock, own: ReadonlySet<string>) {
     this.#stock = stock
-    this.#except = except
+    this.#own = own
   }
 
   async find(query: ChunkQuery): Promise<Buffer | undefined> {
     for (const place of this.#stock.lookup(query.digest)) {
       if (place.length !== query.length) continue
       const image = this.#stock.image(place.image)
-      if (image === undefined || this.#except.has(image.path)) continue
+      if (image === undefined) continue
       const bytes = await readFrom(image, place.offset, query)
       if (bytes !== undefined) return bytes
     }
@@ -89,7 +86,7 @@ export class StockSource implements ChunkSource {
   async #guess(query: ChunkQuery): Promise<Buffer | undefined> {
     this.#queries++
     const images = this.#stock.images
-      .filter((image) => !this.#except.has(image.path) && image.size >= query.offset + query.length)
+      .filter((image) => !this.#own.has(image.path) && image.size >= query.offset + query.length)
       .map((image) => ({ image, guess: this.#guessOf(image.number) }))
       .filter(
         ({ guess }) =>

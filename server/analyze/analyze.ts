@@ -121,7 +121,7 @@ async function run(options: AnalyzeOptions, images: Images, signal: AbortSignal)
       image,
       device: options.wrapDevice?.(device) ?? device,
       sources: [new StockSource(stock, new Set())],
-      blockPlaces: [new StockBlocks(stock, new Set())],
+      blockPlaces: [new StockBlocks(stock)],
       signal,
     })
     await device.checkRest(signal)

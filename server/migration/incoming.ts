@@ -59,7 +59,7 @@ export interface IncomingOptions {
   readonly stock: ImageStock
   /** What all receivers of the daemon may hold together. */
   readonly memory: ByteBudget
-  /** Files that this migration writes: no source for itself. */
+  /** Files that this migration writes. */
   readonly targets: readonly string[]
   readonly dial: (kind: 'disk' | 'ram') => Promise<Bundle>
   /** Calls the source's daemon. */
@@ -131,6 +131,11 @@ export class IncomingMigration {
 
   get guest(): string {
     return this.#options.guest
+  }
+
+  /** Images that it writes, without links. */
+  get targets(): ReadonlySet<string> {
+    return new Set(this.#options.targets.map(resolved))
   }
 
   async #dialAll(): Promise<void> {
@@ -383,15 +388,15 @@ export class IncomingMigration {
       return await negotiation.go(exportName)
     })
     const account = new DiskAccount(this.#options.targetOf(exportName), device.size)
-    const except = new Set(this.#options.targets.map(resolved))
+    const own = this.targets
     const receiver = new DiskReceiver({
       link: this.#disk!,
       disk,
       epoch,
       device,
       account,
-      sources: [new StockSource(this.#options.stock, except)],
-      blockPlaces: [new StockBlocks(this.#options.stock, except)],
+      sources: [new StockSource(this.#options.stock, own)],
+      blockPlaces: [new StockBlocks(this.#options.stock)],
       memory: this.#options.memory,
       // Twice what a disk of average chunks has.
       sessionEntriesMax: Math.min(SESSION_ENTRIES_MAX, Math.ceil(device.size / (32 * KIB))),

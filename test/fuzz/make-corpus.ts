@@ -323,7 +323,9 @@ function maps(): void {
       const writer = new ImageMapWriter(directory, MAPPED_PATH, MAPPED)
       for (let chunk = 0; chunk < count; chunk++)
         writer.add(createHash('sha256').update(`${chunk}`).digest(), 0, chunk * 300 * 1024, 65_536 + chunk)
-      writer.finish()
+      for (let block = 0; block < 2 * count; block++)
+        writer.addBlock((block + (block >> 4)) * 4096, createHash('sha256').update(`${-block}`).digest())
+      writer.finish(count === 1)
       save('image-map', name, readFileSync(mapPath(directory, MAPPED_PATH)))
     }
   } finally {

@@ -11,6 +11,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 import { promisify } from 'node:util'
+import { listImages } from '../../lib/catalog/image-files.ts'
 import { ImageStock } from '../../lib/catalog/stock.ts'
 import { Describer } from '../../lib/chunk/describer.ts'
 import { SlabPool } from '../../lib/chunk/slab.ts'
@@ -102,7 +103,7 @@ async function carry(from: string, to: string, images: readonly string[]): Promi
       assert.equal(farQemu.exitCode, null, 'qemu-nbd ended early')
       await new Promise((resolve) => setTimeout(resolve, 20))
     }
-    await stock.refresh(images, new Set([to]))
+    await stock.refresh(await listImages(images), new Set([to]))
     while (stock.scanning > 0) await new Promise((resolve) => setTimeout(resolve, 20))
 
     const { near, far } = await bundlePair({ kind: 'disk' })

@@ -44,7 +44,7 @@ function targetSide(): TargetSide {
     images: [],
     peers: [],
     migrationPorts: [49152, 49215],
-    limits: { wanMbit: 0, windowMiB: 256, indexMiB: 256 },
+    limits: { wanMbit: 0, windowMiB: 256, indexMiB: 256, scanMiBps: 0 },
   } as unknown as Config
   const kept = new History(place())
   kept.append = async () => undefined

@@ -7,7 +7,7 @@ import { join } from 'node:path'
 import type { ImageIdentity } from '../../../lib/catalog/image-files.ts'
 import { ImageMap, mapPath } from '../../../lib/catalog/image-map.ts'
 import { RefusedError } from '../../../lib/core/errors.ts'
-import { CHUNK_BYTES_MAX, MAP_RUN_BLOCKS_MAX } from '../../../lib/core/limits.ts'
+import { CHUNK_BYTES_MAX, HANDPRINT_SAMPLES_MAX, MAP_RUN_BLOCKS_MAX } from '../../../lib/core/limits.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { allowing } from '../checks.ts'
 import type { FuzzTarget } from '../target.ts'
@@ -37,9 +37,15 @@ export const imageMap: FuzzTarget = {
   name: 'image-map',
   inputBytesMax: 4096,
   allocationBytesMax: 256 * 1024,
-  dictionary: ['SWAMMAP\0', 'SWAMEND\0', '\u0001\0\0\0', '\u0002\0\0\0', '\0\0\0\u0001', '\0\0\u0010\0'].map(
-    (text) => Buffer.from(text, 'latin1'),
-  ),
+  dictionary: [
+    'SWAMMAP\0',
+    'SWAMEND\0',
+    '\u0001\0\0\0',
+    '\u0002\0\0\0',
+    '\u0003\0\0\0',
+    '\0\0\0\u0001',
+    '\0\0\u0010\0',
+  ].map((text) => Buffer.from(text, 'latin1')),
   run(input) {
     const { directory, path } = place()
     for (const bytes of [input, signed(input)]) {
@@ -48,6 +54,11 @@ export const imageMap: FuzzTarget = {
       if ('value' in found) {
         assert.equal(found.value.path, MAPPED_PATH, 'a map says whose it is, and lies where that one belongs')
         found.value.map.close()
+      }
+      const peeked = allowing([RefusedError], () => ImageMap.peek(directory, MAPPED_PATH, MAPPED))
+      if ('value' in peeked && peeked.value !== undefined) {
+        const { handprint } = peeked.value
+        assert.ok(handprint.length <= HANDPRINT_SAMPLES_MAX && handprint.every(({ length }) => length === 8))
       }
       const opened = allowing([RefusedError], () => ImageMap.open(directory, MAPPED_PATH, MAPPED))
       if (!('value' in opened) || opened.value === undefined) continue

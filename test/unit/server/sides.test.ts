@@ -47,7 +47,7 @@ async function start(context: TestContext, clock?: Clock) {
     migrationPorts: [49_152, 49_215],
     strict: false,
     ram: 'on',
-    limits: { wanMbit: 0, windowMiB: 8, indexMiB: 1, flushDeadlineMs: 2000 },
+    limits: { wanMbit: 0, windowMiB: 8, indexMiB: 1, scanMiBps: 0, flushDeadlineMs: 2000 },
     peers: ['ams1', 'fra1'].map((name, at) => ({ name, addresses: [`192.0.2.${at}`] })),
   } as unknown as Config
   const lines: string[] = []

@@ -1,0 +1,82 @@
+/**
+ * Handprints (SET: "handprinting"): a few digests of an image that tell how much of something else it holds. A sample is
+ * every chunk digest whose first byte is zero, one of 256, so that of what is being sent the same chunks are sampled as of
+ * each image: how many of them an image has, times 16 MiB, is what it holds of it (containment: a base of 2 GB inside a disk of
+ * 40 GB is found). An image has at least its 64 smallest digests. Samples are hints, as all that a map says.
+ */
+import { HANDPRINT_SAMPLES_MAX, HANDPRINTS_SAMPLES_MAX } from '../core/limits.ts'
+
+export const SAMPLE_BYTES = 8
+const SAMPLES_MIN = 64
+
+/** Eight bytes of a digest as text, whose order is that of the bytes. */
+export function sampleAt(digests: Uint8Array, digestOffset: number): string {
+  return Buffer.from(digests.buffer, digests.byteOffset + digestOffset, SAMPLE_BYTES).toString('latin1')
+}
+
+/** Takes digests as they come and keeps those that are samples. */
+export class Handprint {
+  /** Those with a first byte of zero. */
+  #natural: string[] = []
+  /** The smallest others, while there are too few of those. */
+  #others: string[] = []
+
+  add(digests: Uint8Array, digestOffset: number): void {
+    if (digests[digestOffset] === 0) {
+      this.#natural.push(sampleAt(digests, digestOffset))
+      if (this.#natural.length > 2 * HANDPRINT_SAMPLES_MAX)
+        this.#natural = smallest(this.#natural, HANDPRINT_SAMPLES_MAX)
+    } else if (this.#natural.length < SAMPLES_MIN) {
+      this.#others.push(sampleAt(digests, digestOffset))
+      if (this.#others.length > 64 * SAMPLES_MIN) this.#others = smallest(this.#others, SAMPLES_MIN)
+    }
+  }
+
+  /** Ascending, each once; at most HANDPRINT_SAMPLES_MAX, the smallest. */
+  samples(): string[] {
+    const natural = smallest(this.#natural, HANDPRINT_SAMPLES_MAX)
+    const missing = Math.max(0, SAMPLES_MIN - natural.length)
+    return [...natural, ...smallest(this.#others, missing)]
+  }
+}
+
+function smallest(samples: readonly string[], count: number): string[] {
+  return [...new Set(samples)].sort().slice(0, count)
+}
+
+/** Which of many have a sample. */
+export class HandprintIndex<Owner> {
+  readonly #owners = new Map<string, Owner[]>()
+  readonly #samples = new Map<Owner, readonly string[]>()
+  #count = 0
+
+  /** @param samples ascending; when there is no room for all of them, the smallest are taken: a thinner sample. */
+  set(owner: Owner, samples: readonly string[]): void {
+    this.delete(owner)
+    const taken = samples.slice(0, Math.max(0, HANDPRINTS_SAMPLES_MAX - this.#count))
+    for (const sample of taken) {
+      const owners = this.#owners.get(sample)
+      if (owners === undefined) this.#owners.set(sample, [owner])
+      else owners.push(owner)
+    }
+    this.#samples.set(owner, taken)
+    this.#count += taken.length
+  }
+
+  delete(owner: Owner): void {
+    const samples = this.#samples.get(owner)
+    if (samples === undefined) return
+    this.#samples.delete(owner)
+    this.#count -= samples.length
+    for (const sample of samples) {
+      const left = this.#owners.get(sample)!.filter((one) => one !== owner)
+      if (left.length === 0) this.#owners.delete(sample)
+      else this.#owners.set(sample, left)
+    }
+  }
+
+  /** Who has the chunk with this digest among its samples. */
+  owners(digest: Uint8Array, digestOffset = 0): readonly Owner[] {
+    return this.#owners.get(sampleAt(digest, digestOffset)) ?? []
+  }
+}

@@ -1,0 +1,59 @@
+/**
+ * Keeps the catalog in the background: now and then what lies in the configured directories is listed, and what has no map, or an
+ * old one, is scanned at idle priority and a bounded rate (ImageStock.tend). One round at a time; it holds up nothing, and a host
+ * whose images are all known does no more than to list them.
+ */
+import { type ImageFile, listImages } from '../lib/catalog/image-files.ts'
+import type { ImageStock } from '../lib/catalog/stock.ts'
+import { type Clock, systemClock } from '../lib/core/clock.ts'
+import { CATALOG_FIRST_TEND_MS, CATALOG_TEND_MS } from '../lib/core/limits.ts'
+import type { Log } from '../lib/core/log.ts'
+import { MIB } from '../lib/core/units.ts'
+
+export interface CatalogTenderOptions {
+  readonly stock: ImageStock
+  readonly images: readonly string[]
+  /** MiB of images that are read in a second; 0: nothing is done. */
+  readonly scanMiBps: number
+  /** Images that are being received. */
+  readonly busy: () => ReadonlySet<string>
+  readonly log: Log
+  readonly clock?: Clock
+}
+
+export class CatalogTender {
+  readonly #options: CatalogTenderOptions
+  readonly #clock: Clock
+  #cancel: () => void = () => undefined
+  #closed = false
+
+  constructor(options: CatalogTenderOptions) {
+    this.#options = options
+    this.#clock = options.clock ?? systemClock
+  }
+
+  start(): void {
+    if (this.#options.scanMiBps > 0) this.#later(CATALOG_FIRST_TEND_MS)
+  }
+
+  #later(ms: number): void {
+    if (this.#closed) return
+    this.#cancel = this.#clock.after(ms, () => void this.#round().finally(() => this.#later(CATALOG_TEND_MS)))
+  }
+
+  async #round(): Promise<void> {
+    const { stock, images, scanMiBps, busy, log } = this.#options
+    try {
+      const files: readonly ImageFile[] = await listImages(images)
+      if (!this.#closed) await stock.tend(files, { busy, bytesPerSecond: scanMiBps * MIB })
+    } catch (error) {
+      if (!this.#closed) log.warn({ error }, 'the catalog of the images here could not be kept')
+    }
+  }
+
+  /** The round that is under way ends with the stock. */
+  close(): void {
+    this.#closed = true
+    this.#cancel()
+  }
+}
