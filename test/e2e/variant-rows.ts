@@ -25,7 +25,7 @@ export async function optionRows(t: TestContext, lab: Lab, haste = false): Promi
     const { out } = await one.through({ args: ['--parallel', '--parallel-connections', '3'] })
     assert.ok(out.ram.askedBytes > MIB, JSON.stringify(out.ram))
   })
-  const longRow = haste ? async (): Promise<void> => undefined : t.test.bind(t)
+  const longRow = rowsUnless(haste, t)
   await longRow('--disks-port inside the range', async () => {
     await one.through({ args: ['--disks-port', '49200'] })
     assert.match(lab.host(one.to).swamdLog(), /"ports":\[49152,49200\]|"ports":\[49200,49152\]/)
@@ -56,8 +56,16 @@ export async function optionRows(t: TestContext, lab: Lab, haste = false): Promi
   await one.destroy()
 }
 
+function rowsUnless(
+  haste: boolean,
+  t: TestContext,
+): (name: string, row: () => Promise<void>) => Promise<void> {
+  return haste ? async () => undefined : async (name, row) => await t.test(name, row)
+}
+
 /** What cannot be accelerated, or not all of it. */
-export async function directRows(t: TestContext, lab: Lab): Promise<void> {
+export async function directRows(t: TestContext, lab: Lab, haste = false): Promise<void> {
+  const longRow = rowsUnless(haste, t)
   const one = new Traveller(lab, { name: 'direct', machine: MACHINE })
   await one.start()
   await layOutCertificates(lab)
@@ -69,7 +77,7 @@ export async function directRows(t: TestContext, lab: Lab): Promise<void> {
       args: ['--disks-port', '50000'],
     })
   })
-  await t.test('--migrateuri and --disks-port outside of the range', async () => {
+  await longRow('--migrateuri and --disks-port outside of the range', async () => {
     const uri = `tcp://${one.to}:50001`
     await one.direct(/uses no port of migrationPorts.*: it listens on 5000[01], 5000[01]/, [50000, 50001], {
       args: ['--migrateuri', uri, '--disks-port', '50000'],
@@ -82,7 +90,7 @@ export async function directRows(t: TestContext, lab: Lab): Promise<void> {
     })
     assert.ok(link.connections.some(({ a, b }) => (one.at === 'hosta' ? a : b).endsWith(':50001')))
   })
-  await t.test('--disks-uri unix:', async () => {
+  await longRow('--disks-uri unix:', async () => {
     const directory = '/tmp/lab-nbd'
     for (const host of lab.hosts()) await host.shell(`mkdir -p ${directory}; chmod 1777 ${directory}`)
     const socket = `${directory}/disks.sock`
@@ -101,7 +109,8 @@ export async function directRows(t: TestContext, lab: Lab): Promise<void> {
 }
 
 /** Kinds of images and disks. */
-export async function imageRows(t: TestContext, lab: Lab): Promise<void> {
+export async function imageRows(t: TestContext, lab: Lab, haste = false): Promise<void> {
+  const longRow = rowsUnless(haste, t)
   await t.test('four disks: raw, ext4, qcow2, XFS', async () => {
     const more = [
       { diskMiB: 64, randomMiB: 4, content: 'ext4' },
@@ -117,7 +126,7 @@ export async function imageRows(t: TestContext, lab: Lab): Promise<void> {
     assert.ok(literal < 8 * MIB, JSON.stringify(back.out.disks))
     await four.destroy()
   })
-  await t.test('raw to a block device, and back', async () => {
+  await longRow('raw to a block device, and back', async () => {
     const volume = new Traveller(lab, { name: 'volume', machine: MACHINE, volumes: ['hostb'] })
     await using made = await volume.guest.disk().makeVolume(lab.host('hostb'))
     assert.ok(made)
