@@ -496,8 +496,10 @@ export class ImageStock {
       if (this.#closed || !this.#inUse) return
       const { loaded, map } = known
       const whole = loaded !== undefined && (loaded.withBlocks || !withBlocks)
-      if (map !== undefined && !(whole && loaded.madeAtMs === map.madeAtMs))
-        await this.#load(known, withBlocks)
+      if (map === undefined || (whole && loaded.madeAtMs === map.madeAtMs)) continue
+      await this.#load(known, withBlocks)
+      // Another image may be wanted more by now.
+      if (this.#planAgain) return
     }
   }
 

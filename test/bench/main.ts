@@ -14,6 +14,7 @@ interface Bench {
 }
 
 const BENCHES: Readonly<Record<string, () => Promise<Bench>>> = {
+  catalog: () => import('./catalog.ts'),
   chunk: () => import('./chunk.ts'),
   nbd: () => import('./nbd.ts'),
   peer: () => import('./peer.ts'),
