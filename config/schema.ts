@@ -43,6 +43,7 @@ export interface Config {
   readonly stateDir: string
   readonly runDir: string
   readonly images: readonly string[]
+  readonly qcow2: readonly string[]
   readonly redirect: 'nft' | 'off'
   readonly strict: boolean
   readonly migrationPorts: readonly [low: number, high: number]
@@ -214,6 +215,12 @@ export const CONFIG_SCHEMA: Group = {
     'Directories of disk images. Nothing outside them is read, indexed or created.',
     DIRECTORIES_EXPECTED,
     ['/var/lib/libvirt/images'],
+    isDirectories,
+  ),
+  qcow2: leaf(
+    'Files of qcow2 templates in images that no guest here has as a disk, or directories in which all *.qcow2 are such.',
+    DIRECTORIES_EXPECTED.replace('of directories', 'of files or directories'),
+    [],
     isDirectories,
   ),
   redirect: choice(

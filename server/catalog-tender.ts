@@ -1,19 +1,19 @@
 /**
- * Keeps the catalog in the background: now and then what lies in the configured directories is listed, and what has no map, or an
+ * Keeps the catalog in the background: now and then the images are listed, and what has no map, or an
  * old one, is scanned at idle priority and a bounded rate (ImageStock.tend). One round at a time; it holds up nothing, and a host
  * whose images are all known does no more than to list them.
  */
-import { type ImageFile, listImages } from '../lib/catalog/image-files.ts'
 import type { ImageStock } from '../lib/catalog/stock.ts'
 import { type Clock, systemClock } from '../lib/core/clock.ts'
 import { CATALOG_FIRST_TEND_MS, CATALOG_TEND_MS } from '../lib/core/limits.ts'
 import type { Log } from '../lib/core/log.ts'
 import { MIB } from '../lib/core/units.ts'
+import type { ImageList } from './image-list.ts'
 
 export interface CatalogTenderOptions {
   readonly stock: ImageStock
-  readonly images: readonly string[]
-  /** MiB of images that are read in a second; 0: nothing is done. */
+  readonly images: ImageList
+  /** MiB of images that are read in a second; 0: none is. */
   readonly scanMiBps: number
   /** Images that are being received. */
   readonly busy: () => ReadonlySet<string>
@@ -33,7 +33,7 @@ export class CatalogTender {
   }
 
   start(): void {
-    if (this.#options.scanMiBps > 0) this.#later(CATALOG_FIRST_TEND_MS)
+    this.#later(CATALOG_FIRST_TEND_MS)
   }
 
   #later(ms: number): void {
@@ -44,8 +44,9 @@ export class CatalogTender {
   async #round(): Promise<void> {
     const { stock, images, scanMiBps, busy, log } = this.#options
     try {
-      const files: readonly ImageFile[] = await listImages(images)
-      if (!this.#closed) await stock.tend(files, { busy, bytesPerSecond: scanMiBps * MIB })
+      await images.ask()
+      const files = await images.list()
+      if (!this.#closed && scanMiBps > 0) await stock.tend(files, { busy, bytesPerSecond: scanMiBps * MIB })
     } catch (error) {
       if (!this.#closed) log.warn({ error }, 'the catalog of the images here could not be kept')
     }

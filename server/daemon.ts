@@ -6,6 +6,7 @@
  * daemon its elements expire by themselves.
  */
 import { randomBytes } from 'node:crypto'
+import { realpathSync } from 'node:fs'
 import { access, mkdir, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Config, PeerConfig } from '../config/schema.ts'
@@ -37,6 +38,7 @@ import { Abouts } from './about.ts'
 import { CatalogTender } from './catalog-tender.ts'
 import { type ControlServer, JsonText, removeStale, serveControl } from './control.ts'
 import { History } from './history.ts'
+import { ImageList } from './image-list.ts'
 import type { MigrationRecord } from './migration/record.ts'
 import { Params } from './params.ts'
 import { type PeerChanges, PeerList } from './peer-list.ts'
@@ -63,6 +65,7 @@ export class Daemon {
   readonly #describer = new Describer({ workers: 1 })
   readonly #vitals: Vitals
   readonly #stock: ImageStock
+  readonly #images: ImageList
   readonly #catalog: CatalogTender
   readonly #anchor: NatAnchor
   readonly #own: OwnEnd
@@ -104,6 +107,7 @@ export class Daemon {
       indexBytesMax: config.limits.indexMiB * MIB,
       blockIndexBytesMax: BLOCK_INDEX_BYTES_MAX,
       imagesMax: SHARED_IMAGES_MAX,
+      directories: realDirectories(config.images),
       catalog: join(config.stateDir, 'catalog'),
       onProblem: (text) => log.warn({}, text),
       onIndexed: ({ path, mapped, stale, progress }) =>
@@ -126,11 +130,17 @@ export class Daemon {
       busy: (name) => this.#records().some((record) => record.report().peer === name),
       dropped: (name) => this.#source?.dropPeer(name),
     })
-    const target = new TargetSide(this.#site, this.#peers.peers, this.#stock)
+    this.#images = new ImageList({
+      images: config.images,
+      qcow2: config.qcow2,
+      formats: () => this.#site.libvirt.imageFormats(),
+      log,
+    })
+    const target = new TargetSide(this.#site, this.#peers.peers, this.#stock, this.#images)
     this.#target = target
     this.#catalog = new CatalogTender({
       stock: this.#stock,
-      images: config.images,
+      images: this.#images,
       scanMiBps: config.limits.scanMiBps,
       busy: () => target.targets,
       log,
@@ -171,6 +181,7 @@ export class Daemon {
         .catch((error: unknown) => this.#log.error({ error }, 'the history cannot be written'))
     }, REDIRECT_REFRESH_MS)
     for (const peer of this.#peers.peers) peer.start()
+    void this.#images.ask()
     this.#catalog.start()
     const peers = this.#peers.peers.length
     this.#log.info({ release: this.#release, pid: process.pid, peers }, 'swamd is ready')
@@ -372,6 +383,17 @@ export class Daemon {
     this.#watchdog?.close()
     this.#log.info({}, reason)
   }
+}
+
+/** Without links; of what is not there yet as it is. */
+function realDirectories(directories: readonly string[]): string[] {
+  return directories.map((directory) => {
+    try {
+      return realpathSync(directory)
+    } catch {
+      return directory
+    }
+  })
 }
 
 function rateLimitOf(wanMbit: number): RateLimit | undefined {

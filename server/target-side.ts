@@ -7,7 +7,6 @@ import { randomUUID } from 'node:crypto'
 import { rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { HookAnswer } from '../hooks/decision.ts'
-import { listImages } from '../lib/catalog/image-files.ts'
 import type { ImageStock } from '../lib/catalog/stock.ts'
 import { ByteBudget } from '../lib/core/byte-budget.ts'
 import { errorText, RefusedError } from '../lib/core/errors.ts'
@@ -23,6 +22,7 @@ import { MIB } from '../lib/core/units.ts'
 import { type Domain, parseDomain } from '../lib/host/domain-xml.ts'
 import { type RunningDomain, targetOfExport } from '../lib/host/libvirt.ts'
 import { unwrittenDisks } from '../lib/host/unwritten.ts'
+import type { ImageList } from './image-list.ts'
 import { IncomingMigration } from './migration/incoming.ts'
 import { Params } from './params.ts'
 import type { Peer } from './peers.ts'
@@ -35,14 +35,16 @@ export class TargetSide {
   readonly #site: Site
   readonly #peers: readonly Peer[]
   readonly #stock: ImageStock
+  readonly #images: ImageList
   readonly #incoming = new Map<string, IncomingMigration>()
   /** Which peers said that they run the guest, by its migration. */
   readonly #claims = new WeakMap<IncomingMigration, readonly string[]>()
   /** Chunks that are received: asked for, or being written to a disk. */
   readonly #memory: ByteBudget
 
-  constructor(site: Site, peers: readonly Peer[], stock: ImageStock) {
+  constructor(site: Site, peers: readonly Peer[], stock: ImageStock, images: ImageList) {
     this.#site = site
+    this.#images = images
     this.#peers = peers
     this.#stock = stock
     this.#memory = new ByteBudget({ bytesMax: (site.config.limits.windowMiB * MIB) / 2 })
@@ -167,7 +169,8 @@ export class TargetSide {
     this.#site.begun(migration.record)
     await writeFile(this.#marker(domain.name), `${id}\n`)
     // Nobody waits for the index: what is not in it yet is asked as a literal.
-    void listImages(this.#site.config.images)
+    void this.#images
+      .list()
       .then((files) => this.#stock.refresh(files, this.targets))
       .catch((error: unknown) => this.#site.log.warn({ error }, 'the images here could not be listed'))
     const { create, problem } = await this.#missingImages(domain, source)

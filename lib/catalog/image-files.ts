@@ -9,10 +9,12 @@ import { type FileHandle, open, readdir, realpath, stat } from 'node:fs/promises
 import { dirname, join } from 'node:path'
 import { blockDeviceBytes } from '../block/file.ts'
 import { LostError, RefusedError } from '../core/errors.ts'
-import { IMAGE_READ_BYTES_MAX } from '../core/limits.ts'
+import { IMAGE_BYTES_MAX, IMAGE_READ_BYTES_MAX } from '../core/limits.ts'
 import { MIB } from '../core/units.ts'
 import { type DataExtent, dataExtents } from './data-extents.ts'
 import type { ExtentSource } from './extent-source.ts'
+
+export type ImageFormat = 'raw' | 'qcow2'
 
 /** What tells that a path still holds what was indexed. */
 export interface ImageIdentity {
@@ -26,6 +28,8 @@ export interface ImageFile {
   /** Without symbolic links. */
   readonly path: string
   readonly identity: ImageIdentity
+  /** How it is read; none: raw. */
+  readonly format?: ImageFormat
 }
 
 /** Smaller files are firmware variables, configuration and the like. */
@@ -38,6 +42,14 @@ export function sameFile(one: ImageIdentity, other: ImageIdentity): boolean {
 
 export function sameIdentity(one: ImageIdentity, other: ImageIdentity): boolean {
   return sameFile(one, other) && one.size === other.size && one.mtimeNs === other.mtimeNs
+}
+
+/** What holds anything, and not too much. @throws RefusedError */
+export function checkImage(path: string, source: Pick<ExtentSource, 'size'>): void {
+  const { size } = source
+  if (size === 0) throw new RefusedError(`${path}: the image is empty`)
+  if (size > IMAGE_BYTES_MAX)
+    throw new RefusedError(`${path}: ${size} bytes: expected at most ${IMAGE_BYTES_MAX}`)
 }
 
 function identityOf(stats: BigIntStats, size = Number(stats.size)): ImageIdentity {

@@ -14,15 +14,18 @@ import { errorText } from '../core/errors.ts'
 import { BLOCK_BYTES, HINT_BYTES } from '../core/units.ts'
 import { ChunkIndex, type SharedChunkIndex } from './chunk-index.ts'
 import { type ImageIdentity, ImageSource } from './image-files.ts'
-import { ImageMap, ImageMapWriter, type MapSummary } from './image-map.ts'
+import { ImageMap, type MapSummary } from './image-map.ts'
+import type { MappedDisk } from './image-map-format.ts'
+import { ImageMapWriter } from './image-map-writer.ts'
 import { scanImage } from './image-scan.ts'
+import { type ImageRef, type OpenImage, openImage } from './open-image.ts'
 import { PacedReads } from './paced-reads.ts'
 
 export type IndexRequest =
   | {
       readonly type: 'index'
       readonly id: number
-      readonly path: string
+      readonly image: ImageRef
       /** Of its entries in the indexes; null: only its map is made. */
       readonly imageNumber: number | null
       /** Scan it whatever its map says. */
@@ -33,11 +36,11 @@ export type IndexRequest =
   | {
       readonly type: 'load'
       readonly id: number
-      readonly path: string
+      readonly image: ImageRef
       readonly imageNumber: number
       readonly withBlocks: boolean
     }
-  | { readonly type: 'peek'; readonly id: number; readonly path: string }
+  | { readonly type: 'peek'; readonly id: number; readonly image: ImageRef }
   | { readonly type: 'hurry' | 'abort'; readonly id: number }
 
 /** How far an image is; `chunks` were cut, `inserted` of them were new to the index and found room, and so with blocks. */
@@ -104,13 +107,13 @@ function reply(message: IndexReply): void {
 type Request<Type extends IndexRequest['type']> = Extract<IndexRequest, { readonly type: Type }>
 
 async function indexImage(request: Request<'index'>, signal: AbortSignal): Promise<void> {
-  const { id, path, imageNumber, anew } = request
+  const { id, imageNumber, anew } = request
+  const { path, format } = request.image
   signal.throwIfAborted()
-  await using source = await ImageSource.open(path)
-  const { identity } = source
   let problem: string | undefined
   try {
-    using map = anew || catalog === undefined ? undefined : ImageMap.open(catalog, path, identity)
+    const identity = await identityOf(path)
+    using map = anew || catalog === undefined ? undefined : ImageMap.open(catalog, path, identity, format)
     if (map !== undefined) {
       const progress = await insertMapped(map, imageNumber, true, signal)
       reply({ type: 'progress', id, progress })
@@ -121,10 +124,28 @@ async function indexImage(request: Request<'index'>, signal: AbortSignal): Promi
     signal.throwIfAborted()
     problem = errorText(error)
   }
-  const bytesTotal = identity.size
+  const lost = new AbortController()
+  const source = await openImage(request.image, { signal, onLost: (error) => lost.abort(error) })
+  try {
+    await scanInto(request, source, problem, AbortSignal.any([signal, lost.signal]))
+  } finally {
+    await source.close()
+  }
+}
+
+/** Its map and, if it has a number, the indexes. */
+async function scanInto(
+  request: Request<'index'>,
+  source: OpenImage,
+  before: string | undefined,
+  signal: AbortSignal,
+): Promise<void> {
+  const { id, imageNumber } = request
+  const { path, format } = request.image
+  const { identity, size: bytesTotal } = source
   const counts = { chunks: 0, inserted: 0, insertedBlocks: 0 }
   let progress: IndexProgress = { bytesDone: 0, bytesTotal, zeroBytes: 0, ...counts }
-  const map = new MapKeeper(path, identity)
+  const map = new MapKeeper(path, identity, { format, bytes: bytesTotal })
   const reads = new PacedReads(source, request.bytesPerSecond)
   const job = jobs.get(id)
   if (job !== undefined) job.reads = reads
@@ -152,7 +173,7 @@ async function indexImage(request: Request<'index'>, signal: AbortSignal): Promi
     })
     const stale = await source.isStale()
     map.finish(stale)
-    problem ??= map.problem
+    const problem = before ?? map.problem
     reply({ type: 'done', id, identity, progress, stale, mapped: false, problem })
   } finally {
     map.abort()
@@ -161,14 +182,20 @@ async function indexImage(request: Request<'index'>, signal: AbortSignal): Promi
 
 /** From its map, which may be of another time. */
 async function loadImage(request: Request<'load'>, signal: AbortSignal): Promise<void> {
-  const { id, path, imageNumber, withBlocks } = request
+  const { id, imageNumber, withBlocks } = request
+  const { path, format } = request.image
   signal.throwIfAborted()
-  await using source = await ImageSource.open(path)
-  using map = catalog === undefined ? undefined : ImageMap.openAny(catalog, path, source.identity)
+  const identity = await identityOf(path)
+  using map = catalog === undefined ? undefined : ImageMap.openAny(catalog, path, identity, format)
   if (map === undefined) throw new Error('it has no map any more')
   const progress = await insertMapped(map, imageNumber, withBlocks, signal)
-  const stale = !map.isOf(source.identity)
+  const stale = !map.isOf(identity)
   reply({ type: 'done', id, identity: map.identity, progress, stale, mapped: true, problem: undefined })
+}
+
+async function identityOf(path: string): Promise<ImageIdentity> {
+  await using file = await ImageSource.open(path)
+  return file.identity
 }
 
 async function insertMapped(
@@ -195,15 +222,16 @@ async function insertMapped(
     }
     await new Promise((resolve) => setImmediate(resolve))
   }
-  const { size } = map.identity
+  const size = map.disk.bytes
   const zeroBytes = size - dataBytes
   return { bytesDone: size, bytesTotal: size, zeroBytes, chunks: map.count, inserted, insertedBlocks }
 }
 
-async function peekMap({ id, path }: Request<'peek'>): Promise<void> {
-  await using source = await ImageSource.open(path)
+async function peekMap({ id, image }: Request<'peek'>): Promise<void> {
+  const { path, format } = image
+  const identity = await identityOf(path)
   try {
-    const summary = catalog === undefined ? undefined : ImageMap.peek(catalog, path, source.identity)
+    const summary = catalog === undefined ? undefined : ImageMap.peek(catalog, path, identity, format)
     reply({ type: 'peeked', id, summary, problem: undefined })
   } catch (error) {
     reply({ type: 'peeked', id, summary: undefined, problem: errorText(error) })
@@ -215,8 +243,9 @@ class MapKeeper {
   problem: string | undefined
   #writer: ImageMapWriter | undefined
 
-  constructor(path: string, identity: ImageIdentity) {
-    if (catalog !== undefined) this.#try(() => (this.#writer = new ImageMapWriter(catalog, path, identity)))
+  constructor(path: string, identity: ImageIdentity, disk: MappedDisk) {
+    if (catalog !== undefined)
+      this.#try(() => (this.#writer = new ImageMapWriter(catalog, path, identity, { disk })))
   }
 
   add(digests: Uint8Array, digestOffset: number, offset: number, length: number): void {

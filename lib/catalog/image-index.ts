@@ -11,6 +11,7 @@ import type { ChunkIndex } from './chunk-index.ts'
 import type { ImageIdentity } from './image-files.ts'
 import type { IndexProgress, IndexReply, IndexRequest, IndexWorkerData } from './image-index-worker.ts'
 import type { MapSummary } from './image-map.ts'
+import type { ImageRef } from './open-image.ts'
 
 export type { IndexProgress } from './image-index-worker.ts'
 
@@ -95,16 +96,18 @@ export class ImageIndexer {
    * read; what was inserted until then stays.
    */
   async indexImage(
-    path: string,
+    image: string | ImageRef,
     imageNumber: number | null,
     options: IndexImageOptions = {},
   ): Promise<IndexedImage> {
     const { anew = false, bytesPerSecond = 0 } = options
+    const ref = imageRef(image)
+    const { path } = ref
     const done = await this.#ask<Done>(path, imageNumber, options, (id) => {
       void options.hurry?.then(() => {
         if (this.#jobs.has(id)) this.#post({ type: 'hurry', id })
       })
-      return { type: 'index', id, path, imageNumber, anew, bytesPerSecond }
+      return { type: 'index', id, image: ref, imageNumber, anew, bytesPerSecond }
     })
     return indexed(path, imageNumber, done)
   }
@@ -114,20 +117,24 @@ export class ImageIndexer {
    * Rejects with a RefusedError if there is none that can be believed.
    */
   async loadImage(
-    path: string,
+    image: string | ImageRef,
     imageNumber: number,
     options: { readonly withBlocks: boolean; readonly signal?: AbortSignal },
   ): Promise<IndexedImage> {
     const { withBlocks } = options
-    const done = await this.#ask<Done>(path, imageNumber, options, (id) => {
-      return { type: 'load', id, path, imageNumber, withBlocks }
+    const ref = imageRef(image)
+    const done = await this.#ask<Done>(ref.path, imageNumber, options, (id) => {
+      return { type: 'load', id, image: ref, imageNumber, withBlocks }
     })
-    return indexed(path, imageNumber, done)
+    return indexed(ref.path, imageNumber, done)
   }
 
   /** Whether there is a map of the file, and what it says of itself. Rejects with a RefusedError if the file cannot be opened. */
-  async peekMap(path: string): Promise<PeekedMap> {
-    const { summary, problem } = await this.#ask<Peeked>(path, null, {}, (id) => ({ type: 'peek', id, path }))
+  async peekMap(image: string | ImageRef): Promise<PeekedMap> {
+    const ref = imageRef(image)
+    const { summary, problem } = await this.#ask<Peeked>(ref.path, null, {}, (id) => {
+      return { type: 'peek', id, image: ref }
+    })
     return { summary, problem }
   }
 
@@ -220,6 +227,11 @@ export class ImageIndexer {
     for (const job of jobs) job.reject(error)
     this.#worker.unref()
   }
+}
+
+/** A path alone is a raw image's. */
+function imageRef(image: string | ImageRef): ImageRef {
+  return typeof image === 'string' ? { path: image, format: 'raw', directories: [] } : image
 }
 
 function indexed(path: string, imageNumber: number | null, done: Done): IndexedImage {

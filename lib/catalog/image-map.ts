@@ -1,36 +1,9 @@
 /**
- * What was found of an image, in one flat file below the state directory, so that the next daemon need not read the image
- * again: a header with the image's identity, sections, a trailer with their contents' numbers and a SHA-256 of all before it.
- * Numbers are big-endian.
- *
- *   "SWAMMAP\0", u32 version, u32 path length, u64 device, inode, size, i64 mtime in ns, path
- *   u8 1, u32 count; count times: 8 bytes of the digest, u48 offset, u24 length               chunks
- *   u8 2, u32 count; u48 offset; count times: 8 bytes of the digest                           a run of 4 KiB blocks
- *   u8 3, u32 count; count times: 8 bytes of a digest                                         the handprint; last, if any
- *   "SWAMEND\0", u64 chunks, u64 blocks, u32 samples, u8 1 if the image was written to meanwhile, SHA-256
- *
- * Chunks stand in the order of the image, and so do blocks; samples ascend. 0.2% of the image's data.
- *
- * A map is written beside its place and renamed; one that is torn, changed, of another version or of another image is not
- * believed, and the image is scanned. It proves nothing: whatever is found through it is verified by digest (I3). So one of
- * what the same file was before is a good guess, until there is a new one.
- * Synchronous, for the thread of low priority that scans.
+ * Reads maps (image-map-format.ts): whole ones, or their two ends. What is torn, changed, of another version or another image is
+ * refused; nothing is believed beyond what its SHA-256 says, and that proves nothing of the image.
  */
-import { createHash, type Hash, hash } from 'node:crypto'
-import {
-  closeSync,
-  constants,
-  fchownSync,
-  fstatSync,
-  fsyncSync,
-  mkdirSync,
-  openSync,
-  readdirSync,
-  readSync,
-  renameSync,
-  rmSync,
-  writeSync,
-} from 'node:fs'
+import { createHash } from 'node:crypto'
+import { closeSync, constants, fstatSync, openSync, readdirSync, readSync, rmSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { RefusedError } from '../core/errors.ts'
 import {
@@ -42,25 +15,27 @@ import {
   PATH_BYTES_MAX,
 } from '../core/limits.ts'
 import { BLOCK_BYTES } from '../core/units.ts'
-import { Handprint, sampleAt } from './handprint.ts'
-import { type ImageIdentity, sameFile, sameIdentity } from './image-files.ts'
-
-const VERSION = 3
-const MAGIC = Buffer.from('SWAMMAP\0', 'latin1')
-const END = Buffer.from('SWAMEND\0', 'latin1')
-const FIXED_BYTES = MAGIC.length + 4 + 4 + 4 * 8
-const KEY_BYTES = 8
-const CHUNKS = 1
-const BLOCKS = 2
-const SAMPLES = 3
-const SECTION_BYTES = 5
-const OFFSET_BYTES = 6
-const CHUNK_ENTRY_BYTES = KEY_BYTES + OFFSET_BYTES + 3
-const COUNTS_BYTES = 2 * 8 + 4 + 1
-const SHA256_BYTES = 32
-/** Of an image, and no fewer chunks. */
-const BLOCKS_MAX = IMAGE_BYTES_MAX / BLOCK_BYTES
-const TRAILER_BYTES = END.length + COUNTS_BYTES + SHA256_BYTES
+import { sampleAt } from './handprint.ts'
+import { type ImageFormat, type ImageIdentity, sameFile, sameIdentity } from './image-files.ts'
+import {
+  BLOCKS,
+  CHUNK_ENTRY_BYTES,
+  CHUNKS,
+  type Counts,
+  decodeCounts,
+  encodeCounts,
+  FIXED_BYTES,
+  FORMATS,
+  KEY_BYTES,
+  MAGIC,
+  type MappedDisk,
+  mapPath,
+  OFFSET_BYTES,
+  SAMPLES,
+  SECTION_BYTES,
+  TRAILER_BYTES,
+  VERSION,
+} from './image-map-format.ts'
 
 export interface MappedChunk {
   /** The first 8 bytes of the digest. */
@@ -77,11 +52,6 @@ export interface MappedBlocks {
   readonly hints: Buffer
 }
 
-/** Where the map of the image at that path lies. */
-export function mapPath(directory: string, path: string): string {
-  return join(directory, `${hash('sha256', path, 'hex').slice(0, 32)}.map`)
-}
-
 /** Removes what belongs to none of the images; `.new` files that a killed daemon left too. */
 export function dropMaps(directory: string, paths: readonly string[]): void {
   const kept = new Set(paths.map((path) => mapPath('', path)))
@@ -95,197 +65,6 @@ export function dropMaps(directory: string, paths: readonly string[]): void {
     if (/^[0-9a-f]{32}\.map(\.new)?$/.test(name) && !kept.has(name.replace(/\.new$/, '')))
       rmSync(join(directory, name), { force: true })
   }
-}
-
-function header(path: string, { dev, ino, size, mtimeNs }: ImageIdentity): Buffer {
-  const name = Buffer.from(path, 'utf8')
-  if (name.length > PATH_BYTES_MAX) throw new RangeError(`image map: a path of ${name.length} bytes`)
-  const bytes = Buffer.alloc(FIXED_BYTES + name.length)
-  let at = MAGIC.copy(bytes)
-  at = bytes.writeUInt32BE(VERSION, at)
-  at = bytes.writeUInt32BE(name.length, at)
-  at = bytes.writeBigUInt64BE(BigInt.asUintN(64, dev), at)
-  at = bytes.writeBigUInt64BE(BigInt.asUintN(64, ino), at)
-  at = bytes.writeBigUInt64BE(BigInt(size), at)
-  at = bytes.writeBigInt64BE(BigInt.asIntN(64, mtimeNs), at)
-  name.copy(bytes, at)
-  return bytes
-}
-
-/** Who a map shall belong to. */
-export interface MapOwner {
-  readonly uid: number
-  readonly gid: number
-}
-
-/** A map as bytes, piece by piece, while its image is scanned. */
-export class ImageMapEncoder {
-  readonly #sink: (bytes: Buffer) => void
-  readonly #hash: Hash = createHash('sha256')
-  readonly #chunks = Buffer.alloc(MAP_PIECE_CHUNKS_MAX * CHUNK_ENTRY_BYTES)
-  #chunksFilled = 0
-  #chunkCount = 0
-  readonly #hints = Buffer.alloc(MAP_RUN_BLOCKS_MAX * KEY_BYTES)
-  #hintsFilled = 0
-  #runOffset = 0
-  #blockCount = 0
-  readonly #handprint = new Handprint()
-
-  /** @param sink is given all but the digest; it must not keep the bytes */
-  constructor(sink: (bytes: Buffer) => void, path: string, identity: ImageIdentity) {
-    this.#sink = sink
-    this.#put(header(path, identity))
-  }
-
-  /** In the order of the image. @param digestOffset where in `digests` the chunk's digest begins */
-  add(digests: Uint8Array, digestOffset: number, offset: number, length: number): void {
-    const entries = this.#chunks
-    this.#handprint.add(digests, digestOffset)
-    entries.set(digests.subarray(digestOffset, digestOffset + KEY_BYTES), this.#chunksFilled)
-    entries.writeUIntBE(offset, this.#chunksFilled + KEY_BYTES, OFFSET_BYTES)
-    entries.writeUIntBE(length, this.#chunksFilled + KEY_BYTES + OFFSET_BYTES, 3)
-    this.#chunksFilled += CHUNK_ENTRY_BYTES
-    this.#chunkCount++
-    if (this.#chunksFilled === entries.length) this.#flushChunks()
-  }
-
-  /** In the order of the image. @param hint the first 8 bytes of the block's SHA-256 */
-  addBlock(offset: number, hint: Buffer): void {
-    const next = this.#runOffset + (this.#hintsFilled / KEY_BYTES) * BLOCK_BYTES
-    if (offset !== next || this.#hintsFilled === this.#hints.length) {
-      this.#flushBlocks()
-      this.#runOffset = offset
-    }
-    hint.copy(this.#hints, this.#hintsFilled, 0, KEY_BYTES)
-    this.#hintsFilled += KEY_BYTES
-    this.#blockCount++
-  }
-
-  /** The digest that follows what the sink was given. @param changed the image was written to while it was read */
-  end(changed: boolean): Buffer {
-    this.#flushChunks()
-    this.#flushBlocks()
-    const samples = this.#handprint.samples()
-    if (samples.length > 0) {
-      this.#put(sectionHead(SAMPLES, samples.length))
-      this.#put(Buffer.from(samples.join(''), 'latin1'))
-    }
-    const { length } = samples
-    this.#put(encodeCounts({ chunks: this.#chunkCount, blocks: this.#blockCount, samples: length, changed }))
-    return this.#hash.digest()
-  }
-
-  #flushChunks(): void {
-    if (this.#chunksFilled === 0) return
-    this.#put(sectionHead(CHUNKS, this.#chunksFilled / CHUNK_ENTRY_BYTES))
-    this.#put(this.#chunks.subarray(0, this.#chunksFilled))
-    this.#chunksFilled = 0
-  }
-
-  #flushBlocks(): void {
-    if (this.#hintsFilled === 0) return
-    const offset = Buffer.alloc(OFFSET_BYTES)
-    offset.writeUIntBE(this.#runOffset, 0, OFFSET_BYTES)
-    this.#put(Buffer.concat([sectionHead(BLOCKS, this.#hintsFilled / KEY_BYTES), offset]))
-    this.#put(this.#hints.subarray(0, this.#hintsFilled))
-    this.#hintsFilled = 0
-  }
-
-  #put(bytes: Buffer): void {
-    this.#hash.update(bytes)
-    this.#sink(bytes)
-  }
-}
-
-/** Writes a map while its image is scanned. Nothing is at the map's place before `finish`. */
-export class ImageMapWriter {
-  readonly #place: string
-  readonly #encoder: ImageMapEncoder
-  #fd: number | undefined
-
-  /**
-   * @param owner when it is made by root for a folder of somebody else's: given to the open file, never to a name, which that
-   * one could make a link of
-   * @throws when the directory cannot be written
-   */
-  constructor(directory: string, path: string, identity: ImageIdentity, owner?: MapOwner) {
-    this.#place = mapPath(directory, path)
-    mkdirSync(directory, { recursive: true, mode: 0o700 })
-    // Of a daemon that was killed.
-    rmSync(`${this.#place}.new`, { force: true })
-    this.#fd = openSync(`${this.#place}.new`, 'wx', 0o600)
-    if (owner !== undefined) fchownSync(this.#fd, owner.uid, owner.gid)
-    this.#encoder = new ImageMapEncoder((bytes) => this.#write(bytes), path, identity)
-  }
-
-  add(digests: Uint8Array, digestOffset: number, offset: number, length: number): void {
-    this.#encoder.add(digests, digestOffset, offset, length)
-  }
-
-  addBlock(offset: number, hint: Buffer): void {
-    this.#encoder.addBlock(offset, hint)
-  }
-
-  /** The map is at its place, and durable, when this returns. @param changed the image was written to while it was read */
-  finish(changed = false): void {
-    this.#write(this.#encoder.end(changed))
-    const fd = this.#open()
-    fsyncSync(fd)
-    closeSync(fd)
-    this.#fd = undefined
-    renameSync(`${this.#place}.new`, this.#place)
-  }
-
-  /** Idempotent; after `finish` nothing. */
-  abort(): void {
-    if (this.#fd === undefined) return
-    closeSync(this.#fd)
-    this.#fd = undefined
-    rmSync(`${this.#place}.new`, { force: true })
-  }
-
-  #open(): number {
-    if (this.#fd === undefined) throw new RangeError(`image map ${this.#place}: it is closed`)
-    return this.#fd
-  }
-
-  #write(bytes: Buffer): void {
-    for (let at = 0; at < bytes.length; ) at += writeSync(this.#open(), bytes, at)
-  }
-}
-
-function sectionHead(kind: number, count: number): Buffer {
-  const bytes = Buffer.alloc(SECTION_BYTES)
-  bytes.writeUInt32BE(count, bytes.writeUInt8(kind, 0))
-  return bytes
-}
-
-interface Counts {
-  readonly chunks: number
-  readonly blocks: number
-  readonly samples: number
-  readonly changed: boolean
-}
-
-function encodeCounts({ chunks, blocks, samples, changed }: Counts): Buffer {
-  const bytes = Buffer.alloc(END.length + COUNTS_BYTES)
-  let at = bytes.writeBigUInt64BE(BigInt(chunks), END.copy(bytes))
-  at = bytes.writeBigUInt64BE(BigInt(blocks), at)
-  at = bytes.writeUInt32BE(samples, at)
-  bytes.writeUInt8(changed ? 1 : 0, at)
-  return bytes
-}
-
-/** Of a trailer; `undefined` if it is none. */
-function decodeCounts(trailer: Buffer): Counts | undefined {
-  const at = END.length
-  const changed = trailer.readUInt8(at + 20)
-  const chunks = Number(trailer.readBigUInt64BE(at))
-  const blocks = Number(trailer.readBigUInt64BE(at + 8))
-  const samples = trailer.readUInt32BE(at + 16)
-  const fits = chunks <= BLOCKS_MAX && blocks <= BLOCKS_MAX && samples <= HANDPRINT_SAMPLES_MAX
-  if (!trailer.subarray(0, at).equals(END) || !fits || changed > 1) return undefined
-  return { chunks, blocks, samples, changed: changed === 1 }
 }
 
 /** What a map says of itself without its contents. */
@@ -305,6 +84,7 @@ export class ImageMap {
   readonly place: string
   /** Of what the image was when it was scanned. */
   readonly identity: ImageIdentity
+  readonly disk: MappedDisk
   /** Of an image that nobody wrote to while it was scanned. */
   readonly changed: boolean
   readonly count: number
@@ -318,6 +98,7 @@ export class ImageMap {
   private constructor(file: MapFile, whole: Whole) {
     this.place = file.place
     this.identity = file.identity
+    this.disk = file.disk
     this.changed = whole.changed
     this.count = whole.chunks
     this.blockCount = whole.blocks
@@ -331,19 +112,30 @@ export class ImageMap {
    * The map of just this image. `undefined` when there is none, or one of another image or another time.
    * @throws RefusedError for a file that is not believed: whoever scans then writes another one in its place
    */
-  static open(directory: string, path: string, identity: ImageIdentity): ImageMap | undefined {
-    const map = ImageMap.openAny(directory, path, identity)
+  static open(
+    directory: string,
+    path: string,
+    identity: ImageIdentity,
+    format: ImageFormat = 'raw',
+  ): ImageMap | undefined {
+    const map = ImageMap.openAny(directory, path, identity, format)
     if (map === undefined || map.isOf(identity)) return map
     map.close()
     return undefined
   }
 
   /** The same, and also one of what the same file was at another time. Throws as `open`. */
-  static openAny(directory: string, path: string, identity: ImageIdentity): ImageMap | undefined {
+  static openAny(
+    directory: string,
+    path: string,
+    identity: ImageIdentity,
+    format: ImageFormat = 'raw',
+  ): ImageMap | undefined {
     const file = openMap(mapPath(directory, path), path)
     if (file === undefined) return undefined
     try {
-      if (sameFile(file.identity, identity)) return new ImageMap(file, checkWhole(file))
+      if (sameFile(file.identity, identity) && file.disk.format === format)
+        return new ImageMap(file, checkWhole(file))
     } catch (error) {
       closeSync(file.fd)
       throw error
@@ -356,11 +148,16 @@ export class ImageMap {
    * What `openAny` would open, of its two ends only and so unproven: good enough to choose by.
    * @throws RefusedError for a file that is not believed
    */
-  static peek(directory: string, path: string, identity: ImageIdentity): MapSummary | undefined {
+  static peek(
+    directory: string,
+    path: string,
+    identity: ImageIdentity,
+    format: ImageFormat = 'raw',
+  ): MapSummary | undefined {
     const file = openMap(mapPath(directory, path), path)
     if (file === undefined) return undefined
     try {
-      if (!sameFile(file.identity, identity)) return undefined
+      if (!sameFile(file.identity, identity) || file.disk.format !== format) return undefined
       const { end, counts } = trailerOf(file)
       const { chunks, blocks, changed, samples } = counts
       const bytes = readAt(file.fd, end - samples * KEY_BYTES, samples * KEY_BYTES) ?? Buffer.alloc(0)
@@ -418,6 +215,7 @@ interface MapFile {
   readonly head: Buffer
   readonly path: string
   readonly identity: ImageIdentity
+  readonly disk: MappedDisk
 }
 
 /** `undefined` when there is none. @param path of the image that it must be of @throws RefusedError, or what opening throws */
@@ -439,11 +237,15 @@ function openMap(place: string, path?: string): MapFile | undefined {
     const [dev, ino, size] = [4, 12, 20].map((at) => fixed.readBigUInt64BE(known.length + at))
     const found = name?.toString('utf8') ?? ''
     const another = path !== undefined ? found !== path : basename(place) !== mapPath('', found)
-    if (name === undefined || another || size! > BigInt(IMAGE_BYTES_MAX))
+    const format = FORMATS[fixed.readUInt8(known.length + 36)]
+    const bytes = fixed.readBigUInt64BE(known.length + 37)
+    const fits = size! <= BigInt(IMAGE_BYTES_MAX) && bytes <= BigInt(IMAGE_BYTES_MAX)
+    if (name === undefined || another || format === undefined || !fits)
       throw new RefusedError(`${place}: it is the map of another image`)
     const mtimeNs = fixed.readBigInt64BE(known.length + 28)
+    const disk: MappedDisk = { format, bytes: Number(bytes) }
     const identity: ImageIdentity = { dev: dev!, ino: ino!, size: Number(size), mtimeNs }
-    return { place, fd, head: Buffer.concat([fixed, name]), path: found, identity }
+    return { place, fd, head: Buffer.concat([fixed, name]), path: found, identity, disk }
   } catch (error) {
     closeSync(fd)
     throw error
@@ -528,7 +330,7 @@ function checkWhole(file: MapFile): Whole {
   const { place, fd, head } = file
   const refused = (what: string): RefusedError => new RefusedError(`${place}: ${what}`)
   const { end, trailer, counts } = trailerOf(file)
-  const imageBytes = file.identity.size
+  const imageBytes = file.disk.bytes
   const sum = createHash('sha256').update(head)
   const countMax = Math.ceil(imageBytes / BLOCK_BYTES)
   let chunks = 0

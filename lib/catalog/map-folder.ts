@@ -8,8 +8,10 @@ import { join } from 'node:path'
 import { Chunker } from '../chunk/chunker.ts'
 import { hintOf } from '../chunk/digest.ts'
 import { errorText, RefusedError } from '../core/errors.ts'
-import { type ImageFile, ImageSource, listImages } from './image-files.ts'
-import { ImageMap, ImageMapEncoder, ImageMapWriter, type MapOwner, mapPath } from './image-map.ts'
+import { type ImageFile, type ImageFormat, ImageSource, listImages } from './image-files.ts'
+import { ImageMap } from './image-map.ts'
+import { mapPath } from './image-map-format.ts'
+import { ImageMapEncoder, ImageMapWriter, type MapOwner } from './image-map-writer.ts'
 import { scanImage } from './image-scan.ts'
 
 export interface FolderMap {
@@ -20,7 +22,9 @@ export interface FolderMap {
   readonly problem: string | null
   /** Of a map that is none: empty. */
   readonly path: string
-  /** Of the image, in bytes. */
+  /** What it describes: the file itself, or the disk that it holds as a qcow2. */
+  readonly format: ImageFormat
+  /** Of the disk, in bytes. */
   readonly size: number
   readonly chunks: number
   readonly blocks: number
@@ -76,7 +80,7 @@ export class MapFolder {
       lchownSync(this.path, owner.uid, owner.gid)
     } else ownerOf(this.path)
     await using source = await ImageSource.open(path)
-    const writer = new ImageMapWriter(this.path, path, source.identity, owner)
+    const writer = new ImageMapWriter(this.path, path, source.identity, { owner })
     try {
       await scanInto(source, writer)
       writer.finish(await source.isStale())
@@ -85,7 +89,7 @@ export class MapFolder {
     }
   }
 
-  /** Whether a new scan of the image makes the same map. Throws as `make` does. */
+  /** Whether a new scan of the raw image makes the same map. Throws as `make` does. */
   async isExact(path: string): Promise<boolean> {
     await using source = await ImageSource.open(path)
     using map = ImageMap.open(this.path, path, source.identity)
@@ -122,10 +126,12 @@ function mapAt(place: string, images: ReadonlyMap<string, ImageFile>): FolderMap
     map.close()
     const image = images.get(path)
     const state = image === undefined ? 'gone' : map.isOf(image.identity) ? 'good' : 'old'
-    return { place, mapBytes, state, problem: null, path, size: map.identity.size, chunks, blocks }
+    const { format, bytes: size } = map.disk
+    return { place, mapBytes, state, problem: null, path, format, size, chunks, blocks }
   } catch (error) {
     const problem = errorText(error)
-    return { place, mapBytes, state: 'damaged', problem, path: '', size: 0, chunks: 0, blocks: 0 }
+    const nothing = { path: '', format: 'raw', size: 0, chunks: 0, blocks: 0 } as const
+    return { place, mapBytes, state: 'damaged', problem, ...nothing }
   }
 }
 

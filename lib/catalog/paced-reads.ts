@@ -1,25 +1,26 @@
 /**
  * An image as a scan in the background reads it: at most so many bytes a second, and on the scanning thread itself, so that its
- * low priority holds for the reads too (libuv's pool has none). Between two reads the thread's messages come in.
+ * low priority holds for the reads too (libuv's pool has none); what QEMU exports is read by a process that inherits it.
+ * Between two reads the thread's messages come in.
  */
 import { readSync } from 'node:fs'
 import { MIB } from '../core/units.ts'
 import type { DataExtent } from './data-extents.ts'
 import type { ExtentSource } from './extent-source.ts'
-import type { ImageSource } from './image-files.ts'
+import { ImageSource } from './image-files.ts'
 
 /** What may be read at once before the rate counts: a scan that waited does not catch up with a burst. */
 const BURST_BYTES = 8 * MIB
 
 export class PacedReads implements ExtentSource {
-  readonly #source: ImageSource
+  readonly #source: ExtentSource
   #bytesPerSecond: number
   /** When, in ms of the monotonic clock, what was read is paid for. */
   #dueMs = Number.NEGATIVE_INFINITY
   #wake: () => void = () => undefined
 
   /** @param bytesPerSecond 0: as fast as they come */
-  constructor(source: ImageSource, bytesPerSecond: number) {
+  constructor(source: ExtentSource, bytesPerSecond: number) {
     this.#source = source
     this.#bytesPerSecond = bytesPerSecond
   }
@@ -48,9 +49,11 @@ export class PacedReads implements ExtentSource {
 
   async readInto(target: Uint8Array, offset: number): Promise<number> {
     await this.#turn(target.length)
+    const source = this.#source
+    if (!(source instanceof ImageSource)) return await source.readInto(target, offset)
     let filled = 0
     while (filled < target.length) {
-      const got = readSync(this.#source.fd, target, filled, target.length - filled, offset + filled)
+      const got = readSync(source.fd, target, filled, target.length - filled, offset + filled)
       if (got === 0) break
       filled += got
     }

@@ -9,7 +9,7 @@
  * is a good guess until there is a new one; an entry that is wrong only costs a failed verification.
  *
  * Files are open only while somebody may read them (`rest`): an image that is deleted meanwhile must not keep its blocks on
- * the disk because we hold it. Deliberately not here: qcow2, and any trust in what is found.
+ * the disk because we hold it. Deliberately not here: formats, which the caller knows, and any trust in what is found.
  */
 import { errorText } from '../core/errors.ts'
 import {
@@ -18,19 +18,28 @@ import {
   IMAGE_RESCAN_MS,
   IMAGE_REST_MS,
   KNOWN_IMAGES_MAX,
+  STOCK_EXPORTS_MAX,
 } from '../core/limits.ts'
 import { BLOCK_BYTES, KIB } from '../core/units.ts'
 import { ChunkIndex } from './chunk-index.ts'
 import { HandprintIndex } from './handprint.ts'
-import { type ImageFile, type ImageIdentity, ImageSource, sameFile, sameIdentity } from './image-files.ts'
+import {
+  type ImageFile,
+  type ImageFormat,
+  type ImageIdentity,
+  sameFile,
+  sameIdentity,
+} from './image-files.ts'
 import { ImageIndexer, type IndexedImage } from './image-index.ts'
 import { dropMaps, type MapSummary } from './image-map.ts'
+import { type ImageRef, type OpenImage, openImage } from './open-image.ts'
+import { choose, ranked } from './stock-choice.ts'
 
 export interface StockImage {
   readonly number: number
   readonly path: string
   readonly size: number
-  readonly source: ImageSource
+  readonly source: Pick<OpenImage, 'read'>
 }
 
 export interface StockOptions {
@@ -39,6 +48,8 @@ export interface StockOptions {
   readonly blockIndexBytesMax: number
   /** Images that are kept open at once. */
   readonly imagesMax: number
+  /** Where the files lie that a qcow2 may stand on, without symbolic links. */
+  readonly directories?: readonly string[]
   /** Where maps of what was found lie (image-map.ts); without it every image is scanned again by the next daemon. */
   readonly catalog?: string
   /** Numbers of images in one index; tests have fewer. */
@@ -81,12 +92,13 @@ interface Loaded {
 
 interface Known {
   readonly path: string
+  readonly format: ImageFormat
   identity: ImageIdentity
   /** Of its entries in the indexes. */
   number: number
   /** Entries of this number were forgotten: it cannot have others. */
   spent: boolean
-  source: ImageSource | undefined
+  source: OpenImage | undefined
   map: MapSummary | undefined
   loaded: Loaded | undefined
   scan: Scan | undefined
@@ -273,9 +285,9 @@ export class ImageStock {
     const paths = new Set(files.map(({ path }) => path))
     if (catalog !== undefined) dropMaps(catalog, [...paths])
     for (const known of [...this.#known.values()]) if (!paths.has(known.path)) await this.#drop(known)
-    for (const { path, identity } of files) {
+    for (const { path, identity, format = 'raw' } of files) {
       const known = this.#known.get(path)
-      if (known !== undefined && sameFile(known.identity, identity)) {
+      if (known !== undefined && sameFile(known.identity, identity) && known.format === format) {
         known.identity = identity
         continue
       }
@@ -284,6 +296,7 @@ export class ImageStock {
       if (number === undefined) return
       const image: Known = {
         path,
+        format,
         identity,
         number,
         spent: false,
@@ -328,19 +341,39 @@ export class ImageStock {
 
   // ---- one image ---------------------------------------------------------------------------------------------
 
+  #ref({ path, format }: Known): ImageRef {
+    return { path, format, directories: this.#options.directories ?? [] }
+  }
+
   async #open(known: Known): Promise<void> {
     if (known.source !== undefined) return
+    const { path, format } = known
+    if (format === 'qcow2' && !(await this.#hasExport(known))) return
     try {
-      const source = await ImageSource.open(known.path)
-      if (!sameFile(source.identity, known.identity)) {
+      const onLost = (error: Error): void => {
+        this.#options.onProblem?.(errorText(error))
+        void this.#shut(known)
+      }
+      const source = await openImage(this.#ref(known), { onLost })
+      if (!sameFile(source.identity, known.identity) || this.#closed || this.#known.get(path) !== known) {
         await source.close()
         return
       }
       known.source = source
       this.#opened = undefined
     } catch (error) {
-      this.#options.onProblem?.(`open image ${known.path}: ${errorText(error)}`)
+      this.#options.onProblem?.(`open image ${path}: ${errorText(error)}`)
     }
+  }
+
+  /** Whether there may be one export more; what is asked for least gives way. */
+  async #hasExport(known: Known): Promise<boolean> {
+    const open = this.#ranked().filter(({ format, source }) => format === 'qcow2' && source !== undefined)
+    if (open.length < STOCK_EXPORTS_MAX) return true
+    const least = open.at(-1)!
+    if (least.score >= known.score) return false
+    await this.#shut(least)
+    return true
   }
 
   async #shut(known: Known): Promise<void> {
@@ -354,7 +387,7 @@ export class ImageStock {
   async #peek(known: Known): Promise<void> {
     if (this.#options.catalog === undefined) return
     try {
-      const { summary, problem } = await this.#indexer.peekMap(known.path)
+      const { summary, problem } = await this.#indexer.peekMap(this.#ref(known))
       if (problem !== undefined) this.#options.onProblem?.(`map of ${known.path}: ${problem}`)
       if (this.#known.get(known.path) !== known) return
       known.map = summary
@@ -383,7 +416,7 @@ export class ImageStock {
     const { promise: hurry, resolve } = Promise.withResolvers<void>()
     const { bytesPerSecond = 0 } = options
     const done = this.#indexer
-      .indexImage(path, number, { signal: abort.signal, bytesPerSecond, hurry })
+      .indexImage(this.#ref(known), number, { signal: abort.signal, bytesPerSecond, hurry })
       .then(async (image) => {
         if (image.problem !== undefined) this.#options.onProblem?.(`map of ${path}: ${image.problem}`)
         await this.#peek(known)
@@ -446,14 +479,8 @@ export class ImageStock {
 
   // ---- what finds room ---------------------------------------------------------------------------------------
 
-  /** Those that are asked for most, then those that are loaded, then small ones, which are many. */
   #ranked(): Known[] {
-    return [...this.#known.values()].sort(
-      (one, other) =>
-        other.score - one.score ||
-        Number(other.loaded !== undefined) - Number(one.loaded !== undefined) ||
-        (one.map?.chunks ?? 0) - (other.map?.chunks ?? 0),
-    )
+    return ranked([...this.#known.values()])
   }
 
   /** Whether all of an image that has no map would surely find room. */
@@ -503,28 +530,9 @@ export class ImageStock {
     }
   }
 
-  /** Which images shall be in the index, and whether with their blocks. */
   #wanted(): Map<Known, boolean> {
-    const wanted = new Map<Known, boolean>()
-    let chunks = this.#index.capacity
-    let blocks = this.#blocks.capacity
-    this.#crowded = false
-    for (const known of this.#ranked()) {
-      const { map, loaded } = known
-      if (map === undefined) {
-        chunks -= loaded?.chunks ?? 0
-        blocks -= loaded?.blocks ?? 0
-        continue
-      }
-      const ofChunks = loaded?.chunks ?? map.chunks
-      const ofBlocks = loaded?.withBlocks === true ? loaded.blocks : map.blocks
-      const withBlocks = ofBlocks <= blocks
-      if (!withBlocks || ofChunks > chunks) this.#crowded = true
-      if (ofChunks > chunks) continue
-      chunks -= ofChunks
-      if (withBlocks) blocks -= ofBlocks
-      wanted.set(known, withBlocks)
-    }
+    const { wanted, crowded } = choose(this.#ranked(), this.#index.capacity, this.#blocks.capacity)
+    this.#crowded = crowded
     return wanted
   }
 
@@ -536,7 +544,7 @@ export class ImageStock {
     if (number === undefined) return
     this.#loading++
     try {
-      const image = await this.#indexer.loadImage(known.path, number, { withBlocks })
+      const image = await this.#indexer.loadImage(this.#ref(known), number, { withBlocks })
       if (this.#known.get(known.path) !== known) {
         this.#forget(number)
         return
@@ -565,6 +573,6 @@ export class ImageStock {
   }
 }
 
-function stockImage({ number, path, identity, source }: Known): StockImage[] {
-  return source === undefined ? [] : [{ number, path, size: identity.size, source }]
+function stockImage({ number, path, source }: Known): StockImage[] {
+  return source === undefined ? [] : [{ number, path, size: source.size, source }]
 }

@@ -530,6 +530,21 @@ export const IMAGE_MAP_BYTES_MAX: number = 16 * MIB
 /** One `qemu-img map`, which seeks through the whole file. */
 export const IMAGE_MAP_DEADLINE_MS: number = 10_000
 
+/** Exports of qcow2 images that are open at once, while migrations come in: each is a process of QEMU of some 30 MiB. */
+export const STOCK_EXPORTS_MAX: number = 16
+/** Guests whose XML is asked for, for the formats of images: one call of virsh each, in the background. */
+export const LISTED_GUESTS_MAX: number = 1024
+/** Files of one backing chain: longer ones are snapshots that somebody forgot to merge, or a circle. */
+export const CHAIN_FILES_MAX: number = 64
+/** From the start of QEMU's export of a qcow2 to its socket, and from there to its greeting: some 50 ms, seconds on a busy host. */
+export const EXPORT_START_MS: number = 15_000
+/** How often that socket is tried. */
+export const EXPORT_ASK_MS: number = 10
+/** How long the end of an export is waited for when its connection broke, for its reason. */
+export const EXPORT_END_MS: number = 1_000
+/** What `qemu-img info` may print of one file: its bitmaps and key slots are some KiB. */
+export const QEMU_INFO_BYTES_MAX: number = 1 * MIB
+
 // ---- Analyze ---------------------------------------------------------------------------------------------------
 
 /** Data of the analyzed disk on its way through the engine: what swamd has by default (`limits.windowMiB`). */
@@ -542,16 +557,6 @@ export const ANALYZE_READS_MAX: number = 8
 export const ANALYZE_IMAGES_MAX: number = SHARED_IMAGES_MAX
 /** Exports of qcow2 images at once: each is a process of QEMU of some 30 MiB. */
 export const ANALYZE_EXPORTS_MAX: number = 32
-/** Files of one backing chain: longer ones are snapshots that somebody forgot to merge, or a circle. */
-export const ANALYZE_CHAIN_FILES_MAX: number = 64
-/** From the start of QEMU's export of a qcow2 to its socket, and from there to its greeting: some 50 ms, seconds on a busy host. */
-export const ANALYZE_EXPORT_START_MS: number = 15_000
-/** How often that socket is tried. */
-export const ANALYZE_EXPORT_ASK_MS: number = 10
-/** How long the end of an export is waited for when its connection broke, for its reason. */
-export const ANALYZE_EXPORT_END_MS: number = 1_000
-/** What `qemu-img info` may print of one file: its bitmaps and key slots are some KiB. */
-export const ANALYZE_INFO_BYTES_MAX: number = 1 * MIB
 /** How long SHA-256 is measured, to compare the engine with it: within some percent on a quiet host. */
 export const ANALYZE_SHA256_MS: number = 500
 

@@ -8,6 +8,7 @@
  * of other disks of the migration are not.
  */
 import type { BlockDevice } from '../block/device.ts'
+import { readBytes } from '../block/read-bytes.ts'
 import { ChunkIndex } from '../catalog/chunk-index.ts'
 import { sha256 } from '../chunk/digest.ts'
 import { ProtocolError } from '../core/errors.ts'
@@ -16,7 +17,7 @@ import { alignDown, alignUp, BLOCK_BYTES, HINT_BYTES } from '../core/units.ts'
 import { type BlockPlace, type BlockPlaces, type FoundBlocks, findBlocks } from './block-finder.ts'
 import { blockCount, isLookedFor, partsOf } from './chunk-blocks.ts'
 import type { Reports } from './reports.ts'
-import { readBytes, unlessRefused } from './sources.ts'
+import { unlessRefused } from './sources.ts'
 import type { Task } from './task.ts'
 
 /** A chunk in fewer whole blocks is not worth a round trip. */

@@ -1,8 +1,8 @@
 /** READs of a disk's sender: one after the other, each when the answer before it has left, so that none is held in memory. */
 import type { BlockDevice } from '../block/device.ts'
+import { readBytes } from '../block/read-bytes.ts'
 import { ProtocolError } from '../core/errors.ts'
 import { RECEIVER_READS_MAX } from '../core/limits.ts'
-import { readBytes } from './sources.ts'
 import type { TargetZeroes } from './target-zeroes.ts'
 
 export interface IncomingReadsOptions {

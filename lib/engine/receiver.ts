@@ -15,6 +15,7 @@
  */
 import type { BlockDevice } from '../block/device.ts'
 import { IntervalMap } from '../block/extents.ts'
+import { readBytes } from '../block/read-bytes.ts'
 import { sha256 } from '../chunk/digest.ts'
 import type { ByteBudget, ByteShare } from '../core/byte-budget.ts'
 import { errorText, ProtocolError, RefusedError } from '../core/errors.ts'
@@ -44,14 +45,7 @@ import { CLASS_CONTROL, type DiskEndpoint, type DiskLink } from './link.ts'
 import { Reports } from './reports.ts'
 import { RootLevel } from './root-level.ts'
 import { RunWriter } from './seams.ts'
-import {
-  type ChunkQuery,
-  type ChunkSource,
-  readBytes,
-  SessionSource,
-  SourceRouter,
-  unlessRefused,
-} from './sources.ts'
+import { type ChunkQuery, type ChunkSource, SessionSource, SourceRouter, unlessRefused } from './sources.ts'
 import { runsOf, type Survey } from './survey.ts'
 import { TargetZeroes } from './target-zeroes.ts'
 import { newTask, type ReceiverBudget, type Task } from './task.ts'

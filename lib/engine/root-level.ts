@@ -4,12 +4,13 @@
  * APPLIED. If not, DETAIL asks for the digests, and the chunks are put together like any others.
  */
 import type { BlockDevice } from '../block/device.ts'
+import { readBytes } from '../block/read-bytes.ts'
 import { sha256 } from '../chunk/digest.ts'
 import { ProtocolError } from '../core/errors.ts'
 import { FINDING_CHUNKS_MAX } from '../core/limits.ts'
 import { DIGEST_BYTES } from '../wire/disk.ts'
 import type { Reports } from './reports.ts'
-import { readBytes, unlessRefused } from './sources.ts'
+import { unlessRefused } from './sources.ts'
 import { rootOf } from './survey.ts'
 import type { Task } from './task.ts'
 

@@ -5,8 +5,8 @@
  * "not found", since the literal always remains.
  */
 import type { BlockDevice } from '../block/device.ts'
+import { readBytes } from '../block/read-bytes.ts'
 import { RefusedError } from '../core/errors.ts'
-import { alignDown, alignUp } from '../core/units.ts'
 import type { SourceName } from '../wire/disk.ts'
 
 export interface ChunkQuery {
@@ -45,15 +45,6 @@ export async function unlessRefused<T>(reading: Promise<T>): Promise<T | undefin
     if (error instanceof RefusedError) return undefined
     throw error
   }
-}
-
-/** Reads any byte range of a device that has a minimum block size. */
-export async function readBytes(device: BlockDevice, offset: number, length: number): Promise<Buffer> {
-  const unit = device.blockSizes.minimum
-  const start = alignDown(offset, unit)
-  const end = Math.min(alignUp(offset + length, unit), device.size)
-  const bytes = await device.read(start, end - start)
-  return bytes.subarray(offset - start, offset - start + length)
 }
 
 /** What this session has delivered to this disk: digest → place. Bounded; the oldest places are forgotten first. */

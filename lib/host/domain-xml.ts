@@ -5,7 +5,7 @@
  * and that only the XML of a running guest says.
  */
 import { ProtocolError } from '../core/errors.ts'
-import { GUEST_DISKS_MAX, GUEST_NAME_BYTES_MAX, PATH_BYTES_MAX } from '../core/limits.ts'
+import { CHAIN_FILES_MAX, GUEST_DISKS_MAX, GUEST_NAME_BYTES_MAX, PATH_BYTES_MAX } from '../core/limits.ts'
 import { childOf, childrenOf, parseXml, type XmlElement } from './xml.ts'
 
 export interface DomainDisk {
@@ -74,6 +74,35 @@ export function parseDomain(text: string): Domain {
   if (targets.size !== disks.length)
     throw new ProtocolError(`domain XML of ${name}: expected each disk target once`)
   return { name, uuid, disks }
+}
+
+/** A file of a disk, and libvirt's word for what it is. */
+export interface ImageFormatEntry {
+  readonly path: string
+  readonly format: string
+}
+
+/**
+ * Every file that a guest's disks consist of: their own images, and what these stand on, as far as the XML says (of a guest that is
+ * shut off mostly not). Of CDs and floppies too: they are images. Throws ProtocolError as parseDomain does.
+ */
+export function imageFormats(text: string): ImageFormatEntry[] {
+  const root = parseXml(text)
+  if (root.name !== 'domain')
+    throw new ProtocolError(`domain XML: expected <domain>, found <${root.name.slice(0, 32)}>`)
+  const entries: ImageFormatEntry[] = []
+  for (const disk of childrenOf(childOf(root, 'devices'), 'disk')) {
+    let format = childOf(disk, 'driver')?.attributes.get('type') ?? 'raw'
+    let element: XmlElement | undefined = disk
+    for (let depth = 0; element !== undefined && depth < CHAIN_FILES_MAX; depth++) {
+      const path = childOf(element, 'source')?.attributes.get('file')
+      if (path?.startsWith('/') === true && Buffer.byteLength(path) <= PATH_BYTES_MAX)
+        entries.push({ path, format })
+      element = childOf(element, 'backingStore')
+      format = childOf(element, 'format')?.attributes.get('type') ?? 'raw'
+    }
+  }
+  return entries
 }
 
 function diskOf(element: XmlElement, guest: string): DomainDisk {

@@ -9,10 +9,18 @@ import {
   COMMAND_OUTPUT_BYTES_MAX,
   IMAGE_BYTES_MAX,
   LIBVIRT_DISK_CALLS_MAX,
+  LISTED_GUESTS_MAX,
   VIRSH_DEADLINE_MS,
 } from '../core/limits.ts'
 import { CommandError, type RunCommand, runCommand } from './command.ts'
-import { type DomainDisk, isGuestName, isUuid, parseDomain } from './domain-xml.ts'
+import {
+  type DomainDisk,
+  type ImageFormatEntry,
+  imageFormats,
+  isGuestName,
+  isUuid,
+  parseDomain,
+} from './domain-xml.ts'
 
 export interface RunningDisk extends DomainDisk {
   /** Bytes, as the guest sees the disk; undefined where libvirt does not know it (an empty drive). */
@@ -103,6 +111,21 @@ export class Libvirt {
     if (!isUuid(uuid))
       throw new RefusedError(`libvirt: expected a uuid, found ${JSON.stringify(uuid.slice(0, 64))}`)
     return /^paused \((.+)\)$/.exec((await this.#call(['domstate', uuid, '--reason'])).trim())?.[1]
+  }
+
+  /** The files of all guests' disks, running or not, with their formats. A guest that is at work on, and so not told of, has none. */
+  async imageFormats(): Promise<ImageFormatEntry[]> {
+    const uuids = (await this.#call(['list', '--all', '--uuid'])).split('\n').map((line) => line.trim())
+    const queue = uuids.filter(isUuid).slice(0, LISTED_GUESTS_MAX).values()
+    const entries: ImageFormatEntry[] = []
+    const work = async (): Promise<void> => {
+      for (const uuid of queue) {
+        const xml = await this.#call(['dumpxml', uuid]).catch(() => undefined)
+        if (xml !== undefined) entries.push(...imageFormats(xml))
+      }
+    }
+    await Promise.all(Array.from({ length: LIBVIRT_DISK_CALLS_MAX }, work))
+    return entries
   }
 
   /** How the guest's current job stands, or with `completed` its last one. */

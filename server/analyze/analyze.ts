@@ -9,7 +9,8 @@
 import { randomBytes } from 'node:crypto'
 import type { BlockDevice } from '../../lib/block/device.ts'
 import type { ExtentSource } from '../../lib/catalog/extent-source.ts'
-import { sameIdentity } from '../../lib/catalog/image-files.ts'
+import { checkImage, type ImageFormat, sameIdentity } from '../../lib/catalog/image-files.ts'
+import { Qcow2Export } from '../../lib/catalog/qcow2-export.ts'
 import { sha256 } from '../../lib/chunk/digest.ts'
 import { errorText, RefusedError } from '../../lib/core/errors.ts'
 import {
@@ -25,9 +26,8 @@ import { UsageError } from '../cli/exit-codes.ts'
 import type { BySource } from '../report.ts'
 import { HaveStock } from './have-stock.ts'
 import {
+  chainRules,
   checkDisk,
-  checkImage,
-  type ImageFormat,
   type ImageName,
   imageName,
   imagesIn,
@@ -35,7 +35,6 @@ import {
   openFile,
   openRaw,
 } from './images.ts'
-import { Qcow2Export } from './qcow2-export.ts'
 import { SparseImage } from './sparse-image.ts'
 import { transfer } from './transfer.ts'
 import { VerifyDevice } from './verify-device.ts'
@@ -276,7 +275,7 @@ class Images {
     const source =
       name.format === 'raw'
         ? await openRaw(name)
-        : await Qcow2Export.open(name, this.#backings, { signal, onLost })
+        : await Qcow2Export.open(name, chainRules(this.#backings), { signal, onLost })
     this.#open.push(source)
     return source
   }

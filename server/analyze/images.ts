@@ -8,14 +8,12 @@
  */
 import { constants, type Stats } from 'node:fs'
 import { access, realpath, stat } from 'node:fs/promises'
+import type { ChainRules } from '../../lib/catalog/backing-chain.ts'
 import type { ExtentSource } from '../../lib/catalog/extent-source.ts'
-import { ImageSource, listImages } from '../../lib/catalog/image-files.ts'
+import { checkImage, type ImageFormat, ImageSource, listImages } from '../../lib/catalog/image-files.ts'
 import { errorText, RefusedError } from '../../lib/core/errors.ts'
-import { IMAGE_BYTES_MAX } from '../../lib/core/limits.ts'
 import { UsageError } from '../cli/exit-codes.ts'
 import { AnswerError } from '../control.ts'
-
-export type ImageFormat = 'raw' | 'qcow2'
 
 /** An image as it was named: `PATH`, `raw:PATH` or `qcow2:PATH`. */
 export interface ImageName {
@@ -89,14 +87,6 @@ async function refuseQcow2(path: string, source: ImageSource): Promise<void> {
   }
 }
 
-/** What holds anything, and not too much. */
-export function checkImage(path: string, source: ExtentSource): void {
-  const { size } = source
-  if (size === 0) throw new RefusedError(`${path}: the image is empty`)
-  if (size > IMAGE_BYTES_MAX)
-    throw new RefusedError(`${path}: ${size} bytes: expected at most ${IMAGE_BYTES_MAX}`)
-}
-
 /** What the engine can take as a disk. */
 export function checkDisk(path: string, source: ExtentSource): void {
   checkImage(path, source)
@@ -105,6 +95,30 @@ export function checkDisk(path: string, source: ExtentSource): void {
     throw new RefusedError(
       `${path}: ${size} bytes: expected a multiple of ${SECTOR_BYTES}, as every disk of a guest has`,
     )
+  }
+}
+
+/** Of a chain all that is under `backings` may be read, as what it was named. */
+export function chainRules(backings: readonly ImageName[]): ChainRules<ImageName> {
+  return {
+    open: (name) => (name.format === 'raw' ? openRaw(name) : openFile(name)),
+    backing: async ({ path }, wanted, format) => {
+      for (const backing of backings) {
+        const given = await realpath(backing.path).catch(() => undefined)
+        if (given !== wanted) continue
+        if (format !== undefined && format !== backing.format) {
+          throw new RefusedError(
+            `${path}: it has its backing file as ${format}, not as ${backing.format}: ` +
+              `say --backing ${format}:${backing.path}`,
+          )
+        }
+        return backing
+      }
+      const named = format === undefined ? '' : `${format}:`
+      throw new RefusedError(
+        `${path}: it stands on ${wanted}: if that may be read, say --backing ${named}${wanted}`,
+      )
+    },
   }
 }
 

@@ -2,9 +2,9 @@
  * `swam analyze`: what of an image would cross the link. The words, the signals and the exit code; the work is in
  * server/analyze/. It asks no daemon, so no failure of it is "not reachable".
  */
+import type { ImageFormat } from '../../lib/catalog/image-files.ts'
 import { errorText, LostError, RefusedError, TimeoutError } from '../../lib/core/errors.ts'
 import { type AnalyzeReport, analyze } from '../analyze/analyze.ts'
-import type { ImageFormat } from '../analyze/images.ts'
 import { SOURCE_NAMES } from '../report.ts'
 import type { GlobalOptions, Output } from './context.ts'
 import { bytesText, durationText, jsonLine, plainText, tableText } from './format.ts'

@@ -10,9 +10,10 @@ import { mkdir, open, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { Qcow2Export } from '../../lib/catalog/qcow2-export.ts'
 import { MIB } from '../../lib/core/units.ts'
 import { type AnalyzeReport, analyze } from '../../server/analyze/analyze.ts'
-import { Qcow2Export } from '../../server/analyze/qcow2-export.ts'
+import { chainRules } from '../../server/analyze/images.ts'
 import { image, inFolder, QUICK, swam } from '../unit/analyze/rig.ts'
 import { noise } from '../unit/engine/rig.ts'
 import { succeed } from './nbd-peers.ts'
@@ -51,7 +52,9 @@ test('a backing chain is what its flattening is', async () => {
       { path: middle, format: 'qcow2', explicit: true },
       { path: base, format: 'raw', explicit: false },
     ] as const
-    const source = await Qcow2Export.open({ path: top, format: 'qcow2', explicit: true }, names, { onLost })
+    const source = await Qcow2Export.open({ path: top, format: 'qcow2', explicit: true }, chainRules(names), {
+      onLost,
+    })
     try {
       assert.equal(source.size, SIZE)
       assert.ok((await source.read(0, SIZE)).equals(await readFile(flat)))

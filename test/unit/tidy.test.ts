@@ -15,6 +15,8 @@ const ROOT = fileURLToPath(new URL('../..', import.meta.url))
 /** biome breaks code at 110; what stays longer is a message or a comment that cannot be broken well. */
 const LINE_CHARACTERS_MAX = 140
 const FILE_LINES_MAX = 600
+/** A list: it is as long as there are limits, and stays one file (I6). */
+const LIST = 'lib/core/limits.ts'
 /** This file is full of planted faults. */
 const SELF = 'test/unit/tidy.test.ts'
 
@@ -155,7 +157,7 @@ function checkImport(
 function checkForm({ path, text }: SourceFile, findings: string[]): void {
   const lines = text.split('\n')
   if (!/^(\/\*\*|\/\/|#!)/.test(text)) findings.push(`${path}: does not open with a note`)
-  if (lines.length > FILE_LINES_MAX + 1)
+  if (lines.length > FILE_LINES_MAX + 1 && path !== LIST)
     findings.push(`${path}: ${lines.length - 1} lines, more than ${FILE_LINES_MAX}`)
   if (path === SELF) return
   // Node's test runner takes a reporter by its default export.

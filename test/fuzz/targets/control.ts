@@ -48,7 +48,7 @@ function targetSide(): TargetSide {
   } as unknown as Config
   const kept = new History(place())
   kept.append = async () => undefined
-  return new TargetSide(new Site(config, silentLog, kept), [], {} as never)
+  return new TargetSide(new Site(config, silentLog, kept), [], {} as never, {} as never)
 }
 
 let server: ControlServer | undefined

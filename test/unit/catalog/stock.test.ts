@@ -10,7 +10,8 @@ import { dirname, join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { listImages } from '../../../lib/catalog/image-files.ts'
 import type { IndexedImage } from '../../../lib/catalog/image-index.ts'
-import { ImageMap, mapPath } from '../../../lib/catalog/image-map.ts'
+import { ImageMap } from '../../../lib/catalog/image-map.ts'
+import { mapPath } from '../../../lib/catalog/image-map-format.ts'
 import { ImageStock, type StockOptions } from '../../../lib/catalog/stock.ts'
 import { Chunker } from '../../../lib/chunk/chunker.ts'
 import { hintOf } from '../../../lib/chunk/digest.ts'
@@ -334,7 +335,8 @@ test('a map that is damaged is said, and the image is scanned', async (context) 
   await refresh()
   assert.match(problems.join('\n'), /its digest does not fit|a chunk of|a section of/)
   assert.deepEqual(await share(stock, bytes), { chunks: 1, blocks: 1 })
-  using whole = ImageMap.open(catalog, name, stock.images[0]!.source.identity)
+  const [file] = await listImages([dirname(name)])
+  using whole = ImageMap.open(catalog, name, file!.identity)
   assert.equal(whole?.blockCount, 1024)
 })
 

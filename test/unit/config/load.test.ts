@@ -36,6 +36,7 @@ test('a small config gets every default', async () => {
     stateDir: '/var/lib/swam',
     runDir: '/run/swam',
     images: ['/var/lib/libvirt/images'],
+    qcow2: [],
     redirect: 'nft',
     strict: false,
     migrationPorts: [49152, 49215],

@@ -27,6 +27,7 @@ import type { Bundle } from '../../../lib/peer/bundle.ts'
 import { bundlePair } from '../../../lib/peer/memory.ts'
 import { Rpc } from '../../../lib/peer/rpc.ts'
 import { History } from '../../../server/history.ts'
+import { ImageList } from '../../../server/image-list.ts'
 import type { Peer } from '../../../server/peers.ts'
 import { Site } from '../../../server/site.ts'
 import { SourceSide } from '../../../server/source-side.ts'
@@ -70,6 +71,10 @@ async function start(context: TestContext, clock?: Clock) {
     await rm(directory, { recursive: true, force: true })
   })
   return { site, config, directory, lines, ends, described: () => described }
+}
+
+function images(directory: string, { log, libvirt }: Site): ImageList {
+  return new ImageList({ images: [directory], qcow2: [], formats: () => libvirt.imageFormats(), log })
 }
 
 type FarLives = 'yes' | 'no' | 'unknown'
@@ -201,7 +206,7 @@ test('a guest whose migration failed stays marked for a while: hooks of libvirt 
   } as unknown as Peer
   const stock = new ImageStock({ indexBytesMax: MIB, blockIndexBytesMax: MIB, imagesMax: 1 })
   ends.push(() => stock.close())
-  const side = new TargetSide(site, [peer], stock)
+  const side = new TargetSide(site, [peer], stock, images(directory, site))
   const mark = join(directory, 'incoming', 'vm')
   await side.hook({ guest: 'vm', op: 'migrate', sub: 'begin', xml: xml(UUID) })
   assert.ok(existsSync(mark))
@@ -231,7 +236,7 @@ test('a peer has two control bundles at most: the oldest makes room', async (con
 
 test('a guest that two peers say they run is taken from neither', async (context) => {
   for (const liars of [0, 1]) {
-    const { site, lines, ends } = await start(context)
+    const { site, directory, lines, ends } = await start(context)
     const armed: string[] = []
     const peer = (name: string, found: boolean): Peer =>
       ({
@@ -253,6 +258,7 @@ test('a guest that two peers say they run is taken from neither', async (context
       site,
       [peer('ams1', true), peer('fra1', liars > 0), peer('sin1', false)],
       stock,
+      images(directory, site),
     )
     ends.push(() => Promise.all(side.migrations.map((migration) => migration.abort('over'))))
     const event = (op: string): object => ({ guest: 'vm', op, sub: 'begin', xml: xml(UUID) })

@@ -11,23 +11,22 @@ import { connect, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { BlockDevice } from '../../lib/block/device.ts'
-import { type DataExtent, MapBuilder } from '../../lib/catalog/data-extents.ts'
-import type { ExtentSource } from '../../lib/catalog/extent-source.ts'
-import type { ImageSource } from '../../lib/catalog/image-files.ts'
-import { errorText, LostError, RefusedError } from '../../lib/core/errors.ts'
+import type { BlockDevice } from '../block/device.ts'
+import { readBytes } from '../block/read-bytes.ts'
+import { errorText, LostError, RefusedError } from '../core/errors.ts'
 import {
-  ANALYZE_EXPORT_ASK_MS,
-  ANALYZE_EXPORT_END_MS,
-  ANALYZE_EXPORT_START_MS,
   COMMAND_STDERR_BYTES_MAX,
+  EXPORT_ASK_MS,
+  EXPORT_END_MS,
+  EXPORT_START_MS,
   NBD_RANGE_BYTES_MAX,
-} from '../../lib/core/limits.ts'
-import { readBytes } from '../../lib/engine/sources.ts'
-import { quietEnvironment } from '../../lib/host/command.ts'
-import { negotiateNbd } from '../../lib/nbd/client.ts'
-import { type BackingChain, jsonName, openChain } from './backing-chain.ts'
-import type { ImageName } from './images.ts'
+} from '../core/limits.ts'
+import { quietEnvironment } from '../host/command.ts'
+import { negotiateNbd } from '../nbd/client.ts'
+import { type BackingChain, type ChainFile, type ChainRules, jsonName, openChain } from './backing-chain.ts'
+import { type DataExtent, MapBuilder } from './data-extents.ts'
+import type { ExtentSource } from './extent-source.ts'
+import type { ImageIdentity, ImageSource } from './image-files.ts'
 
 /** qemu-nbd while it runs, and the first words of its standard error. */
 class Exporter {
@@ -79,12 +78,12 @@ export class Qcow2Export implements ExtentSource {
    * Rejects as `openChain` does, or with a RefusedError if QEMU cannot export the image. `onLost` hears of an export that ends
    * before it is closed: what reads it then finds nothing, and must not be believed.
    */
-  static async open(
-    name: ImageName,
-    backings: readonly ImageName[],
+  static async open<Name extends ChainFile>(
+    name: Name,
+    rules: ChainRules<Name>,
     options: { readonly signal?: AbortSignal; readonly onLost: (error: Error) => void },
   ): Promise<Qcow2Export> {
-    const chain = await openChain(name, backings, options.signal)
+    const chain = await openChain(name, rules, options.signal)
     try {
       const { exporter, device } = await exportChain(name.path, chain, options.signal)
       const source = new Qcow2Export(name.path, chain.files, exporter, device)
@@ -109,6 +108,16 @@ export class Qcow2Export implements ExtentSource {
 
   get size(): number {
     return this.#device.size
+  }
+
+  /** Of its own file, not of what it stands on, which must not change at all. */
+  get identity(): ImageIdentity {
+    return this.#files[0]!.identity
+  }
+
+  /** What its files take on their file systems. */
+  get allocatedBytes(): number {
+    return this.#files.reduce((sum, { allocatedBytes }) => sum + allocatedBytes, 0)
   }
 
   async extents(signal?: AbortSignal): Promise<DataExtent[]> {
@@ -140,7 +149,7 @@ export class Qcow2Export implements ExtentSource {
     try {
       return await answer
     } catch (error) {
-      if (error instanceof LostError) await Promise.race([this.#exporter.gone, sleep(ANALYZE_EXPORT_END_MS)])
+      if (error instanceof LostError) await Promise.race([this.#exporter.gone, sleep(EXPORT_END_MS)])
       const reason = this.#exporter.ended ? `qemu-nbd ended: ${this.#exporter.reason}` : errorText(error)
       throw new RefusedError(`${this.path}: ${what}: ${reason}`, { cause: error })
     }
@@ -166,7 +175,7 @@ async function exportChain(
   chain: BackingChain,
   signal: AbortSignal | undefined,
 ): Promise<{ exporter: Exporter; device: BlockDevice }> {
-  const folder = await mkdtemp(join(tmpdir(), 'swam-analyze-'))
+  const folder = await mkdtemp(join(tmpdir(), 'swam-export-'))
   const socket = join(folder, 'nbd')
   let exporter: Exporter | undefined
   try {
@@ -190,9 +199,9 @@ async function greeted(
   connection: Socket,
   signal: AbortSignal | undefined,
 ): Promise<BlockDevice> {
-  const late = new RefusedError(`${path}: qemu-nbd does not answer within ${ANALYZE_EXPORT_START_MS} ms`)
+  const late = new RefusedError(`${path}: qemu-nbd does not answer within ${EXPORT_START_MS} ms`)
   const end = (): void => void connection.destroy(late)
-  const timer = setTimeout(end, ANALYZE_EXPORT_START_MS)
+  const timer = setTimeout(end, EXPORT_START_MS)
   signal?.addEventListener('abort', end, { once: true })
   try {
     const negotiation = await negotiateNbd(connection)
@@ -225,14 +234,14 @@ async function dial(
   exporter: Exporter,
   signal: AbortSignal | undefined,
 ): Promise<Socket> {
-  const deadline = performance.now() + ANALYZE_EXPORT_START_MS
+  const deadline = performance.now() + EXPORT_START_MS
   for (;;) {
     signal?.throwIfAborted()
     if (exporter.ended)
       throw new RefusedError(`${path}: not readable as a qcow2: qemu-nbd: ${exporter.reason}`)
     if (performance.now() > deadline) {
       throw new RefusedError(
-        `${path}: qemu-nbd has no socket after ${ANALYZE_EXPORT_START_MS} ms: ${exporter.reason}`,
+        `${path}: qemu-nbd has no socket after ${EXPORT_START_MS} ms: ${exporter.reason}`,
       )
     }
     const socket = connect(socketPath)
@@ -241,7 +250,7 @@ async function dial(
       return socket
     } catch {
       socket.destroy()
-      await sleep(ANALYZE_EXPORT_ASK_MS)
+      await sleep(EXPORT_ASK_MS)
     }
   }
 }

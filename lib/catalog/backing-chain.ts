@@ -2,19 +2,31 @@
  * The files that make up one qcow2 image, each opened once, and what QEMU is told of them: every driver, every file (by our
  * open descriptor, so that no name leads elsewhere meanwhile) and the end of the chain. Nothing that a header names is
  * opened: `qemu-img info` is run on one file at a time, with no backing file and with an empty node in the place of a data file.
- * What the header names is then only compared with what the user has named. We parse no qcow2.
+ * What the header names is then judged by whoever asked (ChainRules): by what the user has named, or by where it lies. We parse no qcow2.
  */
 import { realpath } from 'node:fs/promises'
 import { dirname, resolve } from 'node:path'
-import type { ImageSource } from '../../lib/catalog/image-files.ts'
-import { errorText, RefusedError } from '../../lib/core/errors.ts'
-import {
-  ANALYZE_CHAIN_FILES_MAX,
-  ANALYZE_INFO_BYTES_MAX,
-  QEMU_IMG_DEADLINE_MS,
-} from '../../lib/core/limits.ts'
-import { CommandError, runCommand } from '../../lib/host/command.ts'
-import { checkImage, type ImageName, openFile, openRaw } from './images.ts'
+import { errorText, RefusedError } from '../core/errors.ts'
+import { CHAIN_FILES_MAX, QEMU_IMG_DEADLINE_MS, QEMU_INFO_BYTES_MAX } from '../core/limits.ts'
+import { CommandError, runCommand } from '../host/command.ts'
+import { checkImage, type ImageFormat, type ImageSource } from './image-files.ts'
+
+/** A file of a chain, and what it is. */
+export interface ChainFile {
+  readonly path: string
+  readonly format: ImageFormat
+}
+
+/** Who asked for an image says what may be opened for it. */
+export interface ChainRules<Name extends ChainFile> {
+  /** Opens the file itself, whatever it holds. */
+  open(file: Name): Promise<ImageSource>
+  /**
+   * What the file stands on. Rejects with a RefusedError if that may not be read.
+   * @param wanted its path by the header, without links @param format by the header; undefined: it says none
+   */
+  backing(file: Name, wanted: string, format: string | undefined): Promise<Name>
+}
 
 /** A node of QEMU's block layer, as its `json:` names take it. */
 export type BlockNode = { readonly [key: string]: string | number | boolean | null | BlockNode }
@@ -35,26 +47,24 @@ interface Qcow2Info {
 }
 
 /**
- * Opens the image and what it stands on, all of which must be among `backings`. Rejects as `openFile` does, or with a
- * RefusedError that says what is the matter with a file of the chain. Nothing stays open then.
+ * Opens the image and what it stands on. Rejects as the rules do, or with a RefusedError that says what is the matter
+ * with a file of the chain. Nothing stays open then.
  */
-export async function openChain(
-  top: ImageName,
-  backings: readonly ImageName[],
+export async function openChain<Name extends ChainFile>(
+  top: Name,
+  rules: ChainRules<Name>,
   signal?: AbortSignal,
 ): Promise<BackingChain> {
   const files: ImageSource[] = []
   const nodes: BlockNode[] = []
   try {
-    let next: ImageName | undefined = top
+    let next: Name | undefined = top
     while (next !== undefined) {
-      if (files.length >= ANALYZE_CHAIN_FILES_MAX) {
-        throw new RefusedError(
-          `${top.path}: expected at most ${ANALYZE_CHAIN_FILES_MAX} files in its backing chain`,
-        )
+      if (files.length >= CHAIN_FILES_MAX) {
+        throw new RefusedError(`${top.path}: expected at most ${CHAIN_FILES_MAX} files in its backing chain`)
       }
-      const name: ImageName = next
-      const file = name.format === 'raw' ? await openRaw(name) : await openFile(name)
+      const name: Name = next
+      const file = await rules.open(name)
       files.push(file)
       const node = fileNode(file)
       next = undefined
@@ -63,7 +73,7 @@ export async function openChain(
         checkImage(name.path, file)
         const info = await qcow2Info(name.path, node, signal)
         nodes.push({ driver: 'qcow2', file: node })
-        next = await backingOf(name.path, file, info, backings)
+        next = await backingOf(name, file, info, rules)
       }
     }
     return { node: joined(nodes), files }
@@ -109,7 +119,7 @@ async function qcow2Info(path: string, file: BlockNode, signal: AbortSignal | un
 async function runInfo(node: BlockNode, signal: AbortSignal | undefined): Promise<string> {
   return await runCommand(['qemu-img', 'info', '--output=json', jsonName(node)], {
     deadlineMs: QEMU_IMG_DEADLINE_MS,
-    outputBytesMax: ANALYZE_INFO_BYTES_MAX,
+    outputBytesMax: QEMU_INFO_BYTES_MAX,
     ...(signal === undefined ? {} : { signal }),
   })
 }
@@ -141,13 +151,14 @@ function objectOf(value: unknown): Record<string, unknown> {
   return typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {}
 }
 
-/** What the image stands on, as the user has named it; undefined: nothing. Throws a RefusedError if it cannot be used. */
-async function backingOf(
-  path: string,
+/** What the image stands on; undefined: nothing. Rejects with a RefusedError if it cannot be used. */
+async function backingOf<Name extends ChainFile>(
+  name: Name,
   file: ImageSource,
   info: Qcow2Info,
-  backings: readonly ImageName[],
-): Promise<ImageName | undefined> {
+  rules: ChainRules<Name>,
+): Promise<Name | undefined> {
+  const { path } = name
   if (info.encrypted)
     throw new RefusedError(`${path}: it is encrypted: what is in it cannot be told without its key`)
   if (info.corrupt) throw new RefusedError(`${path}: it is marked as corrupt: qemu-img check says more`)
@@ -157,19 +168,5 @@ async function backingOf(
   if (info.backing === undefined) return undefined
   const wanted = resolve(dirname(file.path), info.backing)
   const real = await realpath(wanted).catch(() => wanted)
-  for (const backing of backings) {
-    const given = await realpath(backing.path).catch(() => undefined)
-    if (given !== real) continue
-    if (info.backingFormat !== undefined && info.backingFormat !== backing.format) {
-      throw new RefusedError(
-        `${path}: it has its backing file as ${info.backingFormat}, not as ${backing.format}: ` +
-          `say --backing ${info.backingFormat}:${backing.path}`,
-      )
-    }
-    return backing
-  }
-  const format = info.backingFormat === undefined ? '' : `${info.backingFormat}:`
-  throw new RefusedError(
-    `${path}: it stands on ${wanted}: if that may be read, say --backing ${format}${wanted}`,
-  )
+  return await rules.backing(name, real, info.backingFormat)
 }

@@ -1,0 +1,173 @@
+/** Writes a map (image-map-format.ts) while its image is scanned: into bytes, or into a file beside its place that is then renamed. */
+import { createHash, type Hash } from 'node:crypto'
+import { closeSync, fchownSync, fsyncSync, mkdirSync, openSync, renameSync, rmSync, writeSync } from 'node:fs'
+import { MAP_PIECE_CHUNKS_MAX, MAP_RUN_BLOCKS_MAX } from '../core/limits.ts'
+import { BLOCK_BYTES } from '../core/units.ts'
+import { Handprint } from './handprint.ts'
+import type { ImageIdentity } from './image-files.ts'
+import {
+  BLOCKS,
+  CHUNK_ENTRY_BYTES,
+  CHUNKS,
+  encodeCounts,
+  header,
+  KEY_BYTES,
+  type MappedDisk,
+  mapPath,
+  OFFSET_BYTES,
+  SAMPLES,
+  sectionHead,
+} from './image-map-format.ts'
+
+/** Who a map shall belong to. */
+export interface MapOwner {
+  readonly uid: number
+  readonly gid: number
+}
+
+/** A map as bytes, piece by piece, while its image is scanned. */
+export class ImageMapEncoder {
+  readonly #sink: (bytes: Buffer) => void
+  readonly #hash: Hash = createHash('sha256')
+  readonly #chunks = Buffer.alloc(MAP_PIECE_CHUNKS_MAX * CHUNK_ENTRY_BYTES)
+  #chunksFilled = 0
+  #chunkCount = 0
+  readonly #hints = Buffer.alloc(MAP_RUN_BLOCKS_MAX * KEY_BYTES)
+  #hintsFilled = 0
+  #runOffset = 0
+  #blockCount = 0
+  readonly #handprint = new Handprint()
+
+  /** @param sink is given all but the digest; it must not keep the bytes */
+  constructor(
+    sink: (bytes: Buffer) => void,
+    path: string,
+    identity: ImageIdentity,
+    disk: MappedDisk = { format: 'raw', bytes: identity.size },
+  ) {
+    this.#sink = sink
+    this.#put(header(path, identity, disk))
+  }
+
+  /** In the order of the image. @param digestOffset where in `digests` the chunk's digest begins */
+  add(digests: Uint8Array, digestOffset: number, offset: number, length: number): void {
+    const entries = this.#chunks
+    this.#handprint.add(digests, digestOffset)
+    entries.set(digests.subarray(digestOffset, digestOffset + KEY_BYTES), this.#chunksFilled)
+    entries.writeUIntBE(offset, this.#chunksFilled + KEY_BYTES, OFFSET_BYTES)
+    entries.writeUIntBE(length, this.#chunksFilled + KEY_BYTES + OFFSET_BYTES, 3)
+    this.#chunksFilled += CHUNK_ENTRY_BYTES
+    this.#chunkCount++
+    if (this.#chunksFilled === entries.length) this.#flushChunks()
+  }
+
+  /** In the order of the image. @param hint the first 8 bytes of the block's SHA-256 */
+  addBlock(offset: number, hint: Buffer): void {
+    const next = this.#runOffset + (this.#hintsFilled / KEY_BYTES) * BLOCK_BYTES
+    if (offset !== next || this.#hintsFilled === this.#hints.length) {
+      this.#flushBlocks()
+      this.#runOffset = offset
+    }
+    hint.copy(this.#hints, this.#hintsFilled, 0, KEY_BYTES)
+    this.#hintsFilled += KEY_BYTES
+    this.#blockCount++
+  }
+
+  /** The digest that follows what the sink was given. @param changed the image was written to while it was read */
+  end(changed: boolean): Buffer {
+    this.#flushChunks()
+    this.#flushBlocks()
+    const samples = this.#handprint.samples()
+    if (samples.length > 0) {
+      this.#put(sectionHead(SAMPLES, samples.length))
+      this.#put(Buffer.from(samples.join(''), 'latin1'))
+    }
+    const { length } = samples
+    this.#put(encodeCounts({ chunks: this.#chunkCount, blocks: this.#blockCount, samples: length, changed }))
+    return this.#hash.digest()
+  }
+
+  #flushChunks(): void {
+    if (this.#chunksFilled === 0) return
+    this.#put(sectionHead(CHUNKS, this.#chunksFilled / CHUNK_ENTRY_BYTES))
+    this.#put(this.#chunks.subarray(0, this.#chunksFilled))
+    this.#chunksFilled = 0
+  }
+
+  #flushBlocks(): void {
+    if (this.#hintsFilled === 0) return
+    const offset = Buffer.alloc(OFFSET_BYTES)
+    offset.writeUIntBE(this.#runOffset, 0, OFFSET_BYTES)
+    this.#put(Buffer.concat([sectionHead(BLOCKS, this.#hintsFilled / KEY_BYTES), offset]))
+    this.#put(this.#hints.subarray(0, this.#hintsFilled))
+    this.#hintsFilled = 0
+  }
+
+  #put(bytes: Buffer): void {
+    this.#hash.update(bytes)
+    this.#sink(bytes)
+  }
+}
+
+/** Writes a map while its image is scanned. Nothing is at the map's place before `finish`. */
+export class ImageMapWriter {
+  readonly #place: string
+  readonly #encoder: ImageMapEncoder
+  #fd: number | undefined
+
+  /**
+   * @param owner when it is made by root for a folder of somebody else's: given to the open file, never to a name, which that
+   * one could make a link of
+   * @throws when the directory cannot be written
+   */
+  constructor(
+    directory: string,
+    path: string,
+    identity: ImageIdentity,
+    options: { readonly owner?: MapOwner; readonly disk?: MappedDisk } = {},
+  ) {
+    const { owner, disk } = options
+    this.#place = mapPath(directory, path)
+    mkdirSync(directory, { recursive: true, mode: 0o700 })
+    // Of a daemon that was killed.
+    rmSync(`${this.#place}.new`, { force: true })
+    this.#fd = openSync(`${this.#place}.new`, 'wx', 0o600)
+    if (owner !== undefined) fchownSync(this.#fd, owner.uid, owner.gid)
+    this.#encoder = new ImageMapEncoder((bytes) => this.#write(bytes), path, identity, disk)
+  }
+
+  add(digests: Uint8Array, digestOffset: number, offset: number, length: number): void {
+    this.#encoder.add(digests, digestOffset, offset, length)
+  }
+
+  addBlock(offset: number, hint: Buffer): void {
+    this.#encoder.addBlock(offset, hint)
+  }
+
+  /** The map is at its place, and durable, when this returns. @param changed the image was written to while it was read */
+  finish(changed = false): void {
+    this.#write(this.#encoder.end(changed))
+    const fd = this.#open()
+    fsyncSync(fd)
+    closeSync(fd)
+    this.#fd = undefined
+    renameSync(`${this.#place}.new`, this.#place)
+  }
+
+  /** Idempotent; after `finish` nothing. */
+  abort(): void {
+    if (this.#fd === undefined) return
+    closeSync(this.#fd)
+    this.#fd = undefined
+    rmSync(`${this.#place}.new`, { force: true })
+  }
+
+  #open(): number {
+    if (this.#fd === undefined) throw new RangeError(`image map ${this.#place}: it is closed`)
+    return this.#fd
+  }
+
+  #write(bytes: Buffer): void {
+    for (let at = 0; at < bytes.length; ) at += writeSync(this.#open(), bytes, at)
+  }
+}

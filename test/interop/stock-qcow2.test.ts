@@ -1,0 +1,211 @@
+/**
+ * qcow2 images as sources of the daemon, through real qemu-nbd: what the disk holds is found, also where the file has it compressed or
+ * in a file below it; what nobody called a qcow2 is raw, and nothing outside the directories of images is opened.
+ */
+import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
+import { copyFile, mkdir, open, utimes, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import { type ImageFile, listImages } from '../../lib/catalog/image-files.ts'
+import type { IndexedImage } from '../../lib/catalog/image-index.ts'
+import { ImageStock } from '../../lib/catalog/stock.ts'
+import { Chunker } from '../../lib/chunk/chunker.ts'
+import { DIGEST_BYTES, hintOf } from '../../lib/chunk/digest.ts'
+import { STOCK_EXPORTS_MAX } from '../../lib/core/limits.ts'
+import { MIB } from '../../lib/core/units.ts'
+import { inFolder, succeed } from './nbd-peers.ts'
+
+/** Text, which qemu-img can compress, but no two blocks alike. */
+function text(bytes: number): Buffer {
+  return Buffer.from(randomBytes(bytes / 2).toString('hex'), 'latin1')
+}
+
+async function aged(path: string): Promise<void> {
+  const when = Date.now() / 1000 - 3600
+  await utimes(path, when, when)
+}
+
+interface Rig {
+  readonly stock: ImageStock
+  readonly problems: string[]
+  readonly indexed: IndexedImage[]
+  refresh(): Promise<void>
+  tend(): Promise<void>
+}
+
+async function withStock(
+  folder: string,
+  isQcow2: (path: string) => boolean,
+  work: (rig: Rig) => Promise<void>,
+): Promise<void> {
+  const images = join(folder, 'images')
+  const problems: string[] = []
+  const indexed: IndexedImage[] = []
+  const stock = new ImageStock({
+    indexBytesMax: MIB,
+    blockIndexBytesMax: MIB,
+    imagesMax: 32,
+    directories: [images],
+    catalog: join(folder, 'catalog'),
+    onProblem: (problem) => problems.push(problem),
+    onIndexed: (image) => indexed.push(image),
+  })
+  const files = async (): Promise<ImageFile[]> =>
+    (await listImages([images])).map((file) => (isQcow2(file.path) ? { ...file, format: 'qcow2' } : file))
+  try {
+    await work({
+      stock,
+      problems,
+      indexed,
+      refresh: async () => {
+        await stock.refresh(await files(), new Set())
+        for (let quiet = 0; quiet < 5; quiet = stock.scanning > 0 ? 0 : quiet + 1)
+          await new Promise((resolve) => setTimeout(resolve, 20))
+      },
+      tend: async () => stock.tend(await files(), { busy: () => new Set(), bytesPerSecond: 1024 * MIB }),
+    })
+  } finally {
+    await stock.close()
+  }
+}
+
+/** How much of these bytes is found by chunk and read back, and by block. */
+async function share(stock: ImageStock, bytes: Buffer): Promise<{ chunks: number; blocks: number }> {
+  const { lengths, digests } = new Chunker().describe(bytes, 0)
+  let chunks = 0
+  let at = 0
+  for (const [number, length] of lengths.entries()) {
+    const digest = Buffer.from(digests.subarray(number * DIGEST_BYTES, (number + 1) * DIGEST_BYTES))
+    for (const place of stock.lookup(digest)) {
+      const there = await stock.image(place.image)?.source.read(place.offset, place.length)
+      if (there?.equals(bytes.subarray(at, at + length)) !== true) continue
+      chunks += length
+      break
+    }
+    at += length
+  }
+  let blocks = 0
+  for (at = 0; at < bytes.length; at += 4096) {
+    const hint = hintOf(bytes.subarray(at, at + 4096))
+    if (stock.lookupBlock(hint, 0).some(({ image }) => stock.image(image) !== undefined)) blocks += 4096
+  }
+  return { chunks: chunks / bytes.length, blocks: blocks / bytes.length }
+}
+
+test('a compressed template and a chain are sources of what their disks hold, and their maps of the next daemon', async () => {
+  await inFolder(async (folder) => {
+    const images = join(folder, 'images')
+    await mkdir(images)
+    const [template, base, top] = ['template.qcow2', 'base.raw', 'top.qcow2'].map((name) =>
+      join(images, name),
+    )
+    const bytes = text(8 * MIB)
+    await writeFile(join(folder, 'flat'), bytes)
+    await succeed('qemu-img', ['convert', '-c', '-f', 'raw', '-O', 'qcow2', join(folder, 'flat'), template!])
+    const below = randomBytes(6 * MIB)
+    await writeFile(base!, below)
+    await succeed('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', base!, '-F', 'raw', top!])
+    const above = randomBytes(MIB)
+    await writeFile(join(folder, 'above'), above)
+    const write = `write -q -s ${join(folder, 'above')} 2M 1M`
+    await succeed('qemu-io', ['-f', 'qcow2', '-c', write, top!])
+    above.copy(below, 2 * MIB)
+    for (const path of [template!, base!, top!]) await aged(path)
+
+    const isQcow2 = (path: string): boolean => path.endsWith('.qcow2')
+    await withStock(folder, isQcow2, async ({ stock, tend, refresh, indexed, problems }) => {
+      await tend()
+      assert.deepEqual(problems, [])
+      await refresh()
+      assert.equal(indexed.filter(({ mapped }) => !mapped).length, 3)
+      assert.deepEqual(await share(stock, bytes), { chunks: 1, blocks: 1 })
+      assert.deepEqual(await share(stock, below), { chunks: 1, blocks: 1 })
+      assert.equal(stock.images.find(({ path }) => path === template)?.size, 8 * MIB)
+      await stock.rest(() => true)
+      assert.equal(stock.images.length, 0)
+    })
+    await withStock(folder, isQcow2, async ({ stock, refresh, indexed, problems }) => {
+      await refresh()
+      assert.deepEqual(problems, [])
+      assert.ok(indexed.length === 3 && indexed.every(({ mapped, stale }) => mapped && !stale))
+      assert.deepEqual(await share(stock, bytes), { chunks: 1, blocks: 1 })
+    })
+    // The same files, and nobody says what they are: the bytes of the files themselves, whose maps are others.
+    await withStock(
+      folder,
+      () => false,
+      async ({ stock, refresh, indexed }) => {
+        await refresh()
+        assert.equal(indexed.filter(({ mapped }) => !mapped).length, 2)
+        assert.equal((await share(stock, bytes)).blocks, 0, 'compressed')
+        const { blocks } = await share(stock, below)
+        assert.equal(blocks, 1, 'what a qcow2 holds as it is lies in its file, block for block')
+      },
+    )
+  })
+})
+
+test('nothing is opened that lies elsewhere, has no format, or is no qcow2', async () => {
+  await inFolder(async (folder) => {
+    const images = join(folder, 'images')
+    await mkdir(images)
+    const secret = join(folder, 'secret.raw')
+    const bytes = randomBytes(2 * MIB)
+    await writeFile(secret, bytes)
+    const out = join(images, 'out.qcow2')
+    await succeed('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', secret, '-F', 'raw', out, '64M'])
+    const guest = join(images, 'guest.raw')
+    // A guest wrote the header of such an image into its raw disk.
+    await copyFile(out, guest)
+    const broken = join(images, 'broken.qcow2')
+    await writeFile(broken, randomBytes(2 * MIB))
+    const file = await open(out, 'r+')
+    await file.truncate(2 * MIB)
+    await file.close()
+    const guestFile = await open(guest, 'r+')
+    await guestFile.truncate(2 * MIB)
+    await guestFile.close()
+    for (const path of [out, guest, broken]) await aged(path)
+    await withStock(
+      folder,
+      (path) => path.endsWith('.qcow2'),
+      async ({ stock, refresh, problems }) => {
+        await refresh()
+        assert.match(
+          problems.join('\n'),
+          /out\.qcow2: it stands on .*secret\.raw, which lies in no directory of images/,
+        )
+        assert.match(problems.join('\n'), /broken\.qcow2: not readable as a qcow2/)
+        assert.deepEqual(
+          stock.images.map(({ path }) => path),
+          [guest],
+        )
+        assert.deepEqual(await share(stock, bytes), { chunks: 0, blocks: 0 })
+        assert.equal((await stock.images[0]!.source.read(0, 4)).toString('latin1'), 'QFI\xfb')
+      },
+    )
+  })
+})
+
+test('no more exports than allowed are open', async () => {
+  await inFolder(async (folder) => {
+    const images = join(folder, 'images')
+    await mkdir(images)
+    await writeFile(join(folder, 'flat'), randomBytes(MIB))
+    for (let number = 0; number < STOCK_EXPORTS_MAX + 2; number++) {
+      const path = join(images, `${number}.qcow2`)
+      await succeed('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', join(folder, 'flat'), path])
+      await aged(path)
+    }
+    await withStock(
+      folder,
+      () => true,
+      async ({ stock, refresh, problems }) => {
+        await refresh()
+        assert.equal(stock.images.length, STOCK_EXPORTS_MAX)
+        assert.deepEqual(problems, [])
+      },
+    )
+  })
+})

@@ -1,0 +1,111 @@
+/** Formats of images: libvirt's word of guests' disks, then root's, and raw where anybody has it as raw. */
+import assert from 'node:assert/strict'
+import { mkdirSync, mkdtempSync, rmSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { basename, join } from 'node:path'
+import { type TestContext, test } from 'node:test'
+import { createLog } from '../../../lib/core/log.ts'
+import { type ImageFormatEntry, imageFormats } from '../../../lib/host/domain-xml.ts'
+import { ImageList } from '../../../server/image-list.ts'
+
+const silent = createLog({ level: 'silent' })
+
+function place(context: TestContext, names: readonly string[]): (name: string) => string {
+  const directory = mkdtempSync(join(tmpdir(), 'swam-list-'))
+  context.after(() => rmSync(directory, { recursive: true, force: true }))
+  for (const name of names) {
+    mkdirSync(join(directory, name, '..'), { recursive: true })
+    writeFileSync(join(directory, name), '')
+    truncateSync(join(directory, name), 1024 * 1024)
+  }
+  return (name) => join(directory, name)
+}
+
+async function formats(list: ImageList): Promise<Record<string, string>> {
+  return Object.fromEntries((await list.list()).map(({ path, format }) => [basename(path), format ?? 'raw']))
+}
+
+test('what a guest has as qcow2 is one; what another has as raw is raw, whoever says otherwise', async (context) => {
+  const path = place(context, ['a.qcow2', 'b.img', 'c.img', 'd.img'])
+  symlinkSync(path('b.img'), path('link'))
+  const said: ImageFormatEntry[] = [
+    { path: path('link'), format: 'qcow2' },
+    { path: path('c.img'), format: 'qcow2' },
+    { path: path('c.img'), format: 'raw' },
+    { path: '/nowhere/x', format: 'qcow2' },
+  ]
+  const list = new ImageList({
+    images: [path('.')],
+    qcow2: [path('c.img')],
+    formats: async () => said,
+    log: silent,
+  })
+  assert.equal((await formats(list))['b.img'], 'raw', 'nobody said anything yet')
+  await list.ask()
+  assert.deepEqual(await formats(list), {
+    'a.qcow2': 'raw',
+    'b.img': 'qcow2',
+    'c.img': 'raw',
+    'd.img': 'raw',
+  })
+})
+
+test('root names files, and directories in which *.qcow2 are such', async (context) => {
+  const path = place(context, ['guests/a.qcow2', 'templates/b.qcow2', 'templates/c.img', 'guests/d.img'])
+  const list = new ImageList({
+    images: [path('guests'), path('templates')],
+    qcow2: [path('templates'), path('guests/d.img'), path('missing')],
+    formats: async () => [],
+    log: silent,
+  })
+  assert.deepEqual(await formats(list), {
+    'a.qcow2': 'raw',
+    'b.qcow2': 'qcow2',
+    'c.img': 'raw',
+    'd.img': 'qcow2',
+  })
+})
+
+test('what libvirt said stays while it does not answer', async (context) => {
+  const path = place(context, ['a.qcow2'])
+  let answers = true
+  const list = new ImageList({
+    images: [path('.')],
+    qcow2: [],
+    formats: async () => {
+      if (!answers) throw new Error('libvirtd is not there')
+      return [{ path: path('a.qcow2'), format: 'qcow2' }]
+    },
+    log: silent,
+  })
+  await list.ask()
+  answers = false
+  await list.ask()
+  assert.deepEqual(await formats(list), { 'a.qcow2': 'qcow2' })
+})
+
+test('the XML of a guest tells its disks and what they stand on', () => {
+  const disk = (inner: string, type = 'file'): string => `<disk type='${type}' device='disk'>${inner}</disk>`
+  const xml = `<domain type='kvm'><name>vm</name><devices>
+    ${disk(
+      "<driver name='qemu' type='qcow2'/><source file='/i/top.qcow2'/><target dev='vda'/>" +
+        "<backingStore type='file'><format type='qcow2'/><source file='/i/mid.qcow2'/>" +
+        "<backingStore type='file'><format type='raw'/><source file='/i/base.raw'/><backingStore/></backingStore></backingStore>",
+    )}
+    ${disk("<driver name='qemu' type='raw'/><source file='/i/b.raw'/><target dev='vdb'/>")}
+    ${disk("<source file='/i/c.img'/><target dev='vdc'/>")}
+    ${disk("<driver type='qcow2'/><source dev='/dev/vg/lv'/><target dev='vdd'/>", 'block')}
+    ${disk("<driver type='qcow2'/><source file='relative'/><target dev='vde'/>")}
+    ${disk("<driver type='qcow2'/><target dev='vdf'/>")}
+  </devices></domain>`
+  assert.deepEqual(imageFormats(xml), [
+    { path: '/i/top.qcow2', format: 'qcow2' },
+    { path: '/i/mid.qcow2', format: 'qcow2' },
+    { path: '/i/base.raw', format: 'raw' },
+    { path: '/i/b.raw', format: 'raw' },
+    { path: '/i/c.img', format: 'raw' },
+  ])
+  assert.throws(() => imageFormats('<pool/>'), /expected <domain>/)
+  const deep = `<domain><devices>${disk(`<source file='/i/0'/>${"<backingStore><format type='qcow2'/><source file='/i/n'/>".repeat(20)}${'</backingStore>'.repeat(20)}`)}</devices></domain>`
+  assert.equal(imageFormats(deep).length, 21)
+})
