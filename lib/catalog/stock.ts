@@ -538,7 +538,8 @@ export class ImageStock {
 
   async #load(known: Known, withBlocks: boolean): Promise<void> {
     await this.#open(known)
-    if (known.source === undefined || known.scan !== undefined) return
+    // What a scan puts under this number is newer.
+    if (known.source === undefined || known.scan?.number === known.number) return
     const same = known.loaded?.madeAtMs === known.map?.madeAtMs
     const number = same ? known.number : this.#numberFor(known)
     if (number === undefined) return

@@ -3,15 +3,18 @@
  * twenty images. What comes back after a restart of both daemons costs next to nothing.
  */
 import assert from 'node:assert/strict'
-import { closeSync, openSync, readFileSync, rmSync, writeFileSync, writeSync } from 'node:fs'
+import { closeSync, copyFileSync, openSync, readFileSync, rmSync, writeFileSync, writeSync } from 'node:fs'
 import { test } from 'node:test'
 import { MIB, moveThrough, QUIET, resume, SMALL, startBoth, swamLab, wire } from '../e2e/swam-lab.ts'
-import { until } from '../lab/run.ts'
+import { Traveller } from '../e2e/variants.ts'
+import { run, until } from '../lab/run.ts'
 import { noise } from '../unit/engine/rig.ts'
 
 const RANDOM_MIB = 64
 const STRANGERS = 18
 const BLOCK = 4096
+const MACHINE = 'pc-i440fx-7.2'
+const IMAGES = '/var/lib/libvirt/images'
 
 /** Whole blocks of a disk in another order, as if its files had been written anew. */
 function otherLayout(bytes: Buffer): Buffer {
@@ -96,5 +99,56 @@ test('of twenty images at the far side two are alike', { timeout: 900_000 }, asy
     assert.ok(vda !== undefined && vda.bySource.inPlace > (RANDOM_MIB - 4) * MIB, text)
     assert.ok(linkDisk < 200_000 + vda.bySource.literal, text)
     assert.ok(vda.bySource.digest < 16 * 1024, 'roots, not digests')
+  })
+})
+
+test('built in the background while guests ran: a qcow2 guest on a backing chain, a template, a twin of a guest', {
+  timeout: 900_000,
+}, async (t) => {
+  await using lab = await swamLab('catalog-qcow2')
+  const hostb = lab.host('hostb')
+  await hostb.configureSwam({ qcow2: [`${IMAGES}/template.qcow2`] })
+  await startBoth(lab)
+  const chain = new Traveller(lab, { name: 'chain', machine: MACHINE, format: 'qcow2', backed: true })
+  const resident = new Traveller(lab, { name: 'resident', machine: MACHINE, seed: 'resident' })
+  resident.at = 'hostb'
+  await resident.start()
+  await chain.start()
+  const { imagesDir } = lab.host('hosta')
+  copyFileSync(`${imagesDir}/${chain.guest.disk().baseName}`, `${hostb.imagesDir}/template.qcow2`)
+
+  await t.test('no migration came yet, and they are known', async () => {
+    const formats = await until('maps of both', 180_000, async () => {
+      const { stdout } = await hostb.swam('catalog', 'list', '--json')
+      const { maps } = JSON.parse(stdout) as { maps: { path: string; format: string; chunks: number }[] }
+      const found = new Map(maps.filter(({ chunks }) => chunks > 0).map(({ path, format }) => [path, format]))
+      return found.size >= 2 ? found : undefined
+    })
+    assert.equal(formats.get(`${IMAGES}/template.qcow2`), 'qcow2')
+    assert.equal(formats.get(`${IMAGES}/resident.raw`), 'raw')
+  })
+
+  await t.test('the guest on a backing chain goes, and its base does not cross', async (t) => {
+    const there = `${hostb.imagesDir}/chain.qcow2`
+    await run('qemu-img', ['create', '-q', '-f', 'qcow2', there, String(SMALL.diskMiB * MIB)])
+    const [vda] = (await chain.through()).out.disks
+    const text = JSON.stringify(vda)
+    t.diagnostic(text)
+    assert.ok(vda !== undefined)
+    const { chunk, block, session, literal } = vda.bySource
+    assert.ok(chunk + block + session > 0.9 * SMALL.randomMiB * MIB, text)
+    assert.ok(literal < 0.08 * SMALL.randomMiB * MIB + 4 * MIB, text)
+  })
+
+  await t.test('a twin of a guest that runs there goes, and next to nothing crosses', async (t) => {
+    const twin = new Traveller(lab, { name: 'twin', machine: MACHINE, seed: 'resident' })
+    await twin.start()
+    const [vda] = (await twin.through()).out.disks
+    const text = JSON.stringify(vda)
+    t.diagnostic(text)
+    assert.ok(vda !== undefined)
+    const { chunk, block, session, literal } = vda.bySource
+    assert.ok(chunk + block + session > 0.85 * SMALL.randomMiB * MIB, text)
+    assert.ok(literal < 0.08 * SMALL.randomMiB * MIB + 4 * MIB, text)
   })
 })

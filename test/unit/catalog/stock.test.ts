@@ -303,6 +303,30 @@ test('an image that rests again is scanned again in the background, one that is 
   assert.deepEqual(await share(stock, bytes), { chunks: 1, blocks: 1 })
 })
 
+test('while an image is scanned anew in the background, its old map is used', async (context) => {
+  const { stock, path, tend, settled } = await rig(context)
+  const name = path('disk.raw')
+  const bytes = randomBytes(24 * MIB)
+  await writeFile(name, bytes)
+  await age(name)
+  await tend()
+  await age(name, 1800)
+  const files = await listImages([dirname(name)])
+  const tending = stock.tend(files, { busy: () => new Set(), bytesPerSecond: (24 * MIB) / 3600 })
+  while (stock.scanning === 0) await new Promise((resolve) => setTimeout(resolve, 5))
+  // Being received, it makes nobody hurry.
+  await stock.refresh(files, new Set([name]))
+  const end = Date.now() + 20_000
+  while (blockShare(stock, bytes) < 1 && Date.now() < end)
+    await new Promise((resolve) => setTimeout(resolve, 10))
+  assert.deepEqual(await share(stock, bytes), { chunks: 1, blocks: 1 })
+  assert.equal(stock.scanning, 1)
+  await stock.refresh(files, new Set())
+  await tending
+  await settled()
+  assert.deepEqual(await share(stock, bytes), { chunks: 1, blocks: 1 })
+})
+
 test('a migration makes a scan in the background hurry', async (context) => {
   const { stock, path, refresh } = await rig(context)
   const name = path('disk.raw')
