@@ -96,8 +96,8 @@ export function imageFormats(text: string): ImageFormatEntry[] {
     let element: XmlElement | undefined = disk
     for (let depth = 0; element !== undefined && depth < CHAIN_FILES_MAX; depth++) {
       const path = childOf(element, 'source')?.attributes.get('file')
-      if (path?.startsWith('/') === true && Buffer.byteLength(path) <= PATH_BYTES_MAX)
-        entries.push({ path, format })
+      const usable = path?.startsWith('/') === true && !path.includes('\0')
+      if (usable && Buffer.byteLength(path) <= PATH_BYTES_MAX) entries.push({ path, format })
       element = childOf(element, 'backingStore')
       format = childOf(element, 'format')?.attributes.get('type') ?? 'raw'
     }

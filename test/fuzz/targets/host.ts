@@ -7,9 +7,14 @@ import { checkConfigText } from '../../../config/load.ts'
 import { decideHook } from '../../../hooks/decision.ts'
 import { parseMap } from '../../../lib/catalog/data-extents.ts'
 import { ProtocolError, RefusedError, SwamError } from '../../../lib/core/errors.ts'
-import { DOMAIN_XML_DEPTH_MAX, DOMAIN_XML_ELEMENTS_MAX, IMAGE_BYTES_MAX } from '../../../lib/core/limits.ts'
+import {
+  DOMAIN_XML_DEPTH_MAX,
+  DOMAIN_XML_ELEMENTS_MAX,
+  IMAGE_BYTES_MAX,
+  PATH_BYTES_MAX,
+} from '../../../lib/core/limits.ts'
 import { BLOCK_BYTES, MIB } from '../../../lib/core/units.ts'
-import { isGuestName, isUuid, parseDomain } from '../../../lib/host/domain-xml.ts'
+import { imageFormats, isGuestName, isUuid, parseDomain } from '../../../lib/host/domain-xml.ts'
 import { Libvirt, parseJobInfo } from '../../../lib/host/libvirt.ts'
 import { addressDigits, addressText, parseTcpTable } from '../../../lib/host/procnet.ts'
 import { parseListing } from '../../../lib/host/redirect.ts'
@@ -69,6 +74,11 @@ export const domainXml: FuzzTarget = {
       parsed.value,
       'what is read can be written and read again',
     )
+    const files = allowing([ProtocolError], () => imageFormats(text))
+    if ('value' in files) {
+      for (const { path } of files.value)
+        assert.ok(path.startsWith('/') && Buffer.byteLength(path) <= PATH_BYTES_MAX, path.slice(0, 80))
+    }
     const found = allowing([ProtocolError], () => parseDomain(text))
     if (!('value' in found)) return
     const domain = found.value
