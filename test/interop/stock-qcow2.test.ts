@@ -135,8 +135,9 @@ test('a compressed template and a chain are sources of what their disks hold, an
     await withStock(
       folder,
       () => false,
-      async ({ stock, refresh, indexed }) => {
+      async ({ stock, refresh, indexed, problems }) => {
         await refresh()
+        assert.deepEqual(problems, [], 'a map of the other kind is no map')
         assert.equal(indexed.filter(({ mapped }) => !mapped).length, 2)
         assert.equal((await share(stock, bytes)).blocks, 0, 'compressed')
         const { blocks } = await share(stock, below)
@@ -155,6 +156,20 @@ test('nothing is opened that lies elsewhere, has no format, or is no qcow2', asy
     await writeFile(secret, bytes)
     const out = join(images, 'out.qcow2')
     await succeed('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', secret, '-F', 'raw', out, '64M'])
+    const odd = join(images, 'odd.qcow2')
+    await succeed('qemu-img', [
+      'create',
+      '-q',
+      '-f',
+      'qcow2',
+      '-u',
+      '-b',
+      join(images, 'guest.raw'),
+      '-F',
+      'vmdk',
+      odd,
+      '64M',
+    ])
     const guest = join(images, 'guest.raw')
     // A guest wrote the header of such an image into its raw disk.
     await copyFile(out, guest)
@@ -163,10 +178,12 @@ test('nothing is opened that lies elsewhere, has no format, or is no qcow2', asy
     const file = await open(out, 'r+')
     await file.truncate(2 * MIB)
     await file.close()
-    const guestFile = await open(guest, 'r+')
-    await guestFile.truncate(2 * MIB)
-    await guestFile.close()
-    for (const path of [out, guest, broken]) await aged(path)
+    for (const path of [guest, odd]) {
+      const short = await open(path, 'r+')
+      await short.truncate(2 * MIB)
+      await short.close()
+    }
+    for (const path of [out, guest, broken, odd]) await aged(path)
     await withStock(
       folder,
       (path) => path.endsWith('.qcow2'),
@@ -175,6 +192,10 @@ test('nothing is opened that lies elsewhere, has no format, or is no qcow2', asy
         assert.match(
           problems.join('\n'),
           /out\.qcow2: it stands on .*secret\.raw, which lies in no directory of images/,
+        )
+        assert.match(
+          problems.join('\n'),
+          /odd\.qcow2: expected raw or qcow2 as the format of .*guest\.raw, found "vmdk"/,
         )
         assert.match(problems.join('\n'), /broken\.qcow2: not readable as a qcow2/)
         assert.deepEqual(

@@ -1,6 +1,6 @@
 /** Maps of images on disk: what was found is found again without reading the image; what is wrong with one costs a scan. */
 import assert from 'node:assert/strict'
-import { randomBytes } from 'node:crypto'
+import { hash, randomBytes } from 'node:crypto'
 import {
   existsSync,
   mkdirSync,
@@ -20,12 +20,12 @@ import { type TestContext, test } from 'node:test'
 import { ChunkIndex } from '../../../lib/catalog/chunk-index.ts'
 import { type ImageIdentity, ImageSource, listImages } from '../../../lib/catalog/image-files.ts'
 import { ImageIndexer, type IndexedImage } from '../../../lib/catalog/image-index.ts'
-import { dropMaps, ImageMap } from '../../../lib/catalog/image-map.ts'
+import { dropMaps, ImageMap, type MapSummary } from '../../../lib/catalog/image-map.ts'
 import { mapPath } from '../../../lib/catalog/image-map-format.ts'
 import { ImageMapWriter } from '../../../lib/catalog/image-map-writer.ts'
 import { ImageStock } from '../../../lib/catalog/stock.ts'
 import { RefusedError } from '../../../lib/core/errors.ts'
-import { MAP_PIECE_CHUNKS_MAX, MAP_RUN_BLOCKS_MAX } from '../../../lib/core/limits.ts'
+import { HANDPRINT_SAMPLES_MAX, MAP_PIECE_CHUNKS_MAX, MAP_RUN_BLOCKS_MAX } from '../../../lib/core/limits.ts'
 import { GIB, KIB, MIB } from '../../../lib/core/units.ts'
 import { patchyBytes } from '../chunk/samples.ts'
 
@@ -113,6 +113,45 @@ test('the map of another image, or of what this one was, is none', (context) => 
   assert.equal(read(directory)?.length, 9)
 })
 
+test('a map of what the file was, or of one that was written to meanwhile, is an old one', (context) => {
+  const directory = folder(context)
+  const digests = Array.from({ length: 2000 }, (_, index) => hash('sha256', String(index), 'buffer'))
+  const made = (changed: boolean): void => {
+    const writer = new ImageMapWriter(directory, PATH, IDENTITY)
+    for (const [index, digest] of digests.entries()) writer.add(digest, 0, index * 64 * KIB, 64 * KIB)
+    writer.addBlock(0, Buffer.alloc(8, 1))
+    writer.finish(changed)
+  }
+  const summary = (identity: ImageIdentity): Omit<MapSummary, 'madeAtMs'> | undefined => {
+    const peeked = ImageMap.peek(directory, PATH, identity)
+    if (peeked === undefined) return undefined
+    const { madeAtMs, ...rest } = peeked
+    assert.ok(Math.abs(Date.now() - madeAtMs) < 60_000)
+    return rest
+  }
+  const handprint = digests.map((digest) => digest.toString('latin1', 0, 8)).sort()
+  const whole = { chunks: 2000, blocks: 1, handprint: handprint.slice(0, 64) }
+  assert.equal(summary(IDENTITY), undefined, 'there is none')
+  for (const changed of [false, true]) {
+    made(changed)
+    assert.deepEqual(summary(IDENTITY), { exact: !changed, ...whole })
+    assert.equal(read(directory)?.length, changed ? undefined : 2001)
+    using any = ImageMap.openAny(directory, PATH, IDENTITY)
+    assert.deepEqual([any?.changed, any?.count, any?.isOf(IDENTITY)], [changed, 2000, !changed])
+  }
+  made(false)
+  const later = { ...IDENTITY, mtimeNs: 9n, size: 20 * GIB }
+  assert.deepEqual(summary(later), { exact: false, ...whole })
+  using old = ImageMap.openAny(directory, PATH, later)
+  assert.deepEqual([old?.changed, old?.isOf(later), old?.identity], [false, false, IDENTITY])
+  for (const other of [{ dev: 1n }, { ino: 1n }]) {
+    assert.equal(summary({ ...IDENTITY, ...other }), undefined)
+    assert.equal(ImageMap.openAny(directory, PATH, { ...IDENTITY, ...other }), undefined)
+  }
+  assert.equal(ImageMap.peek(directory, PATH, IDENTITY, 'qcow2'), undefined)
+  assert.equal(ImageMap.openAny(directory, PATH, IDENTITY, 'qcow2'), undefined)
+})
+
 test('one that is torn anywhere, or has any byte changed, is refused, and the next one takes its place', (context) => {
   const directory = folder(context)
   const entries = write(directory, 5)
@@ -148,6 +187,35 @@ function outcomeOf(work: () => unknown): string {
     return 'none'
   }
 }
+
+test('a trailer that counts more samples than the file holds, or than any has, is none', (context) => {
+  const directory = folder(context)
+  write(directory, 3)
+  const place = mapPath(directory, PATH)
+  const whole = readFileSync(place)
+  const at = whole.length - 32 - 5
+  assert.equal(whole.readUInt32BE(at), 3)
+  for (const samples of [
+    Math.ceil(whole.length / 8),
+    HANDPRINT_SAMPLES_MAX,
+    HANDPRINT_SAMPLES_MAX + 1,
+    2 ** 32 - 1,
+  ]) {
+    const bytes = Buffer.concat([
+      whole.subarray(0, 200),
+      Buffer.alloc(samples < 1e6 ? 8 * samples : 0),
+      whole.subarray(200),
+    ])
+    bytes.writeUInt32BE(samples, bytes.length - 32 - 5)
+    const short = Buffer.from(whole)
+    short.writeUInt32BE(samples, at)
+    for (const text of samples <= HANDPRINT_SAMPLES_MAX ? [short] : [short, bytes]) {
+      writeFileSync(place, text)
+      assert.throws(() => ImageMap.peek(directory, PATH, IDENTITY), RefusedError, `${samples} samples`)
+      assert.throws(() => read(directory), RefusedError)
+    }
+  }
+})
 
 test('chunks that lie beyond the image, overlap, or are none are refused, however well they are signed', (context) => {
   const directory = folder(context)
