@@ -5,7 +5,7 @@
  * and that only the XML of a running guest says.
  */
 import { ProtocolError } from '../core/errors.ts'
-import { CHAIN_FILES_MAX, GUEST_DISKS_MAX, GUEST_NAME_BYTES_MAX, PATH_BYTES_MAX } from '../core/limits.ts'
+import { GUEST_DISKS_MAX, GUEST_NAME_BYTES_MAX, PATH_BYTES_MAX } from '../core/limits.ts'
 import { childOf, childrenOf, parseXml, type XmlElement } from './xml.ts'
 
 export interface DomainDisk {
@@ -94,7 +94,8 @@ export function imageFormats(text: string): ImageFormatEntry[] {
   for (const disk of childrenOf(childOf(root, 'devices'), 'disk')) {
     let format = childOf(disk, 'driver')?.attributes.get('type') ?? 'raw'
     let element: XmlElement | undefined = disk
-    for (let depth = 0; element !== undefined && depth < CHAIN_FILES_MAX; depth++) {
+    // It ends: an XML has a greatest depth.
+    while (element !== undefined) {
       const path = childOf(element, 'source')?.attributes.get('file')
       const usable = path?.startsWith('/') === true && !path.includes('\0')
       if (usable && Buffer.byteLength(path) <= PATH_BYTES_MAX) entries.push({ path, format })

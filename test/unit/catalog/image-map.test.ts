@@ -217,6 +217,25 @@ test('a trailer that counts more samples than the file holds, or than any has, i
   }
 })
 
+test('a handprint that is not the last section is refused, however well it is signed', (context) => {
+  const directory = folder(context)
+  write(directory, 3)
+  const place = mapPath(directory, PATH)
+  const whole = readFileSync(place)
+  const trailer = whole.length - 61
+  const samples = trailer - 5 - 3 * 8
+  const chunks = whole.indexOf(Buffer.from([1, 0, 0, 0, 3]), 50)
+  assert.equal(whole.readUInt8(samples), 3)
+  const body = Buffer.concat([
+    whole.subarray(0, chunks),
+    whole.subarray(samples, trailer),
+    whole.subarray(chunks, samples),
+    whole.subarray(trailer, -32),
+  ])
+  writeFileSync(place, Buffer.concat([body, hash('sha256', body, 'buffer')]))
+  assert.throws(() => read(directory), /a section after the handprint/)
+})
+
 test('chunks that lie beyond the image, overlap, or are none are refused, however well they are signed', (context) => {
   const directory = folder(context)
   const signed = (entries: readonly (readonly [offset: number, length: number])[], size: number): void => {

@@ -303,6 +303,13 @@ test('an image that rests again is scanned again in the background, one that is 
   assert.deepEqual(await share(stock, bytes), { chunks: 1, blocks: 1 })
 })
 
+test('no more images are open than allowed', async (context) => {
+  const { stock, path, refresh } = await rig(context, { imagesMax: 2 })
+  for (const name of ['a', 'b', 'c']) await writeFile(path(`${name}.raw`), randomBytes(MIB))
+  await refresh()
+  assert.equal(stock.images.length, 2)
+})
+
 test('while an image is scanned anew in the background, its old map is used', async (context) => {
   const { stock, path, tend, settled } = await rig(context)
   const name = path('disk.raw')

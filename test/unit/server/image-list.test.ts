@@ -4,8 +4,10 @@ import { mkdirSync, mkdtempSync, rmSync, symlinkSync, truncateSync, writeFileSyn
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 import { type TestContext, test } from 'node:test'
+import { LIBVIRT_DISK_CALLS_MAX, LISTED_GUESTS_MAX } from '../../../lib/core/limits.ts'
 import { createLog } from '../../../lib/core/log.ts'
 import { type ImageFormatEntry, imageFormats } from '../../../lib/host/domain-xml.ts'
+import { Libvirt } from '../../../lib/host/libvirt.ts'
 import { ImageList } from '../../../server/image-list.ts'
 
 const silent = createLog({ level: 'silent' })
@@ -108,4 +110,34 @@ test('the XML of a guest tells its disks and what they stand on', () => {
   assert.throws(() => imageFormats('<pool/>'), /expected <domain>/)
   const deep = `<domain><devices>${disk(`<source file='/i/0'/>${"<backingStore><format type='qcow2'/><source file='/i/n'/>".repeat(20)}${'</backingStore>'.repeat(20)}`)}</devices></domain>`
   assert.equal(imageFormats(deep).length, 21)
+})
+
+test('libvirt is asked for each guest, for so many at most; one that does not answer has no say', async () => {
+  const uuid = (number: number): string => `33333333-3333-4333-8333-${String(number).padStart(12, '0')}`
+  const asked = new Set<string>()
+  let atOnce = 0
+  let most = 0
+  const libvirt = new Libvirt({
+    run: async (argv) => {
+      if (argv.includes('list')) {
+        assert.ok(argv.includes('--all'), 'also those that do not run')
+        return [
+          '',
+          'no uuid',
+          ...Array.from({ length: 2 * LISTED_GUESTS_MAX }, (_, number) => uuid(number)),
+        ].join('\n')
+      }
+      const id = argv.at(-1)!
+      asked.add(id)
+      most = Math.max(most, ++atOnce)
+      await new Promise((resolve) => setImmediate(resolve))
+      atOnce--
+      if (id === uuid(1)) throw new Error('libvirt works on it')
+      return `<domain><devices><disk><source file='/i/${id}'/></disk></devices></domain>`
+    },
+  })
+  const entries = await libvirt.imageFormats()
+  assert.equal(asked.size, LISTED_GUESTS_MAX)
+  assert.equal(entries.length, LISTED_GUESTS_MAX - 1)
+  assert.ok(most <= LIBVIRT_DISK_CALLS_MAX, `${most} at once`)
 })
