@@ -17,6 +17,8 @@ import type { ChunkRecord } from './sender-parts.ts'
 const LITERAL_TARGET_BYTES = 192 * KIB
 const FINAL_STREAMS: readonly LiteralCodec[] = ['final']
 const BULK_STREAMS: readonly LiteralCodec[] = ['bulk', 'bulk2']
+/** One that is packed and one that is ready: packing takes about as long as a turn of the event loop may. */
+const STREAM_LITERALS = 2
 
 export interface LiteralOptions {
   readonly link: DiskLink
@@ -33,8 +35,8 @@ export interface LiteralOptions {
 export class LiteralSender {
   readonly #options: LiteralOptions
   readonly #packers = new Map<LiteralCodec, LiteralPacker>()
-  /** Streams that pack a literal now. The order in which they pack must be that in which their literals are sent. */
-  readonly #busy = new Set<LiteralCodec>()
+  /** Literals that a stream packs or has before it. The order in which it packs must be that in which they are sent. */
+  readonly #busy = new Map<LiteralCodec, number>()
   #queue: ChunkRecord[] = []
   #sending = 0
   #closed = false
@@ -53,9 +55,7 @@ export class LiteralSender {
     while (!this.#closed && this.#sending < LITERALS_IN_FLIGHT_MAX) {
       const urgent = isUrgent()
       const streams = urgent ? FINAL_STREAMS : BULK_STREAMS
-      const codec = link.features.has(FEATURE_STREAM)
-        ? streams.find((stream) => !this.#busy.has(stream))
-        : 'zstd'
+      const codec = link.features.has(FEATURE_STREAM) ? this.#leastBusy(streams) : 'zstd'
       const batch = codec === undefined ? [] : this.#batch()
       if (codec === undefined || batch.length === 0) return
       this.#sending++
@@ -72,6 +72,13 @@ export class LiteralSender {
     this.#closed = true
     this.#queue = []
     for (const packer of this.#packers.values()) packer.close()
+  }
+
+  /** Undefined when all have enough to do. */
+  #leastBusy(streams: readonly LiteralCodec[]): LiteralCodec | undefined {
+    const load = (stream: LiteralCodec): number => this.#busy.get(stream) ?? 0
+    const free = streams.filter((stream) => load(stream) < STREAM_LITERALS)
+    return free.toSorted((one, other) => load(one) - load(other))[0]
   }
 
   #batch(): ChunkRecord[] {
@@ -111,11 +118,11 @@ export class LiteralSender {
       const packed = await compress(plain)
       return packed.length < plain.length ? { codec: 'zstd', data: packed } : { codec: 'raw', data: plain }
     }
-    this.#busy.add(stream)
+    this.#busy.set(stream, (this.#busy.get(stream) ?? 0) + 1)
     try {
       return { codec: stream, data: await this.#packer(stream).pack(plain) }
     } finally {
-      this.#busy.delete(stream)
+      this.#busy.set(stream, this.#busy.get(stream)! - 1)
     }
   }
 
