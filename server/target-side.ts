@@ -7,6 +7,7 @@ import { randomUUID } from 'node:crypto'
 import { rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { HookAnswer } from '../hooks/decision.ts'
+import { lieIn } from '../lib/catalog/image-files.ts'
 import type { ImageStock } from '../lib/catalog/stock.ts'
 import { ByteBudget } from '../lib/core/byte-budget.ts'
 import { errorText, RefusedError } from '../lib/core/errors.ts'
@@ -19,6 +20,7 @@ import {
   MIGRATIONS_MAX,
 } from '../lib/core/limits.ts'
 import { MIB } from '../lib/core/units.ts'
+import { Arrivals } from '../lib/engine/arrivals.ts'
 import { type Domain, parseDomain } from '../lib/host/domain-xml.ts'
 import { type RunningDomain, targetOfExport } from '../lib/host/libvirt.ts'
 import { unwrittenDisks } from '../lib/host/unwritten.ts'
@@ -41,6 +43,8 @@ export class TargetSide {
   readonly #claims = new WeakMap<IncomingMigration, readonly string[]>()
   /** Chunks that are received: asked for, or being written to a disk. */
   readonly #memory: ByteBudget
+  /** Guests that arrive are sources for each other. */
+  readonly #arrivals: Arrivals
 
   constructor(site: Site, peers: readonly Peer[], stock: ImageStock, images: ImageList) {
     this.#site = site
@@ -48,6 +52,7 @@ export class TargetSide {
     this.#peers = peers
     this.#stock = stock
     this.#memory = new ByteBudget({ bytesMax: (site.config.limits.windowMiB * MIB) / 2 })
+    this.#arrivals = new Arrivals(site.clock)
   }
 
   get migrations(): IncomingMigration[] {
@@ -129,6 +134,7 @@ export class TargetSide {
       await this.#direct(domain, reason)
       return this.#refuseOr(`SWAM: ${reason}`)
     }
+    const arrivals = (await this.#isShared(domain)) ? this.#arrivals : new Arrivals(this.#site.clock)
     await this.#incoming.get(domain.name)?.abort('the guest is announced anew')
     const { peer, source, claims } = located
     const id = randomUUID()
@@ -142,6 +148,7 @@ export class TargetSide {
       log: this.#site.log.child({ migration: id, guest: domain.name }),
       stock: this.#stock,
       memory: this.#memory,
+      arrivals,
       targets,
       dial: async (kind) => await peer.dial(kind, id),
       call: (method, params) => peer.call(method, params),
@@ -181,6 +188,14 @@ export class TargetSide {
     }
     migration.preparing()
     return { action: create.length > 0 ? 'create' : 'none', create, message: problem ?? '' }
+  }
+
+  /** As with images that lie here: what is not in `images` is for nobody else. */
+  async #isShared({ disks }: Domain): Promise<boolean> {
+    const written = disks.flatMap(({ source, readOnly, shareable }) =>
+      source === undefined || readOnly || shareable ? [] : [source],
+    )
+    return await lieIn(this.#site.config.images, written).catch(() => false)
   }
 
   /** Later: unless the guest is coming again by then. */

@@ -6,7 +6,7 @@
  */
 import { type BigIntStats, constants } from 'node:fs'
 import { type FileHandle, open, readdir, realpath, stat } from 'node:fs/promises'
-import { dirname, join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import { blockDeviceBytes } from '../block/file.ts'
 import { LostError, RefusedError } from '../core/errors.ts'
 import { IMAGE_BYTES_MAX, IMAGE_READ_BYTES_MAX } from '../core/limits.ts'
@@ -61,11 +61,7 @@ function identityOf(stats: BigIntStats, size = Number(stats.size)): ImageIdentit
  * if what it points to lies directly in one of the directories too. What cannot be read is left out.
  */
 export async function listImages(directories: readonly string[]): Promise<ImageFile[]> {
-  const allowed = new Set<string>()
-  for (const directory of directories) {
-    const real = await realpath(directory).catch(() => undefined)
-    if (real !== undefined) allowed.add(real)
-  }
+  const allowed = await resolved(directories)
   const images = new Map<string, ImageFile>()
   for (const directory of allowed) {
     const names = await readdir(directory).catch(() => [])
@@ -75,6 +71,25 @@ export async function listImages(directories: readonly string[]): Promise<ImageF
     }
   }
   return [...images.values()].sort((one, other) => (one.path < other.path ? -1 : 1))
+}
+
+/** Whether all of `paths`, which need not be there yet, lie directly in one of `directories`, and so do what links point to. */
+export async function lieIn(directories: readonly string[], paths: readonly string[]): Promise<boolean> {
+  const allowed = await resolved(directories)
+  for (const path of paths) {
+    const real = await realpath(path).catch(async () => join(await realpath(dirname(path)), basename(path)))
+    if (!allowed.has(dirname(real))) return false
+  }
+  return true
+}
+
+async function resolved(directories: readonly string[]): Promise<Set<string>> {
+  const real = new Set<string>()
+  for (const directory of directories) {
+    const path = await realpath(directory).catch(() => undefined)
+    if (path !== undefined) real.add(path)
+  }
+  return real
 }
 
 async function imageAt(path: string, allowed: ReadonlySet<string>): Promise<ImageFile | undefined> {

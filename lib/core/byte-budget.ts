@@ -83,11 +83,16 @@ export class ByteShare {
 
   /** Resolves when the bytes may be held, and at once when the share is closed: look at that. */
   take(bytes: number): Promise<void> {
-    if (this.#closed || (this.#waiters.length === 0 && this.#tryTake(bytes))) return Promise.resolve()
+    if (this.#closed || this.tryTake(bytes)) return Promise.resolve()
     return new Promise((resolve) => {
       this.#waiters.push({ bytes, resolve })
       this.#purse.hungry(this)
     })
+  }
+
+  /** Takes them if there is room now and nobody of this share waits for it. */
+  tryTake(bytes: number): boolean {
+    return !this.#closed && this.#waiters.length === 0 && this.#grant(bytes)
   }
 
   release(bytes: number): void {
@@ -111,13 +116,13 @@ export class ByteShare {
   /** For the budget: gives the first waiter its bytes if there is room now. */
   serveOne(): boolean {
     const first = this.#waiters[0]
-    if (first === undefined || !this.#tryTake(first.bytes)) return false
+    if (first === undefined || !this.#grant(first.bytes)) return false
     this.#waiters.shift()
     first.resolve()
     return true
   }
 
-  #tryTake(bytes: number): boolean {
+  #grant(bytes: number): boolean {
     if (this.#used > 0 && this.#used + bytes > this.#bytesMax) return false
     if (!this.#purse.grant(bytes)) return false
     this.#used += bytes

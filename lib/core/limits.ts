@@ -488,6 +488,16 @@ export const FINDING_CHUNKS_MAX: number = 8
 export const HURRIED_CHUNKS_MAX: number = 128
 /** Where blocks lie that a session delivered: 20 bytes each, so 3 GiB of them. */
 export const SESSION_BLOCKS_BYTES_MAX: number = 16 * MIB
+/** Waiting for a chunk that another session asked for, at most: what it takes on 10 Mbit/s that ten guests share. */
+export const ARRIVAL_WAIT_MS: number = 10_000
+/** The same while nothing comes at that session: several literals' time on such a link, and what `virsh suspend` may take longer. */
+export const ARRIVAL_SILENCE_MS: number = 3_000
+/** One read of what another session has delivered: behind 64 MiB of writes on a slow disk. A disk that hangs is given up. */
+export const ARRIVAL_READ_MS: number = 2_000
+/** Chunks written but for a block shared with a neighbour, kept for other sessions: some 80 literals, over the whole daemon. */
+export const ARRIVAL_KEPT_BYTES_MAX: number = 16 * MIB
+/** Other sessions that are tried for one chunk or block: each is a read. */
+export const ARRIVAL_PLACES_MAX: number = 4
 /** Images in which the same offset is guessed at: each guess is a read. */
 export const GUESS_IMAGES_MAX: number = 4
 

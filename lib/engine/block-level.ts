@@ -4,8 +4,7 @@
  * what it does not accept is wanted as a whole.
  *
  * It costs a round trip more and 0.2% of the chunk, so a chunk is asked for in this way only where something could be found, and
- * not while a FLUSH waits, but for one with a long backlog before it (the receiver decides). Blocks that this disk got are known, those
- * of other disks of the migration are not.
+ * not while a FLUSH waits, but for one with a long backlog before it (the receiver decides).
  */
 import type { BlockDevice } from '../block/device.ts'
 import { readBytes } from '../block/read-bytes.ts'
@@ -13,6 +12,7 @@ import { ChunkIndex } from '../catalog/chunk-index.ts'
 import { sha256 } from '../chunk/digest.ts'
 import { ProtocolError } from '../core/errors.ts'
 import { FINDING_CHUNKS_MAX } from '../core/limits.ts'
+import { Turns } from '../core/turns.ts'
 import { alignDown, alignUp, BLOCK_BYTES, HINT_BYTES } from '../core/units.ts'
 import { type BlockPlace, type BlockPlaces, type FoundBlocks, findBlocks } from './block-finder.ts'
 import { blockCount, isLookedFor, partsOf } from './chunk-blocks.ts'
@@ -43,13 +43,18 @@ export class BlockLevel {
   readonly #options: BlockLevelOptions
   readonly #session: SessionBlocks
   readonly #places: readonly BlockPlaces[]
-  #queue: { task: Task; hints: Buffer }[] = []
-  #finding = 0
+  readonly #finding: Turns
 
   constructor(options: BlockLevelOptions) {
     this.#options = options
+    this.#finding = new Turns(FINDING_CHUNKS_MAX, options.fail)
     this.#session = new SessionBlocks(options.device, options.sessionBytesMax)
     this.#places = [this.#session, ...options.places]
+  }
+
+  /** Blocks that this session has delivered. */
+  get session(): BlockPlaces {
+    return this.#session
   }
 
   /** False where it would be of no use. */
@@ -73,22 +78,9 @@ export class BlockLevel {
       throw new ProtocolError(`${what}, ${task.asked ? 'or a second time' : 'which was not asked for'}`)
     }
     // The message's buffer is much larger.
-    task.hints = Buffer.from(hints)
-    this.#queue.push({ task, hints: task.hints })
-    this.#pump()
-  }
-
-  #pump(): void {
-    while (this.#finding < FINDING_CHUNKS_MAX && this.#queue.length > 0) {
-      const { task, hints } = this.#queue.shift()!
-      this.#finding++
-      void this.#find(task, hints)
-        .catch((error: unknown) => this.#options.fail(error))
-        .finally(() => {
-          this.#finding--
-          this.#pump()
-        })
-    }
+    const copy = Buffer.from(hints)
+    task.hints = copy
+    this.#finding.add(() => this.#find(task, copy))
   }
 
   async #find(task: Task, hints: Buffer): Promise<void> {

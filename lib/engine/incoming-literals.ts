@@ -69,6 +69,7 @@ export class IncomingLiterals {
         this.keep(task, Buffer.from(bytes))
         if (budget.eagerBytes > MIGRATION_EAGER_BYTES_MAX)
           throw new ProtocolError(`LITERAL: ${budget.eagerBytes} bytes came that nobody asked for yet`)
+        task.wake?.()
       }
     }
     this.#earlyBytes -= early

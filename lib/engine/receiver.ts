@@ -10,8 +10,9 @@
  *
  * Memory: a chunk's bytes are held only with a place in `memory`, which all disks of the daemon share: it is taken before
  * the chunk is looked for, so that no more is asked for than may be held, and given back when the device has the bytes.
- * Nobody waits for room while he holds some that another one needs: waits for older chunks, for the same content and
- * for seams come before or after. What the sender sends unasked has a bound of its own (EARLY_BYTES_MAX).
+ * Nobody waits for room while he holds some that another one needs: waits for older chunks, for the same content (here,
+ * same-chunks.ts, or in another session, arrivals.ts) and for seams come before or after. What the sender sends unasked
+ * has a bound of its own (EARLY_BYTES_MAX).
  */
 import type { BlockDevice } from '../block/device.ts'
 import { IntervalMap } from '../block/extents.ts'
@@ -27,6 +28,7 @@ import {
   RESOLVING_CHUNKS_MAX,
   SESSION_BLOCKS_BYTES_MAX,
 } from '../core/limits.ts'
+import { Turns } from '../core/turns.ts'
 import {
   DIGEST_BYTES,
   type DiskMessage,
@@ -37,6 +39,7 @@ import {
   type SourceName,
 } from '../wire/disk.ts'
 import type { DiskAccount } from './account.ts'
+import { type ArrivalSession, Arrivals } from './arrivals.ts'
 import type { BlockPlaces } from './block-finder.ts'
 import { BlockLevel } from './block-level.ts'
 import { IncomingLiterals, misfit } from './incoming-literals.ts'
@@ -44,6 +47,7 @@ import { IncomingReads } from './incoming-reads.ts'
 import { CLASS_CONTROL, type DiskEndpoint, type DiskLink } from './link.ts'
 import { Reports } from './reports.ts'
 import { RootLevel } from './root-level.ts'
+import { SameChunks } from './same-chunks.ts'
 import { RunWriter } from './seams.ts'
 import { type ChunkQuery, type ChunkSource, SessionSource, SourceRouter, unlessRefused } from './sources.ts'
 import { runsOf, type Survey } from './survey.ts'
@@ -65,6 +69,8 @@ export interface ReceiverOptions {
   readonly sessionEntriesMax: number
   /** Shared by the disks of one migration. */
   readonly budget?: ReceiverBudget
+  /** Shared by all receivers of the daemon. */
+  readonly arrivals?: Arrivals
   readonly onEnd?: (error: Error | undefined) => void
 }
 
@@ -78,15 +84,14 @@ export class DiskReceiver implements DiskEndpoint {
   readonly #router: SourceRouter
   readonly #tasks = new Map<number, Task>()
   readonly #latest = new IntervalMap<Task | Promise<void>>()
-  readonly #byDigest = new Map<string, Task>()
+  readonly #same: SameChunks
+  readonly #others: ArrivalSession
   readonly #zeroes: TargetZeroes
   readonly #budget: ReceiverBudget
   #nextSeq = 0
   #flushes = 0
   readonly #share: ByteShare
-  #queue: (() => Promise<void>)[] = []
-  #queueHead = 0
-  #resolving = 0
+  readonly #resolving: Turns
   readonly #reports: Reports
   readonly #literals: IncomingLiterals
   readonly #reads: IncomingReads
@@ -106,7 +111,10 @@ export class DiskReceiver implements DiskEndpoint {
     this.account = options.account
     this.#share = options.memory.share({ bytesMax: options.memory.bytesMax / 2 })
     this.#session = new SessionSource(options.device, options.sessionEntriesMax)
-    this.#router = new SourceRouter([this.#session, ...options.sources])
+    this.#others = (options.arrivals ?? new Arrivals()).join(this.#session, (task) => this.#tryHold(task))
+    this.#router = new SourceRouter([this.#session, this.#others.chunks, ...options.sources])
+    this.#resolving = new Turns(RESOLVING_CHUNKS_MAX, this.#onError)
+    this.#same = new SameChunks({ hold: (task) => this.#hold(task), letGo: (task) => this.#letGo(task) })
     this.#zeroes = new TargetZeroes({
       device: options.device,
       ended: this.#ended,
@@ -137,7 +145,10 @@ export class DiskReceiver implements DiskEndpoint {
       },
       fail: this.#onError,
     })
-    if (options.link.features.has(FEATURE_BLOCKS)) this.#blocks = this.#blockLevel()
+    if (options.link.features.has(FEATURE_BLOCKS)) {
+      this.#blocks = this.#blockLevel()
+      this.#others.offerBlocks(this.#blocks.session)
+    }
     options.link.register(options.disk, this)
   }
 
@@ -150,7 +161,7 @@ export class DiskReceiver implements DiskEndpoint {
       hold: (task) => this.#hold(task),
       letGo: (task) => this.#letGo(task),
       inPlace: (task) => void this.#inPlace(task).catch(this.#onError),
-      resolve: (task) => this.#resolve(task, [], this.#sameAs(task)),
+      resolve: (task) => this.#resolve(task, [], this.#same.olderThan(task)),
       fail: this.#onError,
     })
   }
@@ -158,7 +169,7 @@ export class DiskReceiver implements DiskEndpoint {
   #blockLevel(): BlockLevel {
     return new BlockLevel({
       device: this.#device,
-      places: this.#options.blockPlaces ?? [],
+      places: [...(this.#options.blockPlaces ?? []), this.#others.blocks],
       sessionBytesMax: SESSION_BLOCKS_BYTES_MAX,
       reports: this.#reports,
       mayHold: (start, end) => !this.#zeroes.isKnown(start, end),
@@ -258,24 +269,15 @@ export class DiskReceiver implements DiskEndpoint {
       const length = lengths[i]!
       const digest = Buffer.from(digests.subarray(i * DIGEST_BYTES, (i + 1) * DIGEST_BYTES))
       const task = this.#task(at, at + length, digest, writer)
-      const same = this.#sameAs(task)
+      const same = this.#same.olderThan(task)
       // Both are in order of their places.
       while (firstClaim < before.length && before[firstClaim]!.end <= task.start) firstClaim++
       const waits: Promise<void>[] = []
       for (let k = firstClaim; k < before.length && before[k]!.start < task.end; k++)
         waits.push(before[k]!.done)
-      this.#enqueue(() => this.#resolve(task, waits, same))
+      this.#resolving.add(() => this.#resolve(task, waits, same))
       at += length
     }
-  }
-
-  /** An older chunk under way with the same content, or this one will be it for others. A newer one may wait for this one. */
-  #sameAs(task: Task): Task | undefined {
-    const key = task.digest!.toString('latin1')
-    const same = this.#byDigest.get(key)
-    if (same !== undefined && same.seq < task.seq) return same
-    this.#byDigest.set(key, task)
-    return undefined
   }
 
   #survey(survey: Survey): void {
@@ -290,7 +292,7 @@ export class DiskReceiver implements DiskEndpoint {
     for (let at = 0; at < rooted.length; at += ROOT_CHUNKS) {
       const digestAt = (at / ROOT_CHUNKS) * DIGEST_BYTES
       const root = Buffer.from(survey.digests.subarray(digestAt, digestAt + DIGEST_BYTES))
-      this.#enqueue(() => this.#roots.compare(rooted.slice(at, at + ROOT_CHUNKS), root))
+      this.#resolving.add(() => this.#roots.compare(rooted.slice(at, at + ROOT_CHUNKS), root))
     }
   }
 
@@ -327,31 +329,14 @@ export class DiskReceiver implements DiskEndpoint {
     }))
   }
 
-  #enqueue(step: () => Promise<void>): void {
-    this.#queue.push(step)
-    this.#pump()
-  }
-
-  #pump(): void {
-    while (this.#resolving < RESOLVING_CHUNKS_MAX && this.#queueHead < this.#queue.length) {
-      const step = this.#queue[this.#queueHead++]!
-      if (this.#queueHead > 1024 && this.#queueHead * 2 > this.#queue.length) {
-        this.#queue = this.#queue.slice(this.#queueHead)
-        this.#queueHead = 0
-      }
-      this.#resolving++
-      void step()
-        .catch(this.#onError)
-        .finally(() => {
-          this.#resolving--
-          this.#pump()
-        })
-    }
-  }
-
   async #hold(task: Task): Promise<void> {
     await this.#share.take(task.end - task.start)
     task.holding = true
+  }
+
+  #tryHold(task: Task): boolean {
+    task.holding = this.#share.tryTake(task.end - task.start)
+    return task.holding
   }
 
   #letGo(task: Task): void {
@@ -377,36 +362,27 @@ export class DiskReceiver implements DiskEndpoint {
       return
     }
     if (same !== undefined) {
-      // The same content is under way for another place: no need to ask for it twice. Its literal may take a round
-      // trip, so the places in the queue and in the budget are given back meanwhile.
-      this.#letGo(task)
-      void same.found
-        .then(async () => {
-          await this.#hold(task)
-          // Written but for a block that it shares with a neighbour, which in its own run may be this very chunk.
-          if (same.bytes === undefined && same.writer !== task.writer) {
-            this.#letGo(task)
-            await same.done
-            await this.#hold(task)
-          }
-          if (this.#failed !== undefined) return
-          if (same.bytes !== undefined && verify(same.bytes)) this.#apply(task, same.bytes, 'session')
-          else await this.#search(task, digest, verify)
-        })
+      // The same content is under way for another place: no need to ask for it twice, nor to hold up the queue.
+      void this.#same
+        .until(task, same)
+        .then(() => this.#reuse(task, same.bytes, verify))
         .catch(this.#onError)
       return
     }
-    await this.#search(task, digest, verify)
+    await this.#search(task, verify)
   }
 
-  async #search(task: Task, digest: Buffer, verify: ChunkQuery['verify']): Promise<void> {
+  /** @param bytes what another chunk with this digest has, if it has it still */
+  async #reuse(task: Task, bytes: Buffer | undefined, verify: ChunkQuery['verify']): Promise<void> {
+    if (this.#failed === undefined && bytes !== undefined && verify(bytes))
+      this.#apply(task, bytes, 'session')
+    else await this.#search(task, verify)
+  }
+
+  async #search(task: Task, verify: ChunkQuery['verify']): Promise<void> {
     if (this.#failed !== undefined) return
-    const found = await this.#router.find({
-      digest,
-      offset: task.start,
-      length: task.end - task.start,
-      verify,
-    })
+    const length = task.end - task.start
+    const found = await this.#router.find({ digest: task.digest!, offset: task.start, length, verify })
     if (this.#failed !== undefined) return
     if (found !== undefined) {
       this.#apply(task, found.data, found.source)
@@ -416,10 +392,30 @@ export class DiskReceiver implements DiskEndpoint {
       this.#take(task, task.eager)
       return
     }
-    // While a FLUSH waits a round trip is downtime, unless what lies before it takes longer than that anyway.
-    const waits = this.#barriers.length > 0 && this.#tasks.size <= HURRIED_CHUNKS_MAX
-    if (!waits && this.#blocks?.ask(task) === true) return
-    this.#want(task)
+    this.#ask(task, verify)
+  }
+
+  /** It lies nowhere here: another session that has asked for it is waited for, or it is asked for. */
+  #ask(task: Task, verify: ChunkQuery['verify']): void {
+    const flushWaits = this.#barriers.length > 0
+    const arrival = flushWaits ? undefined : this.#others.wait(task)
+    if (arrival === undefined) {
+      this.#others.asked(task)
+      // While a FLUSH waits a round trip is downtime, unless what lies before it takes longer than that anyway.
+      const hurried = flushWaits && this.#tasks.size <= HURRIED_CHUNKS_MAX
+      if (hurried || this.#blocks?.ask(task) !== true) this.#want(task)
+      return
+    }
+    this.#letGo(task)
+    void arrival
+      .then(async (arrived) => {
+        if (!task.holding) await this.#hold(task)
+        if (this.#failed !== undefined) return
+        if (arrived !== undefined) await this.#reuse(task, arrived(), verify)
+        else if (task.eager !== undefined) this.#take(task, task.eager)
+        else this.#ask(task, verify)
+      })
+      .catch(this.#onError)
   }
 
   #want(task: Task): void {
@@ -451,6 +447,7 @@ export class DiskReceiver implements DiskEndpoint {
     this.#literals.keep(task, undefined)
     task.bytes = bytes
     task.finding()
+    this.#others.arrived(task, bytes)
     void this.#write(task, bytes, source).catch(this.#onError)
   }
 
@@ -469,12 +466,13 @@ export class DiskReceiver implements DiskEndpoint {
     this.#zeroes.overwritten(task.start, task.end)
     await task.writer!.chunk(task.start, bytes, source === 'inPlace', () => {
       task.bytes = undefined
+      this.#others.taken(task)
       this.#letGo(task)
     })
     if (this.#failed !== undefined) return
     this.#session.delivered(task.digest!, task.start)
-    const key = task.digest!.toString('latin1')
-    if (this.#byDigest.get(key) === task) this.#byDigest.delete(key)
+    this.#same.applied(task)
+    this.#others.applied(task)
     this.#blocks?.delivered(task)
     this.#finish(task, source)
   }
@@ -521,6 +519,7 @@ export class DiskReceiver implements DiskEndpoint {
     await new Promise<void>((resolve) => {
       this.#barriers.push({ barrier, resolve })
       this.#checkBarriers()
+      if (this.#barriers.length > 0) this.#others.hurry()
     })
     if (this.#failed !== undefined) return
     await this.#zeroes.settle()
@@ -582,12 +581,12 @@ export class DiskReceiver implements DiskEndpoint {
       task.finish()
     }
     this.#tasks.clear()
+    this.#others.end()
     this.#share.close()
     this.#reports.close()
     this.#literals.close()
     for (const { resolve } of this.#barriers.splice(0)) resolve()
-    this.#queue = []
-    this.#queueHead = 0
+    this.#resolving.clear()
     void this.#device.close().catch(() => undefined)
     this.#options.onEnd?.(error)
   }

@@ -8,6 +8,7 @@ import { readBytes } from '../block/read-bytes.ts'
 import { sha256 } from '../chunk/digest.ts'
 import { ProtocolError } from '../core/errors.ts'
 import { FINDING_CHUNKS_MAX } from '../core/limits.ts'
+import { Turns } from '../core/turns.ts'
 import { DIGEST_BYTES } from '../wire/disk.ts'
 import type { Reports } from './reports.ts'
 import { unlessRefused } from './sources.ts'
@@ -32,11 +33,12 @@ export interface RootLevelOptions {
 
 export class RootLevel {
   readonly #options: RootLevelOptions
-  #queue: Task[] = []
-  #resolving = 0
+  /** Beside the places of what was described: those may be taken by newer chunks that wait for these. */
+  readonly #resolving: Turns
 
   constructor(options: RootLevelOptions) {
     this.#options = options
+    this.#resolving = new Turns(FINDING_CHUNKS_MAX, options.fail)
   }
 
   /** Looks at what lies in place. @param group with what must be applied before each chunk is looked at */
@@ -86,23 +88,7 @@ export class RootLevel {
       if (task?.detailed !== true || task.digest !== undefined)
         throw new ProtocolError(`DIGESTS: that of chunk ${seq} was not asked for`)
       task.digest = Buffer.from(digests.subarray(at, at + DIGEST_BYTES))
-      this.#queue.push(task)
-    }
-    this.#pump()
-  }
-
-  /** Beside the places of what was described: those may be taken by newer chunks that wait for these. */
-  #pump(): void {
-    while (this.#resolving < FINDING_CHUNKS_MAX && this.#queue.length > 0) {
-      const task = this.#queue.shift()!
-      this.#resolving++
-      void this.#options
-        .resolve(task)
-        .catch((error: unknown) => this.#options.fail(error))
-        .finally(() => {
-          this.#resolving--
-          this.#pump()
-        })
+      this.#resolving.add(() => this.#options.resolve(task))
     }
   }
 }

@@ -71,6 +71,10 @@ export class SessionSource implements ChunkSource {
     this.#places.set(key, offset)
   }
 
+  has(digest: Buffer): boolean {
+    return this.#places.has(digest.toString('latin1', 0, 16))
+  }
+
   async find(query: ChunkQuery): Promise<Buffer | undefined> {
     const offset = this.#places.get(query.digest.toString('latin1', 0, 16))
     if (offset === undefined || offset + query.length > this.#device.size) return undefined

@@ -29,6 +29,12 @@ export interface Task {
   literal: ((bytes: Buffer) => void) | undefined
   /** A literal that came before it was asked for; not verified yet. */
   eager: Buffer | undefined
+  /** Set while another session is waited for; to be called when a literal came all the same. */
+  wake: (() => void) | undefined
+  /** When other sessions are not waited for any more; undefined before the first wait. */
+  waitsUntilMs: number | undefined
+  /** It was told of another session's bytes, which is done once: they may not fit. */
+  offered: boolean
   /** Its literal came, which happens once. */
   came: boolean
   /** Its bytes are known and are being written. */
@@ -68,6 +74,9 @@ export function newTask(
     holding: false,
     literal: undefined,
     eager: undefined,
+    wake: undefined,
+    waitsUntilMs: undefined,
+    offered: false,
     came: false,
     taken: false,
     detailed: false,

@@ -26,6 +26,7 @@ import {
 import type { Log } from '../../lib/core/log.ts'
 import { KIB } from '../../lib/core/units.ts'
 import { DiskAccount } from '../../lib/engine/account.ts'
+import type { Arrivals } from '../../lib/engine/arrivals.ts'
 import { CLASS_CONTROL, type DiskEndpoint, DiskLink } from '../../lib/engine/link.ts'
 import { DiskReceiver } from '../../lib/engine/receiver.ts'
 import { StockBlocks, StockSource } from '../../lib/engine/stock-source.ts'
@@ -59,6 +60,8 @@ export interface IncomingOptions {
   readonly stock: ImageStock
   /** What all receivers of the daemon may hold together. */
   readonly memory: ByteBudget
+  /** What all receivers of the daemon have from each other. */
+  readonly arrivals: Arrivals
   /** Files that this migration writes. */
   readonly targets: readonly string[]
   readonly dial: (kind: 'disk' | 'ram') => Promise<Bundle>
@@ -401,6 +404,7 @@ export class IncomingMigration {
       // Twice what a disk of average chunks has.
       sessionEntriesMax: Math.min(SESSION_ENTRIES_MAX, Math.ceil(device.size / (32 * KIB))),
       budget: this.#budget,
+      arrivals: this.#options.arrivals,
       onEnd: (error) => {
         if (error !== undefined) {
           this.record.error ??= errorText(error)

@@ -14,7 +14,7 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
-import { ImageSource, listImages, sameIdentity } from '../../../lib/catalog/image-files.ts'
+import { ImageSource, lieIn, listImages, sameIdentity } from '../../../lib/catalog/image-files.ts'
 import { LostError, RefusedError } from '../../../lib/core/errors.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { randomBytes } from '../chunk/samples.ts'
@@ -56,6 +56,23 @@ test('a link to a file of a directory that is not allowed does not count', async
     [join(images, 'a.img')],
   )
 })
+
+for (const [name, lies] of [
+  ['a.img', true],
+  ['not-there-yet.img', true],
+  ['b', false],
+  ['c', false],
+  ['below/d.img', false],
+  ['secret/c.img', false],
+  ['../secret/c.img', false],
+  ['gone/e.img', undefined],
+] as const) {
+  test(`whether a disk lies in an image directory: ${name}`, async () => {
+    const asked = lieIn([images, join(root, 'missing')], [join(images, 'a.img'), join(images, name)])
+    if (lies === undefined) await assert.rejects(asked, { code: 'ENOENT' })
+    else assert.equal(await asked, lies)
+  })
+}
 
 test('reads exactly what was asked, and says when the file ends or has changed', async () => {
   const path = join(root, 'changing.img')

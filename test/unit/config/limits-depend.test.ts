@@ -2,6 +2,10 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import {
+  ARRIVAL_KEPT_BYTES_MAX,
+  ARRIVAL_READ_MS,
+  ARRIVAL_SILENCE_MS,
+  ARRIVAL_WAIT_MS,
   BREAK_MS,
   BUNDLES_MAX,
   CHUNK_BYTES_MAX,
@@ -85,5 +89,14 @@ test('limits that depend on each other fit', () => {
   assert(BUNDLES_MAX >= 2 * MIGRATIONS_MAX + PEER_BUNDLES_MAX, 'one peer cannot take the room of others')
   assert(MIGRATION_TASKS_MAX >= 2 * RECEIVER_TASKS_MAX, 'one disk at its ceiling leaves room for others')
   assert(JOIN_NEXT_MS > JOIN_ANSWER_MS, 'the far side undoes only what nobody waits for any more')
+  assert(
+    ARRIVAL_SILENCE_MS < ARRIVAL_WAIT_MS,
+    'what comes slowly is waited for longer than what does not come',
+  )
+  assert(
+    ARRIVAL_READ_MS < ARRIVAL_SILENCE_MS,
+    'a session that waits for a disk which hangs is no session that hangs',
+  )
+  assert(ARRIVAL_KEPT_BYTES_MAX >= 4 * LITERAL_BYTES_MAX, 'the largest literals do not drive out each other')
   assert(LITERAL_BYTES_MAX >= CHUNK_BYTES_MAX, 'the largest chunk fits into one LITERAL')
 })

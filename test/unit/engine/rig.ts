@@ -16,6 +16,7 @@ import { ByteBudget } from '../../../lib/core/byte-budget.ts'
 import { LostError, RefusedError } from '../../../lib/core/errors.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { DiskAccount } from '../../../lib/engine/account.ts'
+import type { Arrivals } from '../../../lib/engine/arrivals.ts'
 import type { BlockPlaces } from '../../../lib/engine/block-finder.ts'
 import { DiskLink, type FrameChannel } from '../../../lib/engine/link.ts'
 import { DiskReceiver } from '../../../lib/engine/receiver.ts'
@@ -219,6 +220,8 @@ export async function rig(options: {
   /** Of both ends. */
   features?: readonly string[]
   blockPlaces?: readonly BlockPlaces[]
+  /** Shared with other rigs. */
+  arrivals?: Arrivals
   /** Instead of the wire, which then carries nothing. */
   channels?: { readonly near: FrameChannel; readonly far: FrameChannel }
   /** Makes the device fail, before anything is opened. */
@@ -242,6 +245,7 @@ export async function rig(options: {
       blockPlaces: options.blockPlaces ?? [],
       memory: options.memory ?? new ByteBudget({ bytesMax: 64 * MIB }),
       sessionEntriesMax: 1000,
+      ...(options.arrivals === undefined ? {} : { arrivals: options.arrivals }),
       onEnd: (error) => {
         receiverError = error
       },

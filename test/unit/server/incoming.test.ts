@@ -21,6 +21,7 @@ import {
 } from '../../../lib/core/limits.ts'
 import { createLog } from '../../../lib/core/log.ts'
 import { MIB } from '../../../lib/core/units.ts'
+import { Arrivals } from '../../../lib/engine/arrivals.ts'
 import { DiskLink } from '../../../lib/engine/link.ts'
 import { serveNbd } from '../../../lib/nbd/server.ts'
 import { bundlePair, type MemoryPair } from '../../../lib/peer/memory.ts'
@@ -44,6 +45,7 @@ async function start(context: TestContext, state: () => Promise<string | undefin
     log: createLog({ level: 'info', stream: { write: (line) => void lines.push(line) } }),
     stock,
     memory: new ByteBudget({ bytesMax: MIB }),
+    arrivals: new Arrivals(clock),
     targets: [],
     dial: async (kind) => pairs.get(kind)!.near,
     call: async (method) => {
