@@ -21,6 +21,7 @@ import {
   fchownSync,
   fstatSync,
   fsyncSync,
+  lstatSync,
   mkdirSync,
   openSync,
   readdirSync,
@@ -300,6 +301,25 @@ export class ImageMap {
       throw error
     }
     closeSync(fd)
+    return undefined
+  }
+
+  /**
+   * As `open`, but also the map of what the same file held at another time: a good guess of what it holds now.
+   * `madeAt`: milliseconds since 1970. @throws RefusedError, as `open` does
+   */
+  static openOld(
+    directory: string,
+    path: string,
+    { dev, ino, size }: ImageIdentity,
+  ): { readonly map: ImageMap; readonly madeAt: number } | undefined {
+    const place = mapPath(directory, path)
+    const madeAt = lstatSync(place, { throwIfNoEntry: false })?.mtimeMs
+    if (madeAt === undefined) return undefined
+    const { map, identity } = ImageMap.at(place)
+    if (identity.dev === dev && identity.ino === ino && identity.size === size)
+      return { map, madeAt: Math.round(madeAt) }
+    map.close()
     return undefined
   }
 

@@ -336,3 +336,21 @@ test('a stock that begins anew takes the images from their maps', async (context
     'the map of what is gone is dropped',
   )
 })
+
+test('the map of what a file held at another time is found by who asks for it, and only of that file', (context) => {
+  const directory = folder(context)
+  assert.equal(ImageMap.openOld(directory, PATH, IDENTITY), undefined)
+  write(directory, 3)
+  const place = mapPath(directory, PATH)
+  utimesSync(place, 1_700_000_000, 1_700_000_000)
+  for (const mtimeNs of [IDENTITY.mtimeNs, 5n]) {
+    const found = ImageMap.openOld(directory, PATH, { ...IDENTITY, mtimeNs })
+    assert.deepEqual([found?.madeAt, found?.map.count], [1_700_000_000_000, 3])
+    found?.map.close()
+  }
+  assert.equal(ImageMap.open(directory, PATH, { ...IDENTITY, mtimeNs: 5n }), undefined)
+  for (const other of [{ dev: 1n }, { ino: 1n }, { size: IDENTITY.size - MIB }])
+    assert.equal(ImageMap.openOld(directory, PATH, { ...IDENTITY, ...other }), undefined)
+  truncateSync(place, statSync(place).size - 1)
+  assert.throws(() => ImageMap.openOld(directory, PATH, IDENTITY), RefusedError)
+})
