@@ -34,21 +34,30 @@ export class TargetSide {
   readonly #site: Site
   readonly #peers: readonly Peer[]
   readonly #stock: ImageStock
+  readonly #needed: () => boolean
   readonly #incoming = new Map<string, IncomingMigration>()
+  readonly #targets = new WeakMap<IncomingMigration, readonly string[]>()
   /** Which peers said that they run the guest, by its migration. */
   readonly #claims = new WeakMap<IncomingMigration, readonly string[]>()
   /** Chunks that are received: asked for, or being written to a disk. */
   readonly #memory: ByteBudget
 
-  constructor(site: Site, peers: readonly Peer[], stock: ImageStock) {
+  /** @param needed whether somebody else needs the images of the stock open */
+  constructor(site: Site, peers: readonly Peer[], stock: ImageStock, needed: () => boolean = () => false) {
     this.#site = site
     this.#peers = peers
     this.#stock = stock
+    this.#needed = needed
     this.#memory = new ByteBudget({ bytesMax: (site.config.limits.windowMiB * MIB) / 2 })
   }
 
   get migrations(): IncomingMigration[] {
     return [...this.#incoming.values()]
+  }
+
+  /** Images that are being received. */
+  get receiving(): ReadonlySet<string> {
+    return new Set(this.migrations.flatMap((migration) => this.#targets.get(migration) ?? []))
   }
 
   /** @param signal aborted when the hook does not wait any more */
@@ -152,11 +161,12 @@ export class TargetSide {
         }
         this.#site.ended(ended.record)
         void this.#stock
-          .rest(() => this.#incoming.size === 0)
+          .rest(() => this.#incoming.size === 0 && !this.#needed())
           .catch((error: unknown) => this.#site.log.warn({ error }, 'an image could not be closed'))
       },
     })
     this.#incoming.set(domain.name, migration)
+    this.#targets.set(migration, targets)
     this.#claims.set(migration, claims)
     this.#site.begun(migration.record)
     await writeFile(this.#marker(domain.name), `${id}\n`)
@@ -187,7 +197,6 @@ export class TargetSide {
     return join(this.#site.config.runDir, 'incoming', guest)
   }
 
-  /** The first peer that says it runs the guest; `claims` goes on collecting the names of all that say so. */
   /** The first peer that runs it, or what all of them said instead. */
   async #locate(
     uuid: string,

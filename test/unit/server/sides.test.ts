@@ -82,6 +82,7 @@ async function source(context: TestContext, clock?: Clock, farLives: () => FarLi
     slabs: new SlabPool({ bytesMax: MIB }),
     describe: async () => [],
     farLives: async () => farLives(),
+    estimates: { handlers: () => ({}) },
   })
   place.ends.push(() => Promise.all(side.migrations.map((migration) => migration.abort('over'))))
   /** A bundle that the peer dialed; what the far end of the pair is called is what swam-peer says. */
