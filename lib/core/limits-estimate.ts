@@ -13,8 +13,8 @@ export const ESTIMATE_SCAN_WAIT_MS: number = 5_000
 export const ESTIMATE_SCAN_ASK_MS: number = 50
 /** Estimates that are answered at once, over all peers, of each of which it is one. */
 export const ESTIMATES_MAX: number = 4
-/** Estimates that one peer may begin in a minute. */
-export const ESTIMATE_STARTS_MAX: number = 12
+/** Estimates that one peer may begin in a minute, as many as tests of the link: each looks for images that changed. */
+export const ESTIMATE_STARTS_MAX: number = 6
 /** The minute in which these are counted. */
 export const ESTIMATE_STARTS_MS: number = 60_000
 /** Chunks that one call asks about, 17 bytes each: some 90 KiB as JSON, and some ms of look-ups. */

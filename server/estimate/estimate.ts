@@ -102,6 +102,7 @@ export class Estimates {
     )
     const gone = (): void => ended.abort(new RefusedError('estimate: nobody waits for it'))
     signal.addEventListener('abort', gone, { once: true })
+    if (signal.aborted) gone()
     try {
       return await this.#run(guest, peer, ended.signal)
     } finally {

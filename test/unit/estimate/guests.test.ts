@@ -77,18 +77,16 @@ test('one estimate at a time; one that nobody waits for ends, and so does one wh
   const rig = await small(context)
   const gone = new AbortController()
   const first = rig.estimate('web', gone.signal)
+  await assert.rejects(rig.estimate(), /another estimate/)
   gone.abort()
   await assert.rejects(first, /nobody waits for it/)
-  await assert.rejects(rig.estimate('web', new AbortController().signal, 0), { code: 'SWAM_TIMEOUT' })
+  await assert.rejects(rig.estimate('web', gone.signal), /nobody waits for it/)
+  const late = await small(context, { estimateMs: 0 })
+  await assert.rejects(late.estimate(), { code: 'SWAM_TIMEOUT' })
   assert.equal((await rig.estimate()).dataBytes, MIB, 'the next one may begin')
 })
 
 test('what a far side that lies answers is refused, and nothing stays busy', async (context) => {
-  const rig = await small(context)
-  const { ask } = rig.peer
-  // Tests of the link are counted, too.
-  const link = await rig.peer.test()
-  Object.assign(rig.peer, { test: async () => link })
   for (const [lying, answer, message] of [
     ['estimate', null, /expected an object/],
     ['estimate', { scanning: -1, shares: true, blocks: true, held: [] }, /scanning/],
@@ -98,6 +96,8 @@ test('what a far side that lies answers is refused, and nothing stays busy', asy
     ['estimateBlocks', { known: 'A'.repeat(1000) }, /known/],
     ['estimateBlocks', {}, /known/],
   ] as const) {
+    const rig = await small(context)
+    const { ask } = rig.peer
     Object.assign(rig.peer, {
       ask: async (method: string, params: object, timeoutMs: number): Promise<unknown> => {
         if (method === 'estimate' && lying !== 'estimate')
@@ -107,9 +107,9 @@ test('what a far side that lies answers is refused, and nothing stays busy', asy
       },
     })
     await assert.rejects(rig.estimate(), message, `${lying} ${JSON.stringify(answer)?.slice(0, 60)}`)
+    Object.assign(rig.peer, { ask })
+    assert.equal((await rig.estimate()).dataBytes, MIB)
   }
-  Object.assign(rig.peer, { ask })
-  assert.equal((await rig.estimate()).dataBytes, MIB)
 })
 
 test('of a disk that is too large for all of it to be asked about, a part tells', async (context) => {

@@ -32,7 +32,7 @@ export interface Hosts {
   readonly peer: EstimatePeer
   /** One more control bundle of a peer. */
   dial(name: string): Promise<Rpc>
-  estimate(guest?: string, signal?: AbortSignal, estimateMs?: number): Promise<EstimateReport>
+  estimate(guest?: string, signal?: AbortSignal): Promise<EstimateReport>
 }
 
 export interface HostsOptions {
@@ -41,6 +41,7 @@ export interface HostsOptions {
   readonly share?: Config['share']
   readonly wanMbit?: number
   readonly linkBytes?: number
+  readonly estimateMs?: number
   readonly answers?: Partial<EstimateAnswersOptions>
 }
 
@@ -116,6 +117,15 @@ export async function hosts(context: TestContext, options: HostsOptions): Promis
     await stock.close()
     rmSync(folder, { recursive: true, force: true })
   })
+  const estimates = new Estimates({
+    config: {
+      images: [near],
+      stateDir: nearState,
+      limits: { wanMbit: options.wanMbit ?? 0, windowMiB: 64, indexMiB: 32 },
+    },
+    libvirt,
+    estimateMs: options.estimateMs ?? 120_000,
+  })
   return {
     near,
     far,
@@ -126,15 +136,6 @@ export async function hosts(context: TestContext, options: HostsOptions): Promis
     calls,
     peer,
     dial: async (name) => (await joined(name)).rpc,
-    estimate: (guest = 'web', signal = new AbortController().signal, estimateMs = 120_000) =>
-      new Estimates({
-        config: {
-          images: [near],
-          stateDir: nearState,
-          limits: { wanMbit: options.wanMbit ?? 0, windowMiB: 64, indexMiB: 32 },
-        },
-        libvirt,
-        estimateMs,
-      }).run(guest, peer, signal),
+    estimate: (guest = 'web', signal = new AbortController().signal) => estimates.run(guest, peer, signal),
   }
 }
