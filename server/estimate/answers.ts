@@ -21,7 +21,7 @@ import {
   ESTIMATES_MAX,
 } from '../../lib/core/limits-estimate.ts'
 import { BLOCK_BYTES, HINT_BYTES } from '../../lib/core/units.ts'
-import { blockBits, isLookedFor, setBlock } from '../../lib/engine/chunk-blocks.ts'
+import { blockBits, setBlock } from '../../lib/engine/chunk-blocks.ts'
 import type { Bundle } from '../../lib/peer/bundle.ts'
 import { Params } from '../params.ts'
 import {
@@ -245,7 +245,6 @@ export class EstimateAnswers {
   }
 
   #knows(session: Session, target: string, hints: Buffer, block: number, offset: number): boolean {
-    if (!isLookedFor(hints, block)) return false
     const { stock } = this.#options
     return stock.lookupBlock(hints, block * HINT_BYTES).some((place) => {
       const image = stock.image(place.image)

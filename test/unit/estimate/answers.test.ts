@@ -137,7 +137,9 @@ test('a chunk is in place, in another image, or lacking; what the guest itself w
   assert.deepEqual(await there.bits([{ offset: 0, hints: Buffer.concat([KEY, OTHER, Buffer.alloc(8)]) }]), 1)
 })
 
-test('it is told what lies at the places of the disks, and how much is not known yet; what is received is not scanned', async () => {
+test('it is told what lies at the places of the disks, and how much is not known yet; what is received is not scanned', {
+  timeout: 20_000,
+}, async () => {
   const host = far([], {}, { scanning: () => 3 })
   const asked = host.dial()
   const begun = await asked.call('estimate', { targets: ['/images/web.raw', '/images/none.raw'] })

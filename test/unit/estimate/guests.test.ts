@@ -84,6 +84,9 @@ test('one estimate at a time; one that nobody waits for ends, and so does one wh
   const late = await small(context, { estimateMs: 0 })
   await assert.rejects(late.estimate(), { code: 'SWAM_TIMEOUT' })
   assert.equal((await rig.estimate()).dataBytes, MIB, 'the next one may begin')
+  for (let turn = 0; turn < 200 && rig.answers.busy; turn++)
+    await new Promise((resolve) => setTimeout(resolve, 10))
+  assert.equal(rig.answers.busy, false, 'the far side hears of the end')
 })
 
 test('what a far side that lies answers is refused, and nothing stays busy', async (context) => {
