@@ -42,7 +42,7 @@ export function estimateText(report: EstimateReport): string {
   ]
   if (imagesScanning > 0)
     lines.push(
-      `${countText(imagesScanning, 'image')} of the far side were not known yet: what they hold counts as sent; try again later`,
+      `${countText(imagesScanning, 'image')} of the far side not known yet: what they hold counts as sent; try again later`,
     )
   if (report.peerSilent)
     lines.push('the far side does not say what it has (share = "none" there): all counts as sent')

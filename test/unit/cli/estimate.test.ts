@@ -90,7 +90,7 @@ test('for people', async (context) => {
     lines[1]!,
     /^about 9\.1 s at 94\.1 Mbit\/s \(one SSH channel; .*\) and 20\.1 ms round trip; the guest's memory, 512\.0 MiB, comes on top$/,
   )
-  assert.match(lines[2]!, /^1 image of the far side were not known yet: .*try again later$/)
+  assert.match(lines[2]!, /^1 image of the far side not known yet: .*try again later$/)
   assert.match(out, /^vda, \/var\/lib\/libvirt\/images\/web\.raw: 4\.0 GiB, as it was at 2026-01-31 /m)
   assert.match(out, /^in place +1\.0 GiB +50\.0 %$/m)
   assert.match(out, /^on the wire +100\.0 MiB +4\.9 %$/m)
