@@ -255,7 +255,7 @@ export const CONFIG_SCHEMA: Group = {
     'off',
   ),
   share: leaf(
-    'What neighbours of the same site may fetch blocks of: "images", "none", or a list of directories. Not acted on yet.',
+    'Which images a peer is told of by swam estimate, and later what neighbours may fetch: "images", "none", or directories.',
     `"images", "none" or ${DIRECTORIES_EXPECTED}`,
     'images',
     (value) => value === 'images' || value === 'none' || isDirectories(value),

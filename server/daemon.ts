@@ -18,6 +18,7 @@ import {
   BLOCK_INDEX_BYTES_MAX,
   BUNDLES_IN_FLIGHT_BYTES_MAX,
   CONTROL_REQUEST_BYTES_MAX,
+  GUEST_NAME_BYTES_MAX,
   HOOK_REQUEST_BYTES_MAX,
   REDIRECT_REFRESH_MS,
   SHARED_IMAGES_MAX,
@@ -37,6 +38,8 @@ import { FEATURE_RESUME } from '../lib/wire/hello.ts'
 import { Abouts } from './about.ts'
 import { CatalogTender } from './catalog-tender.ts'
 import { type ControlServer, JsonText, removeStale, serveControl } from './control.ts'
+import { EstimateAnswers } from './estimate/answers.ts'
+import { type EstimateReport, Estimates } from './estimate/estimate.ts'
 import { History } from './history.ts'
 import { ImageList } from './image-list.ts'
 import type { MigrationRecord } from './migration/record.ts'
@@ -72,6 +75,8 @@ export class Daemon {
   readonly #peers: PeerList
   readonly #readPeers: () => Promise<readonly PeerConfig[]>
   readonly #target: TargetSide
+  readonly #estimates: Estimates
+  readonly #estimateAnswers: EstimateAnswers
   readonly #repairs: { count: number; last: string | null; error: string | null } = {
     count: 0,
     last: null,
@@ -136,13 +141,22 @@ export class Daemon {
       formats: () => this.#site.libvirt.imageFormats(),
       log,
     })
-    const target = new TargetSide(this.#site, this.#peers.peers, this.#stock, this.#images)
+    this.#estimates = new Estimates({ config, libvirt: this.#site.libvirt })
+    this.#estimateAnswers = new EstimateAnswers({
+      config,
+      stock: this.#stock,
+      images: () => this.#images.list(),
+      receiving: () => this.#target.receiving,
+      onProblem: (error) => log.warn({ error }, 'an image could not be closed'),
+    })
+    const needed = (): boolean => this.#estimateAnswers.busy
+    const target = new TargetSide(this.#site, this.#peers.peers, this.#stock, this.#images, needed)
     this.#target = target
     this.#catalog = new CatalogTender({
       stock: this.#stock,
       images: this.#images,
       scanMiBps: config.limits.scanMiBps,
-      busy: () => target.targets,
+      busy: () => target.receiving,
       log,
     })
   }
@@ -169,6 +183,7 @@ export class Daemon {
       slabs: new SlabPool({ bytesMax: this.#config.limits.windowMiB * MIB }),
       describe: (bytes) => this.#describer.describe(bytes),
       farLives: async (name, instance) => (await this.#peerNamed(name)?.lives(instance)) ?? 'unknown',
+      estimates: this.#estimateAnswers,
     })
     this.#source = source
     await this.#listen(source)
@@ -211,10 +226,30 @@ export class Daemon {
     return { version: 1, name, wallMs: Date.now(), hookAt: this.#hookAt, peers }
   }
 
+  #peerOf(params: Params): Peer {
+    const name = params.text('peer', 64)
+    const peer = this.#peerNamed(name)
+    if (peer === undefined)
+      throw new SwamError('SWAM_NOT_FOUND', `no peer is called ${name}: see swam peer list`)
+    return peer
+  }
+
   async #peerTest(params: unknown): Promise<object> {
-    const peer = this.#peerNamed(new Params('peerTest', params).text('peer', 64))
-    if (peer === undefined) throw new SwamError('SWAM_NOT_FOUND', 'swamd has no such peer')
-    return await peer.test(this.#release)
+    return await this.#peerOf(new Params('peerTest', params)).test(this.#release)
+  }
+
+  async #estimate(params: unknown, signal: AbortSignal): Promise<EstimateReport> {
+    const given = new Params('estimate', params)
+    const peer = this.#peerOf(given)
+    return await this.#estimates.run(
+      given.text('guest', GUEST_NAME_BYTES_MAX),
+      {
+        name: peer.config.name,
+        ask: (method, asked, timeoutMs) => peer.call(method, asked, timeoutMs),
+        test: () => peer.test(this.#release),
+      },
+      signal,
+    )
   }
 
   /** One daemon a runDir: a second one must leave before it takes the first one's table and marks away. */
@@ -280,6 +315,7 @@ export class Daemon {
           // Not for people, but for root.
           reload: () => this.reload(),
           peerTest: (params) => this.#peerTest(params),
+          estimate: (params, signal) => this.#estimate(params, signal),
           peersAbout: () => this.#peersAbout(),
         },
         requestBytesMax: HOOK_REQUEST_BYTES_MAX,

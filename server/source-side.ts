@@ -22,6 +22,7 @@ import { type RunningDomain, targetOfExport } from '../lib/host/libvirt.ts'
 import type { Redirect, RedirectEntry } from '../lib/host/redirect.ts'
 import type { Bundle } from '../lib/peer/bundle.ts'
 import { Abouts } from './about.ts'
+import type { EstimateAnswers } from './estimate/answers.ts'
 import { OutgoingMigration } from './migration/outgoing.ts'
 import { Params } from './params.ts'
 import { answerPeer } from './peers.ts'
@@ -36,6 +37,7 @@ export interface SourceOptions {
   readonly describe: (bytes: Uint8Array) => Promise<DescribedRun[]>
   /** Whether that start of the peer's daemon is still there. */
   readonly farLives: (peer: string, instance: string) => Promise<'yes' | 'no' | 'unknown'>
+  readonly estimates: Pick<EstimateAnswers, 'handlers'>
 }
 
 export class SourceSide {
@@ -84,6 +86,7 @@ export class SourceSide {
       answerPeer(
         bundle,
         {
+          ...this.#options.estimates.handlers(bundle),
           locate: (params) => this.#answerLocate(params),
           about: (params, peer) => this.#answerAbout(params, peer),
           announce: (params, peer) => this.#answerAnnounce(params, peer),

@@ -38,6 +38,7 @@ export class TargetSide {
   readonly #peers: readonly Peer[]
   readonly #stock: ImageStock
   readonly #images: ImageList
+  readonly #needed: () => boolean
   readonly #incoming = new Map<string, IncomingMigration>()
   /** Which peers said that they run the guest, by its migration. */
   readonly #claims = new WeakMap<IncomingMigration, readonly string[]>()
@@ -46,11 +47,19 @@ export class TargetSide {
   /** Guests that arrive are sources for each other. */
   readonly #arrivals: Arrivals
 
-  constructor(site: Site, peers: readonly Peer[], stock: ImageStock, images: ImageList) {
+  /** @param needed whether somebody else needs the images of the stock open */
+  constructor(
+    site: Site,
+    peers: readonly Peer[],
+    stock: ImageStock,
+    images: ImageList,
+    needed: () => boolean = () => false,
+  ) {
     this.#site = site
     this.#images = images
     this.#peers = peers
     this.#stock = stock
+    this.#needed = needed
     this.#memory = new ByteBudget({ bytesMax: (site.config.limits.windowMiB * MIB) / 2 })
     this.#arrivals = new Arrivals(site.clock)
   }
@@ -60,7 +69,7 @@ export class TargetSide {
   }
 
   /** Images that are being received. */
-  get targets(): ReadonlySet<string> {
+  get receiving(): ReadonlySet<string> {
     return new Set(this.migrations.flatMap(({ targets }) => [...targets]))
   }
 
@@ -167,7 +176,7 @@ export class TargetSide {
         }
         this.#site.ended(ended.record)
         void this.#stock
-          .rest(() => this.#incoming.size === 0)
+          .rest(() => this.#incoming.size === 0 && !this.#needed())
           .catch((error: unknown) => this.#site.log.warn({ error }, 'an image could not be closed'))
       },
     })
@@ -178,7 +187,7 @@ export class TargetSide {
     // Nobody waits for the index: what is not in it yet is asked as a literal.
     void this.#images
       .list()
-      .then((files) => this.#stock.refresh(files, this.targets))
+      .then((files) => this.#stock.refresh(files, this.receiving))
       .catch((error: unknown) => this.#site.log.warn({ error }, 'the images here could not be listed'))
     const { create, problem } = await this.#missingImages(domain, source)
     if (problem !== undefined) {
@@ -211,7 +220,6 @@ export class TargetSide {
     return join(this.#site.config.runDir, 'incoming', guest)
   }
 
-  /** The first peer that says it runs the guest; `claims` goes on collecting the names of all that say so. */
   /** The first peer that runs it, or what all of them said instead. */
   async #locate(
     uuid: string,

@@ -89,6 +89,8 @@ export class ImageMap {
   readonly changed: boolean
   readonly count: number
   readonly blockCount: number
+  /** When it was made. */
+  readonly madeAtMs: number
   /** Of all before it: two maps with the same one are the same. */
   readonly digest: Buffer
   readonly #fd: number
@@ -103,6 +105,7 @@ export class ImageMap {
     this.count = whole.chunks
     this.blockCount = whole.blocks
     this.digest = whole.digest
+    this.madeAtMs = fstatSync(file.fd).mtimeMs
     this.#fd = file.fd
     this.#start = file.head.length
     this.#end = whole.end

@@ -15,11 +15,18 @@ export interface Candidate {
   readonly score: number
 }
 
+/** What lies there gives way only to what is asked for so much more often: loading costs time, and two must not take turns. */
+const LOADED_FACTOR = 2
+
+function weight({ loaded, score }: Candidate): number {
+  return loaded?.withBlocks === true ? LOADED_FACTOR * score : score
+}
+
 /** Those that are asked for most, then those that are loaded, then small ones, which are many. */
 export function ranked<Image extends Candidate>(images: readonly Image[]): Image[] {
   return images.toSorted(
     (one, other) =>
-      other.score - one.score ||
+      weight(other) - weight(one) ||
       Number(other.loaded !== undefined) - Number(one.loaded !== undefined) ||
       (one.map?.chunks ?? 0) - (other.map?.chunks ?? 0),
   )

@@ -1,7 +1,8 @@
 /**
  * Every limit that guards SWAM's memory, disk and waiting against peers, guests, libvirt and configuration, in one
- * place. The unit is in the name; the comment of each says why it has that value. docs/limits.md is the same list (a
- * test compares them); relations that must hold between limits are test/unit/config/limits-depend.test.ts.
+ * place (those of `swam estimate` in limits-estimate.ts: this file is full). The unit is in the name; the comment of each
+ * says why it has that value. docs/limits.md is the same list (a test compares them); relations that must hold between
+ * limits are test/unit/config/limits-depend.test.ts.
  * What the user may set lies in config/schema.ts; constants of a protocol (NBD's own 28 bytes) lie with its codec; what
  * only tunes speed and bounds nothing (the pacing's gains, zstd's level) lies where it is used.
  */

@@ -12,6 +12,7 @@ import {
   LISTED_GUESTS_MAX,
   VIRSH_DEADLINE_MS,
 } from '../core/limits.ts'
+import { KIB } from '../core/units.ts'
 import { CommandError, type RunCommand, runCommand } from './command.ts'
 import {
   type DomainDisk,
@@ -104,6 +105,27 @@ export class Libvirt {
       if (isNoSuchDomain(error)) return undefined
       throw error
     }
+  }
+
+  /** The uuid of the guest that virsh knows by this word, active or not: a name, or an id. */
+  async uuidOf(name: string): Promise<string | undefined> {
+    if (!isGuestName(name))
+      throw new RefusedError(`libvirt: expected a guest's name, found ${JSON.stringify(name)}`)
+    try {
+      const uuid = (await this.#call(['domuuid', `--domain=${name}`])).trim()
+      return isUuid(uuid) ? uuid : undefined
+    } catch (error) {
+      if (isNoSuchDomain(error)) return undefined
+      throw error
+    }
+  }
+
+  /** What an active guest has of memory now, in bytes; undefined where virsh does not say. */
+  async memoryBytes(uuid: string): Promise<number | undefined> {
+    if (!isUuid(uuid))
+      throw new RefusedError(`libvirt: expected a uuid, found ${JSON.stringify(uuid.slice(0, 64))}`)
+    const kib = /^Used memory:\s+(\d{1,12}) KiB$/m.exec(await this.#call(['dominfo', uuid]))?.[1]
+    return kib === undefined ? undefined : Number(kib) * KIB
   }
 
   /** Why a paused guest is, in libvirt's own words: `user`, `migrating`, `starting up`; undefined for one that is not. */

@@ -108,7 +108,7 @@ async function run(options: AnalyzeOptions, images: Images, signal: AbortSignal)
       `${before.path}: in place: expected an image of ${target.size} bytes, as ${name.path} has, found ${before.size}`,
     )
   }
-  const { stock, indexMs } = await fillStock(options, images, target, signal)
+  const { stock, indexMs } = await fillStock(options, images, target, before, signal)
   const sha256Rate = sha256BytesPerMs(options.sha256Ms ?? ANALYZE_SHA256_MS)
   const image = await SparseImage.of(target, signal)
   const device = new VerifyDevice(
@@ -119,7 +119,7 @@ async function run(options: AnalyzeOptions, images: Images, signal: AbortSignal)
     const result = await transfer({
       image,
       device: options.wrapDevice?.(device) ?? device,
-      sources: [new StockSource(stock, new Set())],
+      sources: [new StockSource(stock, new Set(before === undefined ? [] : [before.path]))],
       blockPlaces: [new StockBlocks(stock)],
       signal,
     })
@@ -139,7 +139,7 @@ async function run(options: AnalyzeOptions, images: Images, signal: AbortSignal)
     mbPerSecond: rounded(rate / 1000),
     sha256Ratio: rounded(rate / sha256Rate),
     verified: true,
-    haveImages: stock.images.length,
+    haveImages: stock.images.length - (before === undefined ? 0 : 1),
     indexSeconds: rounded(indexMs / 1000),
   }
 }
@@ -149,6 +149,7 @@ async function fillStock(
   options: AnalyzeOptions,
   images: Images,
   target: ExtentSource,
+  before: ExtentSource | undefined,
   signal: AbortSignal,
 ): Promise<{ stock: HaveStock; indexMs: number }> {
   const stock = new HaveStock({
@@ -156,6 +157,8 @@ async function fillStock(
     blockIndexBytesMax: BLOCK_INDEX_BYTES_MAX,
   })
   const startMs = performance.now()
+  // Also what is written over: of the old version files may lie elsewhere in the new one.
+  if (before !== undefined) await stock.add(before, signal)
   for (const source of await images.have(target)) await stock.add(source, signal)
   if (stock.refused > 0) {
     options.onNote?.(

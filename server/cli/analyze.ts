@@ -7,7 +7,7 @@ import { errorText, LostError, RefusedError, TimeoutError } from '../../lib/core
 import { type AnalyzeReport, analyze } from '../analyze/analyze.ts'
 import { SOURCE_NAMES } from '../report.ts'
 import type { GlobalOptions, Output } from './context.ts'
-import { bytesText, durationText, jsonLine, plainText, tableText } from './format.ts'
+import { bytesText, durationText, jsonLine, plainText, shareText, tableText } from './format.ts'
 import { SOURCE_WORDS } from './status.ts'
 
 export interface AnalyzeCommandOptions extends GlobalOptions {
@@ -74,9 +74,4 @@ export function analyzeText(report: AnalyzeReport): string {
     `${durationText(report.seconds * 1000)}, ${report.mbPerSecond.toFixed(0)} MB/s, ` +
       `${report.sha256Ratio.toFixed(2)} of SHA-256 on one thread; every byte was compared with the image`,
   ].join('\n')
-}
-
-/** With a tenth of a percent: what crosses the link may be very little. */
-function shareText(part: number, whole: number): string {
-  return whole <= 0 ? '-' : `${((part / whole) * 100).toFixed(1)} %`
 }

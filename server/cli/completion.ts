@@ -11,8 +11,8 @@ import { swamProgram } from './program.ts'
 export interface Completion {
   readonly commands: readonly string[]
   readonly options: readonly string[]
-  /** What its first argument is called. */
-  readonly argument: string
+  /** What its arguments are called. */
+  readonly arguments: readonly string[]
 }
 
 /** What the shell runs for the arguments of such a name. bash's compgen expands the words: a name may hold no shell. */
@@ -26,8 +26,8 @@ export function completionTable(): Map<string, Completion> {
   const table = new Map<string, Completion>()
   for (const { path, command, options } of commandsOf(root(), '', [])) {
     const commands = visibleCommands(command).map((inner) => inner.name())
-    const argument = command.registeredArguments[0]?.name() ?? ''
-    table.set(path, { commands, options: options.map(optionName), argument })
+    const names = command.registeredArguments.map((argument) => argument.name())
+    table.set(path, { commands, options: options.map(optionName), arguments: names })
   }
   return table
 }
@@ -39,10 +39,13 @@ export function bashCompletion(): string {
       options.filter((option) => option.required || option.optional).map(optionName),
     ),
   )
-  const cases = [...table].map(
-    ([path, { commands, options, argument }]) =>
-      `    '${path}') commands='${commands.join(' ')}' options='${options.join(' ')}' argument='${argument}' ;;`,
-  )
+  const cases = [...table].flatMap(([path, { commands, options, arguments: names }]) => {
+    const first = `    '${path}') commands='${commands.join(' ')}' options='${options.join(' ')}' argument='${names[0] ?? ''}' ;;`
+    // What was typed before it stands behind the command; the first case that fits counts.
+    const third = `    '${path} '*' '*) options='${options.join(' ')}' ;;`
+    const second = `    '${path} '*) options='${options.join(' ')}' argument='${names[1]}' ;;`
+    return names.length < 2 ? [first] : [first, third, second]
+  })
   const words = Object.entries(WORDS).map(
     ([name, command]) =>
       `  elif [[ $argument == ${name} ]]; then\n    mapfile -t COMPREPLY < <(compgen -W "$(${command})" -- "$current")`,

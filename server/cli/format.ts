@@ -41,6 +41,11 @@ export function percentText(part: number, whole: number): string {
   return `${Math.floor(Math.min(1, part / whole) * 100)} %`
 }
 
+/** With a tenth of a percent: what crosses the link may be very little. */
+export function shareText(part: number, whole: number): string {
+  return whole <= 0 ? '-' : `${((part / whole) * 100).toFixed(1)} %`
+}
+
 /** Local time to the second, `2026-01-31 12:00:00`. */
 export function timeText(wallMs: number): string {
   const date = new Date(wallMs)

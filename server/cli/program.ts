@@ -83,6 +83,7 @@ export function swamProgram(
       exitCode = await configCheckCommand(file, settings(command), output)
     })
   addAnalyzeCommand(program, output)
+  addEstimateCommand(program, output)
   addCatalogCommands(program, output, (code) => {
     exitCode = code
   })
@@ -124,6 +125,20 @@ function addAnalyzeCommand(program: Command, output: Output): void {
       // Loaded when it is called: the hook is the same program, and virsh waits for it.
       const { analyzeCommand } = await import('./analyze.ts')
       await analyzeCommand(file, command.optsWithGlobals<AnalyzeCommandOptions>(), output)
+    })
+}
+
+function addEstimateCommand(program: Command, output: Output): void {
+  program
+    .command('estimate')
+    .description(
+      'what migrating a running guest to a peer would send: bytes, time, and what the peer has already',
+    )
+    .argument('<guest>', 'its name or uuid')
+    .argument('<peer>', 'its name')
+    .action(async (guest: string, peer: string, _options, command: Command) => {
+      const { estimateCommand } = await import('./estimate.ts')
+      await estimateCommand(guest, peer, command.optsWithGlobals<GlobalOptions>(), output)
     })
 }
 

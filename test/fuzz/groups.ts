@@ -5,6 +5,7 @@ import { controlAnswer, controlRequest, params } from './targets/control.ts'
 import { doctorReport, hostSettings, peerAbout } from './targets/doctor.ts'
 import { diskReceiver } from './targets/engine-receiver.ts'
 import { diskSender } from './targets/engine-sender.ts'
+import { estimate } from './targets/estimate.ts'
 import { config, domainXml, history, procTables, running, toolOutput } from './targets/host.ts'
 import { imageMap } from './targets/image-map.ts'
 import { authorizedKeys, configText, joinFacts, joinLines } from './targets/join.ts'
@@ -20,5 +21,5 @@ export const GROUPS: Readonly<Record<string, readonly FuzzTarget[]>> = {
   'peer-frames': [peerHello, peerFrames, diskMessages, streamBlocks, joinLines, peerAbout],
   texts: [domainXml, config, history, procTables, toolOutput, params, imageMap],
   engine: [diskReceiver, diskSender],
-  sockets: [bundleTarget, peerListener, controlRequest, controlAnswer, linkTest],
+  sockets: [bundleTarget, peerListener, controlRequest, controlAnswer, linkTest, estimate],
 }

@@ -21,6 +21,7 @@ import { dial, inFolder, run, serving, withServer } from '../interop/nbd-peers.t
 import { random } from '../random.ts'
 import { corpusOf, saveSeed } from './corpus.ts'
 import { GROUPS } from './groups.ts'
+import { ESTIMATE_LINES } from './targets/estimate.ts'
 import { MAPPED, MAPPED_PATH } from './targets/image-map.ts'
 import { dialRequests } from './targets/nbd-client.ts'
 
@@ -310,6 +311,7 @@ function joining(): void {
     'answered',
     Buffer.from([...pings, '{}', 'right', 'data 1000', 'data 24', 'right'].join('\n')),
   )
+  save('estimate', 'asked', Buffer.from(ESTIMATE_LINES.join('\n')))
 }
 
 /** Maps of images as the scan writes them. */

@@ -218,6 +218,10 @@ export const toolOutput: FuzzTarget = {
     const domain = await libvirt.runningDomain(UUID).catch((error: unknown) => {
       if (!(error instanceof SwamError)) throw error
     })
+    const memory = await libvirt.memoryBytes(UUID)
+    assert.ok(memory === undefined || (Number.isSafeInteger(memory) && memory >= 0))
+    const uuid = await libvirt.uuidOf('web')
+    assert.ok(uuid === undefined || /^[0-9a-f-]{36}$/.test(uuid))
     for (const { capacity } of domain?.disks ?? []) {
       assert.ok(capacity === undefined || (capacity >= 0 && capacity <= IMAGE_BYTES_MAX))
     }

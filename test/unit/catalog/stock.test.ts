@@ -404,7 +404,6 @@ test('what holds most of what comes in is in the index, when not everything find
     shares().reduce((sum, one) => sum + one),
     2,
   )
-  for (const bytes of contents) assert.equal(await chunkShare(stock, bytes), 1)
 })
 
 test('an image whose chunks find no room is left out, and taken in when it is asked for', async (context) => {

@@ -73,4 +73,8 @@ test('guests that libvirt knows, peers of the config', () => {
   assert.ok(!existsSync(join(directory, 'caught')), "a guest's name was run")
   assert.deepEqual(offered('peer', 'test', ''), ['fra1'])
   assert.deepEqual(offered('peer', 'remove', 'x'), [])
+  assert.deepEqual(offered('estimate', ''), ['vm1', 'web'])
+  assert.deepEqual(offered('estimate', 'web', ''), ['fra1'])
+  assert.deepEqual(offered('estimate', 'web', 'fra1', ''), [])
+  assert.deepEqual(offered('estimate', 'web', '--j'), ['--json'])
 })

@@ -8,6 +8,7 @@ import {
   ARRIVAL_WAIT_MS,
   BREAK_MS,
   BUNDLES_MAX,
+  CHUNK_BLOCKS_MAX,
   CHUNK_BYTES_MAX,
   CHUNK_BYTES_MIN,
   COMMAND_OUTPUT_BYTES_MAX,
@@ -16,6 +17,7 @@ import {
   DESCRIBE_CHUNKS_MAX,
   DOMAIN_XML_BYTES_MAX,
   FRAME_PAYLOAD_BYTES_MAX,
+  GUEST_DISKS_MAX,
   HOOK_DEADLINE_MS_MAX,
   HOOK_LATER_DEADLINE_MS,
   HOOK_REQUEST_BYTES_MAX,
@@ -47,6 +49,13 @@ import {
   WATCHDOG_STALL_MS,
   WATCHDOG_TURN_MS,
 } from '../../../lib/core/limits.ts'
+import {
+  ESTIMATE_BLOCKS_MAX,
+  ESTIMATE_CALL_BLOCKS_MAX,
+  ESTIMATE_CALL_CHUNKS_MAX,
+  ESTIMATE_CALL_MS,
+  ESTIMATE_SCAN_WAIT_MS,
+} from '../../../lib/core/limits-estimate.ts'
 import { BLOCK_BYTES } from '../../../lib/core/units.ts'
 
 test('limits that depend on each other fit', () => {
@@ -99,4 +108,13 @@ test('limits that depend on each other fit', () => {
   )
   assert(ARRIVAL_KEPT_BYTES_MAX >= 4 * LITERAL_BYTES_MAX, 'the largest literals do not drive out each other')
   assert(LITERAL_BYTES_MAX >= CHUNK_BYTES_MAX, 'the largest chunk fits into one LITERAL')
+  const base64 = 4 / 3
+  assert(ESTIMATE_CALL_CHUNKS_MAX * 17 * base64 < RPC_BYTES_MAX - 4096, 'a batch of chunks fits into a call')
+  assert(ESTIMATE_CALL_BLOCKS_MAX * 15 * base64 < RPC_BYTES_MAX - 4096, 'a batch of blocks fits into a call')
+  assert(ESTIMATE_CALL_BLOCKS_MAX >= 32 * CHUNK_BLOCKS_MAX, 'a group of chunks fits into one call')
+  assert(
+    ESTIMATE_BLOCKS_MAX >= GUEST_DISKS_MAX * 32 * CHUNK_BLOCKS_MAX,
+    'of each disk of a guest a group of chunks can be looked at',
+  )
+  assert(ESTIMATE_SCAN_WAIT_MS * 2 < ESTIMATE_CALL_MS, 'whoever begins hears of it in time')
 })

@@ -1,5 +1,5 @@
 /**
- * docs/limits.md is lib/core/limits.ts as tables: same names, values and reasons, in the same order. Where they differ,
+ * docs/limits.md is lib/core/limits.ts and limits-estimate.ts as tables: same names, values and reasons, in the same order. Where they differ,
  * `SWAM_WRITE_DOCS=1 bin/node --test test/unit/config/limits.test.ts` writes the document anew.
  */
 import assert from 'node:assert/strict'
@@ -7,15 +7,18 @@ import { execFileSync } from 'node:child_process'
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { test } from 'node:test'
 import * as limits from '../../../lib/core/limits.ts'
+import * as estimateLimits from '../../../lib/core/limits-estimate.ts'
 import { bytesText, durationText } from '../../../server/cli/format.ts'
 
-const SOURCE = new URL('../../../lib/core/limits.ts', import.meta.url)
+const SOURCES = ['lib/core/limits.ts', 'lib/core/limits-estimate.ts']
+const ROOT = new URL('../../../', import.meta.url)
+const VALUES: Readonly<Record<string, number>> = { ...limits, ...estimateLimits }
 const DOCUMENT = new URL('../../../docs/limits.md', import.meta.url)
 
 const HEAD = `# Limits
 
 Every limit that guards memory, disk and waiting of a host against peers, guests, libvirt and configuration. The numbers
-live in lib/core/limits.ts; the tables are made from it (a test compares them, another one holds how they depend on each other). What the administrator sets (window, index, rate, deadline of the hook) is in config/swam.example.toml.
+live in lib/core/limits.ts and limits-estimate.ts; the tables are made from it (a test compares them, another one holds how they depend on each other). What the administrator sets (window, index, rate, deadline of the hook) is in config/swam.example.toml.
 
 ## Memory of swamd as a whole
 
@@ -37,6 +40,7 @@ held below 1.5 GiB in those of eight (test/long/swam-resources.test.ts). What it
 | index of images | indexMiB, and 256 MiB for their blocks |
 | places of what a session delivered | 100 bytes for each 32 KiB of a disk, 100 MiB a disk; of its blocks 16 MiB a disk |
 | streams of literals | 10 MiB a disk that is sent, 7 MiB a disk that is received |
+| an estimate of this host's (one at a time): thread, chunks that are known to be there twice, chunks that are looked at closely | 80 MiB |
 | bookkeeping of chunks under way | 3 MiB for sending a disk, 32 MiB for receiving it |
 
 windowMiB is the lever: on a host with little memory 64 is enough for a link of 1 Gbit/s.
@@ -68,10 +72,10 @@ function valueText(name: string, value: number): string {
   return value.toLocaleString('en')
 }
 
-const found: readonly Limit[] = limitsOf(readFileSync(SOURCE, 'utf8'))
+const found: readonly Limit[] = SOURCES.flatMap((path) => limitsOf(readFileSync(new URL(path, ROOT), 'utf8')))
 
 test('each limit has a unit in its name or is a count, and a reason', () => {
-  assert.deepEqual(new Set(found.map((limit) => limit.name)), new Set(Object.keys(limits)))
+  assert.deepEqual(new Set(found.map((limit) => limit.name)), new Set(Object.keys(VALUES)))
   for (const { section, name, reason } of found) {
     assert.match(name, /_MAX$|_MS(_MIN)?$|_BYTES(_MIN)?$|_FRAMES$/, name)
     assert.ok(reason.length > 20, `${name}: expected a reason`)
@@ -80,13 +84,12 @@ test('each limit has a unit in its name or is a count, and a reason', () => {
 })
 
 test('docs/limits.md is up to date', () => {
-  const values = limits as unknown as Readonly<Record<string, number>>
   let text = HEAD
   let section = ''
   for (const limit of found) {
     if (limit.section !== section) text += `\n## ${limit.section}\n\n| limit | value | why |\n|---|---|---|\n`
     section = limit.section
-    text += `| ${limit.name} | ${valueText(limit.name, values[limit.name]!)} | ${limit.reason} |\n`
+    text += `| ${limit.name} | ${valueText(limit.name, VALUES[limit.name]!)} | ${limit.reason} |\n`
   }
   const whole = readFileSync(DOCUMENT, 'utf8')
   // What follows is written by hand.
@@ -117,16 +120,13 @@ const NO_LIMIT = new Set([
 ])
 
 test('no limit stands elsewhere', () => {
-  const root = new URL('../../../', import.meta.url)
   const paths = execFileSync('git', ['ls-files', 'lib', 'server', 'config', 'hooks'], {
-    cwd: root,
+    cwd: ROOT,
     encoding: 'utf8',
   })
   const elsewhere = new Set<string>()
-  for (const path of paths
-    .split('\n')
-    .filter((name) => name.endsWith('.ts') && name !== 'lib/core/limits.ts')) {
-    const text = existsSync(new URL(path, root)) ? readFileSync(new URL(path, root), 'utf8') : ''
+  for (const path of paths.split('\n').filter((name) => name.endsWith('.ts') && !SOURCES.includes(name))) {
+    const text = existsSync(new URL(path, ROOT)) ? readFileSync(new URL(path, ROOT), 'utf8') : ''
     for (const match of text.matchAll(LIMIT)) elsewhere.add(`${path} ${match[1]}`)
   }
   assert.deepEqual(

@@ -87,6 +87,7 @@ async function source(context: TestContext, clock?: Clock, farLives: () => FarLi
     slabs: new SlabPool({ bytesMax: MIB }),
     describe: async () => [],
     farLives: async () => farLives(),
+    estimates: { handlers: () => ({}) },
   })
   place.ends.push(() => Promise.all(side.migrations.map((migration) => migration.abort('over'))))
   /** A bundle that the peer dialed; what the far end of the pair is called is what swam-peer says. */
@@ -274,5 +275,36 @@ test('a guest that two peers say they run is taken from neither', async (context
       assert.match(answer.message, /ams1 and fra1 all say that they run this guest/)
       assert.deepEqual(armed, [], lines.join(''))
     }
+  }
+})
+
+test('what is received is known to who asks, and images stay open while somebody else needs them', async (context) => {
+  const { site, directory, ends } = await start(context)
+  const stock = new ImageStock({ indexBytesMax: MIB, blockIndexBytesMax: MIB, imagesMax: 1 })
+  ends.push(() => stock.close())
+  const rested: boolean[] = []
+  Object.assign(stock, { rest: async (unused: () => boolean) => void rested.push(unused()) })
+  const peer = {
+    config: { name: 'ams1' },
+    dial: async (kind: 'disk' | 'ram', migrationId: string) => {
+      const { near, cut } = await bundlePair({ kind, migrationId })
+      ends.push(cut)
+      return near
+    },
+    call: async (method: string) => (method === 'locate' ? { found: true, name: 'vm', disks: [] } : {}),
+  } as unknown as Peer
+  let needed = true
+  const side = new TargetSide(site, [peer], stock, images(directory, site), () => needed)
+  const source = join(directory, 'vm.raw')
+  const disk = `<disk type='file'><source file='${source}'/><target dev='vda'/></disk>`
+  const guest = xml(UUID).replace('<devices/>', `<devices>${disk}</devices>`)
+  for (const expected of [false, true]) {
+    await side.hook({ guest: 'vm', op: 'migrate', sub: 'begin', xml: guest })
+    assert.deepEqual([...side.receiving], [source])
+    await side.migrations[0]!.abort('over')
+    await until('the migration to end', 10_000, async () => (side.migrations.length === 0 ? true : undefined))
+    assert.deepEqual([...side.receiving], [])
+    assert.equal(rested.at(-1), expected)
+    needed = false
   }
 })
