@@ -208,7 +208,7 @@ test('an end that does not know surveys is spoken to without them', async () => 
 })
 
 for (const minimum of [1, 512, 4096]) {
-  for (let seed = 1; seed <= 3; seed++) {
+  for (let seed = 1; seed <= 2; seed++) {
     test(`I1: the same holds where most of it is in place (block ${minimum}, seed ${seed})`, async () => {
       const next = random(seed * 97 + minimum)
       const contents = noise(40 * MIB, seed)
