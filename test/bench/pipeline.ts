@@ -13,6 +13,7 @@ import { sha256 } from '../../lib/chunk/digest.ts'
 import { SlabPool } from '../../lib/chunk/slab.ts'
 import { ByteBudget } from '../../lib/core/byte-budget.ts'
 import { MIGRATION_DRAIN_MS, UNDETERMINED_BYTES_MAX } from '../../lib/core/limits.ts'
+import { LoopWatch } from '../../lib/core/loop-watch.ts'
 import { KIB, MIB } from '../../lib/core/units.ts'
 import { DiskAccount } from '../../lib/engine/account.ts'
 import { DiskLink } from '../../lib/engine/link.ts'
@@ -42,6 +43,8 @@ export type Pipeline = Record<Figure, number> & {
   readonly tools: Readonly<Record<string, string>>
   /** The event loop's longest delay in each run of ours, ms. */
   readonly loopDelayMs: Readonly<Record<string, readonly number[]>>
+  /** The same as far as this thread was computing in it: two processors are shared with the threads that pack and digest. */
+  readonly loopBusyMs: Readonly<Record<string, readonly number[]>>
   readonly samples: Readonly<Record<Figure, readonly number[]>>
 }
 
@@ -58,7 +61,13 @@ export async function run(): Promise<Pipeline> {
     Figure,
     number[]
   >
-  const loopDelayMs = Object.fromEntries([...SIDES, 'receiver'].map((name) => [name, [] as number[]]))
+  const empty = (): Record<string, number[]> =>
+    Object.fromEntries([...SIDES, 'receiver'].map((name) => [name, [] as number[]]))
+  const [loopDelayMs, loopBusyMs] = [empty(), empty()]
+  const noteTurns = (name: string, { delayMs, busyMs }: { delayMs: number; busyMs: number }): void => {
+    loopDelayMs[name]!.push(delayMs)
+    loopBusyMs[name]!.push(busyMs)
+  }
   const note = (name: Figure, elapsedMs: number): void => {
     const rate = Math.round(image.dataBytes / elapsedMs / 100) / 10
     samples[name].push(rate)
@@ -68,14 +77,14 @@ export async function run(): Promise<Pipeline> {
     for (let round = 0; round < ROUNDS; round++) {
       note('sha256', sha256Ms(image))
       for (const side of SIDES) {
-        const { elapsedMs, delayMs, far } = await send(image, side)
-        note(side, elapsedMs)
-        loopDelayMs[side]!.push(delayMs)
+        const { far, ...sent } = await send(image, side)
+        note(side, sent.elapsedMs)
+        noteTurns(side, sent)
         await far.verify(image.size, (offset, length) => image.read(offset, length))
         if (side !== 'unknown') continue
         const received = await receive(image, far.messages)
         note('receiver', received.elapsedMs)
-        loopDelayMs['receiver']!.push(received.delayMs)
+        noteTurns('receiver', received)
       }
       for (const name of TOOLS) note(name, await storeMs(name, join(folder, `${name}-${round}`), target))
     }
@@ -95,6 +104,7 @@ export async function run(): Promise<Pipeline> {
     tools,
     ...medians,
     loopDelayMs,
+    loopBusyMs,
     samples,
   }
 }
@@ -102,11 +112,13 @@ export async function run(): Promise<Pipeline> {
 export function table(result: Pipeline): string {
   const rows = FIGURES.map((name) => {
     const spread = result.samples[name].map((rate) => rate.toFixed(0)).join(' ')
-    const delays = result.loopDelayMs[name]?.map((ms) => ms.toFixed(0)).join(' ') ?? ''
-    const cells = [result[name].toFixed(1), (result[name] / result.sha256).toFixed(3), spread, delays]
+    const turns = [result.loopDelayMs, result.loopBusyMs].map(
+      (of) => of[name]?.map((ms) => ms.toFixed(0)).join(' ') ?? '',
+    )
+    const cells = [result[name].toFixed(1), (result[name] / result.sha256).toFixed(3), spread, ...turns]
     return [name.padEnd(12), ...cells.map((cell) => cell.padStart(20))].join('')
   })
-  const head = ['MB/s', 'median', 'of sha256', 'samples', 'longest turn, ms']
+  const head = ['MB/s', 'median', 'of sha256', 'samples', 'longest turn, ms', 'of it computing']
   return [
     `pipeline, ${result.startedAt}, commit ${result.commit}, ${(result.dataBytes / 1e6).toFixed(1)} MB of data`,
     head.map((cell, index) => (index === 0 ? cell.padEnd(12) : cell.padStart(20))).join(''),
@@ -131,21 +143,27 @@ function sha256Ms(image: MemoryImage): number {
   return (elapsedMs * image.dataBytes) / bytes
 }
 
-async function timed<T>(work: () => Promise<T>): Promise<{ elapsedMs: number; delayMs: number; value: T }> {
+interface Turns {
+  readonly elapsedMs: number
+  readonly delayMs: number
+  readonly busyMs: number
+}
+
+async function timed<T>(work: () => Promise<T>): Promise<Turns & { value: T }> {
   const delay = monitorEventLoopDelay({ resolution: 1 })
+  const watch = new LoopWatch()
   delay.enable()
+  watch.start()
   const started = performance.now()
   const value = await work()
   const elapsedMs = performance.now() - started
   delay.disable()
-  return { elapsedMs, delayMs: delay.max / 1e6, value }
+  watch.stop()
+  return { elapsedMs, delayMs: delay.max / 1e6, busyMs: watch.report().busyMaxMs, value }
 }
 
 /** As swamd has it: one worker, 256 MiB on their way. */
-async function send(
-  image: MemoryImage,
-  side: Knowledge,
-): Promise<{ elapsedMs: number; delayMs: number; far: FarEnd }> {
+async function send(image: MemoryImage, side: Knowledge): Promise<Turns & { far: FarEnd }> {
   await using describer = new Describer({ workers: 1 })
   const far = new FarEnd(side)
   const sender = new DiskSender({
@@ -161,7 +179,7 @@ async function send(
     bulkOnly: true,
   })
   await sender.open(0, '')
-  const { elapsedMs, delayMs } = await timed(async () => {
+  const { value: _, ...turns } = await timed(async () => {
     let at = 0
     for (const [offset, page] of image.pages) {
       if (offset > at) await sender.writeZeroes(at, offset - at)
@@ -172,14 +190,11 @@ async function send(
     await sender.flush()
   })
   await sender.close()
-  return { elapsedMs, delayMs, far }
+  return { ...turns, far }
 }
 
 /** Says to a receiver with an empty disk and no images what a sender said, and gives it each chunk that it wants. */
-async function receive(
-  image: MemoryImage,
-  messages: readonly DiskMessage[],
-): Promise<{ elapsedMs: number; delayMs: number }> {
+async function receive(image: MemoryImage, messages: readonly DiskMessage[]): Promise<Turns> {
   const arrived = new MemoryImage(image.size)
   const near = await NearEnd.of(messages, (offset, length) => image.read(offset, length))
   const receiver = new DiskReceiver({
@@ -193,9 +208,9 @@ async function receive(
     sessionEntriesMax: 1_000_000,
   })
   await receiver.scanTarget()
-  const { elapsedMs, delayMs } = await timed(async () => await near.say())
+  const { value: _, ...turns } = await timed(async () => await near.say())
   if (!arrived.equals(image)) throw new Error('bench: what the receiver wrote is not the image')
-  return { elapsedMs, delayMs }
+  return turns
 }
 
 function deviceOf(image: MemoryImage): BlockDevice {
