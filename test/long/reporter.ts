@@ -5,8 +5,10 @@
  */
 import { relative } from 'node:path'
 import type { TestEvent } from 'node:test/reporters'
+import { setTimeout as sleep } from 'node:timers/promises'
 
-const WHY_CHARACTERS_MAX = 400
+const WHY_CHARACTERS_MAX = 2000
+const QUIET_MS = 500
 /** node's own last lines look like what the last test said. */
 const TOTALS = /^(tests|suites|pass|fail|cancelled|skipped|todo|duration_ms) [\d.]+$/
 
@@ -37,7 +39,13 @@ export default async function* lines(source: AsyncIterable<TestEvent>): AsyncGen
     ended = undefined
     return `${JSON.stringify({ file, name, ok, ms, said } satisfies Ended)}\n`
   }
-  for await (const event of source) {
+  const events = source[Symbol.asyncIterator]()
+  for (;;) {
+    const next = events.next()
+    // What a test said comes at once with its end; the next one may take an hour.
+    if (ended !== undefined && (await Promise.race([next, sleep(QUIET_MS)])) === undefined) yield told()
+    const { value: event, done } = await next
+    if (done === true) break
     if (event.type === 'test:start') {
       yield told()
       above.length = event.data.nesting
