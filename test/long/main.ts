@@ -115,6 +115,8 @@ const passed = await Promise.all([
   (async () => [await runPart(lab), await runPart(resources)].every(Boolean))(),
 ])
 clearInterval(interim)
-await write(positionals.length > 0 ? `Only ${positionals.join(', ')}` : 'Whole')
+const what = positionals.length > 0 ? `Only ${positionals.join(', ')}` : 'Whole'
+// A test that was ended from outside is in no list.
+await write(passed.every(Boolean) ? what : `${what}, **not green, or cut short**`)
 console.log(`${OUT}/test-long.md`)
 process.exitCode = passed.every(Boolean) ? 0 : 1
