@@ -70,6 +70,10 @@ export class Peer {
     this.#own = own
   }
 
+  get connected(): boolean {
+    return this.#rpc !== undefined
+  }
+
   /** Dials, and goes on dialing. */
   start(): void {
     void this.#connect().catch(() => undefined)

@@ -16,6 +16,7 @@ import {
   GUEST_DISKS_MAX,
   GUEST_PORTS_MAX,
   HOOK_REQUEST_BYTES_MAX,
+  LOCATE_ABSENT_MS,
   LOCATE_MS,
   MIGRATIONS_MAX,
 } from '../lib/core/limits.ts'
@@ -227,9 +228,11 @@ export class TargetSide {
     const claims: string[] = []
     const asked = this.#peers.map(async (peer) => {
       const { name } = peer.config
-      const answer = await peer.call('locate', { uuid }, LOCATE_MS).catch((error: unknown) => {
-        throw new RefusedError(`${name}: ${errorText(error)}`, { cause: error })
-      })
+      const answer = await peer
+        .call('locate', { uuid }, peer.connected === false ? LOCATE_ABSENT_MS : LOCATE_MS)
+        .catch((error: unknown) => {
+          throw new RefusedError(`${name}: ${errorText(error)}`, { cause: error })
+        })
       const source = locatedDomain(new Params('locate', answer), uuid)
       if (source === undefined) throw new RefusedError(`${name} does not run it`)
       claims.push(peer.config.name)

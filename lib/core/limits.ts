@@ -55,8 +55,8 @@ export const LIBVIRT_DISK_CALLS_MAX: number = 4
 export const COMMANDS_AT_ONCE_MAX: number = 8
 /** Calls of one program that wait for their turn; further ones are refused at once. */
 export const COMMANDS_WAITING_MAX: number = 256
-/** One virsh call. It takes 20 to 30 ms; on a busy libvirtd seconds. Several fit into the hook's deadline. */
-export const VIRSH_DEADLINE_MS: number = 4_000
+/** One virsh call. It takes 20 to 30 ms; seconds on a busy host that starts eight guests. Two fit into the hook's deadline. */
+export const VIRSH_DEADLINE_MS: number = 8_000
 /** One nft call. It takes 5 ms; it waits when somebody else holds the kernel's lock. Must end well before an element expires. */
 export const NFT_DEADLINE_MS: number = 2_000
 /** One `ss` call: it only counts bytes for the report. */
@@ -280,8 +280,10 @@ export const PEER_CONTROL_BUNDLES_MAX: number = 2
 export const RPC_TIMEOUT_MS: number = 10_000
 /** A call to a peer within a migration. Shorter than RPC_TIMEOUT_MS, so that the hook's deadline holds several. */
 export const PEER_CALL_MS: number = 8_000
-/** Asking all peers who runs a guest, at `migrate begin`: virsh waits for it. */
-export const LOCATE_MS: number = 6_000
+/** Asking all peers who runs a guest, at `migrate begin`: virsh waits for it. One slow call of virsh there fits. */
+export const LOCATE_MS: number = 10_000
+/** The same of a peer that is not connected: it may just have come back, and a migration that is none of its own waits for it. */
+export const LOCATE_ABSENT_MS: number = 4_000
 /** How long the source believes what it told a peer of a guest, but for whether it runs: the announcement follows at once. */
 export const LOCATED_MS: number = 30_000
 /** What one stream may send beyond what its far end has read. RAM at 200 ms and 160 Mbit/s. */
