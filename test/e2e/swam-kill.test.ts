@@ -23,7 +23,6 @@ import { startBoth, swamLab } from './swam-lab.ts'
 const ROWS: readonly (Row & { readonly thenDirect?: boolean })[] = [
   { side: 'source', moment: 'bulk', signal: 'SIGKILL', thenDirect: true },
   { side: 'far', moment: 'ready', signal: 'SIGKILL', thenDirect: true },
-  { side: 'source', moment: 'bulk', signal: 'SIGTERM' },
   { side: 'source', moment: 'flush', signal: 'SIGKILL' },
   { side: 'source', moment: 'announced', signal: 'SIGKILL' },
   { side: 'far', moment: 'bulk', signal: 'SIGSTOP' },

@@ -13,6 +13,7 @@ const EVERY: readonly Row[] = MOMENTS.flatMap((moment) =>
 const ROWS: readonly Row[] = [
   ...EVERY,
   { side: 'source', moment: 'announced', signal: 'SIGKILL', imageMade: true },
+  { side: 'source', moment: 'bulk', signal: 'SIGTERM' },
   { side: 'far', moment: 'ready', signal: 'SIGTERM' },
 ]
 

@@ -5,8 +5,6 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { wireKey } from '../../server/migration/record.ts'
-import type { HostName } from '../lab/state.ts'
-import type { TinyGuest } from '../lab/tiny.ts'
 import {
   assertDone,
   assertNear,
@@ -20,7 +18,9 @@ import {
   startBoth,
   swamLab,
   wire,
-} from './swam-lab.ts'
+} from '../e2e/swam-lab.ts'
+import type { HostName } from '../lab/state.ts'
+import type { TinyGuest } from '../lab/tiny.ts'
 
 test('two guests at once, one in each direction', { timeout: 300_000 }, async () => {
   await using lab = await swamLab('two')
