@@ -45,8 +45,8 @@ export class CatalogTender {
     const { stock, images, scanMiBps, busy, log } = this.#options
     try {
       await images.ask()
-      const files = await images.list()
-      if (!this.#closed && scanMiBps > 0) await stock.tend(files, { busy, bytesPerSecond: scanMiBps * MIB })
+      if (!this.#closed && scanMiBps > 0)
+        await stock.tend(() => images.list(), { busy, bytesPerSecond: scanMiBps * MIB })
     } catch (error) {
       if (!this.#closed) log.warn({ error }, 'the catalog of the images here could not be kept')
     }

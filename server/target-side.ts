@@ -186,9 +186,8 @@ export class TargetSide {
     this.#site.begun(migration.record)
     await writeFile(this.#marker(domain.name), `${id}\n`)
     // Nobody waits for the index: what is not in it yet is asked as a literal.
-    void this.#images
-      .list()
-      .then((files) => this.#stock.refresh(files, this.receiving))
+    void this.#stock
+      .refresh(() => this.#images.list(), this.receiving)
       .catch((error: unknown) => this.#site.log.warn({ error }, 'the images here could not be listed'))
     const { create, problem } = await this.#missingImages(domain, source)
     if (problem !== undefined) {

@@ -61,6 +61,9 @@ export interface StockOptions {
   readonly onIndexed?: (image: IndexedImage) => void
 }
 
+/** What lies here now. An older list must not come after a newer one: what it lacks is forgotten. */
+export type ListImages = () => Promise<readonly ImageFile[]>
+
 /** What `tend` is to do. */
 export interface TendOptions {
   /** Images that are being written by a migration now. */
@@ -200,11 +203,11 @@ export class ImageStock {
   // ---- when migrations come and go ---------------------------------------------------------------------------
 
   /**
-   * Takes in these images, apart from the contents of `busy` (which are being received): of those only what a map says. Resolves
-   * when the scans have begun; their end is not waited for.
+   * Takes in the images that `list` gives when its turn comes, apart from the contents of `busy` (which are being received): of
+   * those only what a map says. Resolves when the scans have begun; their end is not waited for.
    */
-  async refresh(files: readonly ImageFile[], busy: ReadonlySet<string>): Promise<void> {
-    await this.#inTurn(() => this.#refresh(files, busy))
+  async refresh(list: ListImages, busy: ReadonlySet<string>): Promise<void> {
+    await this.#inTurn(async () => await this.#refresh(await list(), busy))
   }
 
   /** One at a time: of two migrations that begin at once, each would take what the other one found for gone. */
@@ -258,8 +261,12 @@ export class ImageStock {
    * Makes the maps that are missing, or old although their image is at rest or they are very old, one after the other. Resolves
    * when that is done.
    */
-  async tend(files: readonly ImageFile[], options: TendOptions): Promise<void> {
-    await this.#inTurn(() => this.#list(files))
+  async tend(list: ListImages, options: TendOptions): Promise<void> {
+    let files: readonly ImageFile[] = []
+    await this.#inTurn(async () => {
+      files = await list()
+      await this.#list(files)
+    })
     for (const { path } of files) {
       const known = this.#known.get(path)
       if (this.#closed || known === undefined || options.busy().has(path)) continue

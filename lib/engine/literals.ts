@@ -14,7 +14,7 @@ import { LiteralPacker } from './literal-stream.ts'
 import type { ChunkRecord } from './sender-parts.ts'
 
 /** A frame of about 100 KiB compressed: acknowledged often enough for the pacing. */
-const LITERAL_TARGET_BYTES = 192 * KIB
+export const LITERAL_TARGET_BYTES: number = 192 * KIB
 const FINAL_STREAMS: readonly LiteralCodec[] = ['final']
 const BULK_STREAMS: readonly LiteralCodec[] = ['bulk', 'bulk2']
 /** One that is packed and one that is ready: packing takes about as long as a turn of the event loop may. */

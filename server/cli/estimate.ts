@@ -1,6 +1,5 @@
 /** `swam estimate GUEST PEER`: the words; the daemon here and the one there do the work (server/estimate/). */
-import { GUEST_NAME_BYTES_MAX, LINK_TEST_MS } from '../../lib/core/limits.ts'
-import { ESTIMATE_MS } from '../../lib/core/limits-estimate.ts'
+import { ESTIMATE_MS, GUEST_NAME_BYTES_MAX, LINK_TEST_MS } from '../../lib/core/limits.ts'
 import { isGuestName } from '../../lib/host/domain-xml.ts'
 import type { DiskEstimate, EstimateReport } from '../estimate/estimate.ts'
 import { SOURCE_NAMES } from '../report.ts'

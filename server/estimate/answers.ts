@@ -8,9 +8,8 @@
 import { realpath } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
 import type { Config } from '../../config/schema.ts'
-import type { ImageFile } from '../../lib/catalog/image-files.ts'
+import type { ListImages } from '../../lib/catalog/stock.ts'
 import { ProtocolError, RefusedError } from '../../lib/core/errors.ts'
-import { GUEST_DISKS_MAX, PATH_BYTES_MAX, RPC_BYTES_MAX } from '../../lib/core/limits.ts'
 import {
   ESTIMATE_BLOCKS_MAX,
   ESTIMATE_CHUNKS_MAX,
@@ -20,7 +19,10 @@ import {
   ESTIMATE_STARTS_MAX,
   ESTIMATE_STARTS_MS,
   ESTIMATES_MAX,
-} from '../../lib/core/limits-estimate.ts'
+  GUEST_DISKS_MAX,
+  PATH_BYTES_MAX,
+  RPC_BYTES_MAX,
+} from '../../lib/core/limits.ts'
 import { HINT_BYTES } from '../../lib/core/units.ts'
 import { blockBits, setBlock } from '../../lib/engine/chunk-blocks.ts'
 import type { Bundle } from '../../lib/peer/bundle.ts'
@@ -45,7 +47,7 @@ export interface EstimateStock {
     hints: Buffer,
     hintOffset: number,
   ): readonly { readonly image: number; readonly offset: number }[]
-  refresh(files: readonly ImageFile[], busy: ReadonlySet<string>): Promise<void>
+  refresh(list: ListImages, busy: ReadonlySet<string>): Promise<void>
   rest(unused: () => boolean): Promise<void>
 }
 
@@ -53,7 +55,7 @@ export interface EstimateAnswersOptions {
   readonly config: Pick<Config, 'images' | 'share'>
   readonly stock: EstimateStock
   /** Those of this host, as they are now. */
-  readonly images: () => Promise<readonly ImageFile[]>
+  readonly images: ListImages
   /** Images that are being received. */
   readonly receiving: () => ReadonlySet<string>
   /** An estimate cannot close its images, or its maps cannot be listed. */
@@ -118,7 +120,7 @@ export class EstimateAnswers {
       const targets = await this.#placesOf(paths)
       const shared = config.share === 'none' ? new Set<string>() : await this.#shared()
       if (config.share !== 'none') {
-        await stock.refresh(await images(), receiving())
+        await stock.refresh(images, receiving())
         await this.#known(bundle)
       }
       if (bundle.ended) throw new RefusedError('estimate: nobody waits for it')

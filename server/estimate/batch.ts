@@ -8,8 +8,13 @@
  * Whatever decodes throws ProtocolError, before it allocates more than the text has.
  */
 import { ProtocolError } from '../../lib/core/errors.ts'
-import { CHUNK_BLOCKS_MAX, CHUNK_BYTES_MAX, IMAGE_BYTES_MAX } from '../../lib/core/limits.ts'
-import { ESTIMATE_CALL_BLOCKS_MAX, ESTIMATE_CALL_CHUNKS_MAX } from '../../lib/core/limits-estimate.ts'
+import {
+  CHUNK_BLOCKS_MAX,
+  CHUNK_BYTES_MAX,
+  ESTIMATE_CALL_BLOCKS_MAX,
+  ESTIMATE_CALL_CHUNKS_MAX,
+  IMAGE_BYTES_MAX,
+} from '../../lib/core/limits.ts'
 import { BLOCK_BYTES, HINT_BYTES } from '../../lib/core/units.ts'
 
 /** Nowhere here; in another image; where it belongs. */

@@ -2,8 +2,7 @@
  * Some neighbouring chunks of a disk, flat, as they cross from the thread that reads the disk's map: keys (the first 8 bytes of
  * each digest), places, and the hints of the blocks that each chunk lies in, block 0 being the one in which it begins.
  */
-import { CHUNK_BLOCKS_MAX } from '../../lib/core/limits.ts'
-import { ESTIMATE_CALL_CHUNKS_MAX } from '../../lib/core/limits-estimate.ts'
+import { CHUNK_BLOCKS_MAX, ESTIMATE_CALL_CHUNKS_MAX } from '../../lib/core/limits.ts'
 import { alignDown, BLOCK_BYTES, HINT_BYTES } from '../../lib/core/units.ts'
 import { blockCount } from '../../lib/engine/chunk-blocks.ts'
 

@@ -6,21 +6,22 @@
  * It asks a daemon that may lie: whatever that says only changes the figures.
  */
 import { ImageSource } from '../../lib/catalog/image-files.ts'
-import { RPC_BYTES_MAX } from '../../lib/core/limits.ts'
 import {
   ESTIMATE_CALL_BLOCKS_MAX,
   ESTIMATE_CALL_MS,
   ESTIMATE_CALLS_AT_ONCE_MAX,
-} from '../../lib/core/limits-estimate.ts'
+  RPC_BYTES_MAX,
+} from '../../lib/core/limits.ts'
 import { alignDown, BLOCK_BYTES, HINT_BYTES } from '../../lib/core/units.ts'
 import { blockBits, blockCount, hasBlock, partOf, partsOf, setBlock } from '../../lib/engine/chunk-blocks.ts'
 import { LiteralPacker } from '../../lib/engine/literal-stream.ts'
+import { LITERAL_TARGET_BYTES } from '../../lib/engine/literals.ts'
 import { Params } from '../params.ts'
 import { decodeBits, decodeStates, encodeBlocks, encodeChunks } from './batch.ts'
 import { mapOfDisk } from './disk-map.ts'
 import { chunkOf, type DiskPiece } from './disk-piece.ts'
 import { GROUP_CHUNKS, Spread, someGroups, type Thinning } from './spread.ts'
-import { type DiskFigures, fateOf, figuresOf, LITERAL_BYTES, type Sampled, Tally } from './tally.ts'
+import { type DiskFigures, fateOf, figuresOf, type Sampled, Tally } from './tally.ts'
 
 export type AskPeer = (method: string, params: object, timeoutMs: number) => Promise<unknown>
 
@@ -266,7 +267,7 @@ async function packedRatio(
         gathered.push(await source.read(chunk.start + from, to - from))
         gatheredBytes += to - from
       }
-      if (gatheredBytes >= LITERAL_BYTES) await pack()
+      if (gatheredBytes >= LITERAL_TARGET_BYTES) await pack()
     }
     await pack()
   } finally {

@@ -10,15 +10,16 @@ import { join } from 'node:path'
 import type { Config } from '../../config/schema.ts'
 import { listImages } from '../../lib/catalog/image-files.ts'
 import { RefusedError, SwamError, TimeoutError } from '../../lib/core/errors.ts'
-import { CHUNK_BLOCKS_MAX, GUEST_DISKS_MAX } from '../../lib/core/limits.ts'
 import {
+  CHUNK_BLOCKS_MAX,
   ESTIMATE_BLOCKS_MAX,
   ESTIMATE_CALL_MS,
   ESTIMATE_CHUNKS_MAX,
   ESTIMATE_MS,
   ESTIMATE_SAMPLE_BYTES_MAX,
   ESTIMATE_SAMPLE_CHUNKS_MAX,
-} from '../../lib/core/limits-estimate.ts'
+  GUEST_DISKS_MAX,
+} from '../../lib/core/limits.ts'
 import { isGuestName, isUuid } from '../../lib/host/domain-xml.ts'
 import type { Libvirt, RunningDisk, RunningDomain } from '../../lib/host/libvirt.ts'
 import type { LinkTestReport } from '../link-test.ts'

@@ -3,8 +3,9 @@
  * figures are as `swam analyze` counts them: frames both ways, without SSH; `digest` is what the sender says of its chunks.
  */
 import { CHUNK_BYTES_MIN, RUN_BYTES_MAX } from '../../lib/core/limits.ts'
-import { KIB } from '../../lib/core/units.ts'
+import { HINT_BYTES } from '../../lib/core/units.ts'
 import { blockCount } from '../../lib/engine/chunk-blocks.ts'
+import { LITERAL_TARGET_BYTES } from '../../lib/engine/literals.ts'
 import { Room } from '../../lib/engine/room.ts'
 import { DIGEST_BYTES } from '../../lib/wire/disk.ts'
 import { CHUNK_ELSEWHERE, CHUNK_IN_PLACE } from './batch.ts'
@@ -22,9 +23,6 @@ const APPLIED_BYTES = 13
 /** A chunk in a HINTS, PARTS and LITERAL, without the blocks. */
 const CHUNK_HEAD_BYTES = 9
 const LITERAL_CHUNK_BYTES = 12
-const HINT_BYTES = 8
-/** Plain bytes of one LITERAL. */
-export const LITERAL_BYTES: number = 192 * KIB
 
 export interface TalliedChunk {
   readonly offset: number
@@ -132,7 +130,7 @@ export function figuresOf(tally: Tally, sampled: Sampled, dataBytes: number): Di
   const literal = lacking - known
   const hints = sampled.hinted ? tally.lackingChunks * CHUNK_HEAD_BYTES + tally.lackingBlocks * HINT_BYTES : 0
   const parts = sampled.hinted ? tally.lackingChunks * CHUNK_HEAD_BYTES + tally.lackingBlocks / 8 : 0
-  const frames = Math.ceil(literal / LITERAL_BYTES)
+  const frames = Math.ceil(literal / LITERAL_TARGET_BYTES)
   const literalWire =
     literal * sampled.ratio +
     frames * (MESSAGE_BYTES + 3 + ACK_BYTES) +

@@ -79,12 +79,12 @@ async function real(folder: string): Promise<object> {
   const stock = stockAt(folder, throwing)
   try {
     const since = performance.now()
-    await stock.tend(files, { busy: () => NO_ONE, bytesPerSecond: 1024 * GIB })
+    await stock.tend(async () => files, { busy: () => NO_ONE, bytesPerSecond: 1024 * GIB })
     const seconds = (performance.now() - since) / 1000
     const sha = sha256Rate(files)
     let mapBytes = 0
     for (const { path } of files) mapBytes += statSync(mapPath(join(folder, 'state', 'catalog'), path)).size
-    await stock.refresh(files, NO_ONE)
+    await stock.refresh(async () => files, NO_ONE)
     await settled(stock)
     const verified = await verify(stock, files, join(folder, 'state', 'catalog'))
     const exact = await new MapFolder({ stateDir: join(folder, 'state'), images: [images] }).isExact(
@@ -222,7 +222,7 @@ async function synthetic(folder: string): Promise<object> {
   const stock = stockAt(folder, throwing)
   try {
     const loadSince = performance.now()
-    await stock.refresh(files, NO_ONE)
+    await stock.refresh(async () => files, NO_ONE)
     await settled(stock)
     const loadMs = performance.now() - loadSince
     const found = (image: number, kind: 1 | 2, count: number): number => {

@@ -103,7 +103,7 @@ async function carry(from: string, to: string, images: readonly string[]): Promi
       assert.equal(farQemu.exitCode, null, 'qemu-nbd ended early')
       await new Promise((resolve) => setTimeout(resolve, 20))
     }
-    await stock.refresh(await listImages(images), new Set([to]))
+    await stock.refresh(() => listImages(images), new Set([to]))
     while (stock.scanning > 0) await new Promise((resolve) => setTimeout(resolve, 20))
 
     const { near, far } = await bundlePair({ kind: 'disk' })

@@ -59,11 +59,11 @@ async function withStock(
       problems,
       indexed,
       refresh: async () => {
-        await stock.refresh(await files(), new Set())
+        await stock.refresh(files, new Set())
         for (let quiet = 0; quiet < 5; quiet = stock.scanning > 0 ? 0 : quiet + 1)
           await new Promise((resolve) => setTimeout(resolve, 20))
       },
-      tend: async () => stock.tend(await files(), { busy: () => new Set(), bytesPerSecond: 1024 * MIB }),
+      tend: async () => stock.tend(files, { busy: () => new Set(), bytesPerSecond: 1024 * MIB }),
     })
   } finally {
     await stock.close()

@@ -406,7 +406,7 @@ test('a stock that begins anew takes the images from their maps', async (context
       onIndexed,
     })
     try {
-      await stock.refresh(await listImages([images]), new Set())
+      await stock.refresh(() => listImages([images]), new Set())
       const end = Date.now() + 10_000
       while (stock.scanning > 0 && Date.now() < end) await new Promise((resolve) => setTimeout(resolve, 10))
       return [mapped, stock.chunkCount]

@@ -40,7 +40,7 @@ test('refreshes at the same time leave each image once, and none after close', a
     const paths = ['a.raw', 'b.raw', 'c.raw'].map((name) => join(directory, name))
     for (const path of paths) await writeFile(path, Buffer.alloc(2 * MIB, path))
     const files = await listImages([directory])
-    await Promise.all(Array.from({ length: 4 }, () => stock.refresh(files, new Set())))
+    await Promise.all(Array.from({ length: 4 }, () => stock.refresh(async () => files, new Set())))
     const end = Date.now() + 10_000
     while (stock.scanning > 0 && Date.now() < end) await new Promise((resolve) => setTimeout(resolve, 10))
     assert.deepEqual(stock.images.map(({ path }) => path).sort(), paths)
@@ -66,7 +66,7 @@ test('when the numbers of images are used up the index is made anew, and finds t
     for (let round = 0; round < 6; round++) {
       // Another size: another identity, whatever the clock of the file system resolves.
       for (const path of paths) await writeFile(path, Buffer.alloc(2 * MIB + 4096 * round, path))
-      await stock.refresh(await listImages([directory]), new Set())
+      await stock.refresh(() => listImages([directory]), new Set())
       const end = Date.now() + 10_000
       while (stock.scanning > 0 && Date.now() < end) await new Promise((resolve) => setTimeout(resolve, 10))
       assert.deepEqual(stock.images.map(({ path }) => path).sort(), paths, `round ${round}`)
@@ -85,7 +85,7 @@ test('at rest no image is open, and a refresh finds them again without a scan', 
   try {
     const paths = ['a.raw', 'b.raw', 'c.raw'].map((name) => join(directory, name))
     for (const path of paths) await writeFile(path, randomBytes(2 * MIB))
-    await stock.refresh(await listImages([directory]), new Set())
+    await stock.refresh(() => listImages([directory]), new Set())
     const end = Date.now() + 10_000
     while (stock.scanning > 0 && Date.now() < end) await new Promise((resolve) => setTimeout(resolve, 10))
     const numbers = new Map(stock.images.map(({ path, number }) => [path, number]))
@@ -100,7 +100,7 @@ test('at rest no image is open, and a refresh finds them again without a scan', 
     // One is gone, one has changed, one is received now.
     await rm(paths[0]!)
     await writeFile(paths[1]!, randomBytes(3 * MIB))
-    await stock.refresh(await listImages([directory]), new Set([paths[2]!]))
+    await stock.refresh(() => listImages([directory]), new Set([paths[2]!]))
     assert.deepEqual(stock.images.map(({ path }) => path).sort(), paths.slice(1))
     assert.equal(stock.scanning, 1)
     while (stock.scanning > 0 && Date.now() < end) await new Promise((resolve) => setTimeout(resolve, 10))
@@ -108,7 +108,7 @@ test('at rest no image is open, and a refresh finds them again without a scan', 
     assert.notEqual(changed?.number, numbers.get(paths[1]!), 'what has changed has other entries')
     await stock.rest(() => true)
 
-    await stock.refresh(await listImages([directory]), new Set())
+    await stock.refresh(() => listImages([directory]), new Set())
     assert.equal(stock.scanning, 0, 'nothing is scanned again')
     const third = stock.images.find(({ path }) => path === paths[2])
     assert.equal(third?.number, numbers.get(paths[2]!))
@@ -169,12 +169,12 @@ async function rig(context: TestContext, options: Partial<StockOptions> = {}): P
     settled,
     path: (name) => join(directory, name),
     refresh: async (busy = []) => {
-      await stock.refresh(await listImages([directory]), new Set(busy))
+      await stock.refresh(() => listImages([directory]), new Set(busy))
       await settled()
     },
     tend: async (busy = []) => {
       const files = await listImages([directory])
-      await stock.tend(files, { busy: () => new Set(busy), bytesPerSecond: 1024 * MIB })
+      await stock.tend(async () => files, { busy: () => new Set(busy), bytesPerSecond: 1024 * MIB })
     },
   }
 }
@@ -303,6 +303,22 @@ test('an image that rests again is scanned again in the background, one that is 
   assert.deepEqual(await share(stock, bytes), { chunks: 1, blocks: 1 })
 })
 
+test('images are listed when their turn comes: an older list does not undo a newer one', async (context) => {
+  const { stock, path } = await rig(context)
+  await writeFile(path('a.raw'), randomBytes(MIB))
+  const list = (): ReturnType<typeof listImages> => listImages([dirname(path('a.raw'))])
+  const slow = async (): ReturnType<typeof listImages> => {
+    const before = await list()
+    await new Promise((resolve) => setTimeout(resolve, 50))
+    return before
+  }
+  const first = stock.refresh(slow, new Set())
+  await new Promise((resolve) => setTimeout(resolve, 20))
+  await writeFile(path('b.raw'), randomBytes(MIB))
+  await Promise.all([first, stock.refresh(list, new Set())])
+  assert.deepEqual(stock.images.map((image) => image.path).sort(), [path('a.raw'), path('b.raw')])
+})
+
 test('no more images are open than allowed', async (context) => {
   const { stock, path, refresh } = await rig(context, { imagesMax: 2 })
   for (const name of ['a', 'b', 'c']) await writeFile(path(`${name}.raw`), randomBytes(MIB))
@@ -319,16 +335,16 @@ test('while an image is scanned anew in the background, its old map is used', as
   await tend()
   await age(name, 1800)
   const files = await listImages([dirname(name)])
-  const tending = stock.tend(files, { busy: () => new Set(), bytesPerSecond: (24 * MIB) / 3600 })
+  const tending = stock.tend(async () => files, { busy: () => new Set(), bytesPerSecond: (24 * MIB) / 3600 })
   while (stock.scanning === 0) await new Promise((resolve) => setTimeout(resolve, 5))
   // Being received, it makes nobody hurry.
-  await stock.refresh(files, new Set([name]))
+  await stock.refresh(async () => files, new Set([name]))
   const end = Date.now() + 20_000
   while (blockShare(stock, bytes) < 1 && Date.now() < end)
     await new Promise((resolve) => setTimeout(resolve, 10))
   assert.deepEqual(await share(stock, bytes), { chunks: 1, blocks: 1 })
   assert.equal(stock.scanning, 1)
-  await stock.refresh(files, new Set())
+  await stock.refresh(async () => files, new Set())
   await tending
   await settled()
   assert.deepEqual(await share(stock, bytes), { chunks: 1, blocks: 1 })
@@ -341,7 +357,7 @@ test('a migration makes a scan in the background hurry', async (context) => {
   await writeFile(name, bytes)
   await age(name)
   // An hour for what is left after the first burst.
-  const tending = stock.tend(await listImages([dirname(name)]), {
+  const tending = stock.tend(() => listImages([dirname(name)]), {
     busy: () => new Set(),
     bytesPerSecond: (24 * MIB) / 3600,
   })

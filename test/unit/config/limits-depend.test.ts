@@ -16,6 +16,11 @@ import {
   DESCRIBE_BYTES_MAX,
   DESCRIBE_CHUNKS_MAX,
   DOMAIN_XML_BYTES_MAX,
+  ESTIMATE_BLOCKS_MAX,
+  ESTIMATE_CALL_BLOCKS_MAX,
+  ESTIMATE_CALL_CHUNKS_MAX,
+  ESTIMATE_CALL_MS,
+  ESTIMATE_SCAN_WAIT_MS,
   FRAME_PAYLOAD_BYTES_MAX,
   GUEST_DISKS_MAX,
   HOOK_DEADLINE_MS_MAX,
@@ -49,13 +54,6 @@ import {
   WATCHDOG_STALL_MS,
   WATCHDOG_TURN_MS,
 } from '../../../lib/core/limits.ts'
-import {
-  ESTIMATE_BLOCKS_MAX,
-  ESTIMATE_CALL_BLOCKS_MAX,
-  ESTIMATE_CALL_CHUNKS_MAX,
-  ESTIMATE_CALL_MS,
-  ESTIMATE_SCAN_WAIT_MS,
-} from '../../../lib/core/limits-estimate.ts'
 import { BLOCK_BYTES } from '../../../lib/core/units.ts'
 
 test('limits that depend on each other fit', () => {

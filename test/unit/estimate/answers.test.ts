@@ -7,11 +7,6 @@ import type { Config } from '../../../config/schema.ts'
 import {
   CHUNK_BLOCKS_MAX,
   CHUNK_BYTES_MAX,
-  GUEST_DISKS_MAX,
-  IMAGE_BYTES_MAX,
-  PATH_BYTES_MAX,
-} from '../../../lib/core/limits.ts'
-import {
   ESTIMATE_BLOCKS_MAX,
   ESTIMATE_CALL_BLOCKS_MAX,
   ESTIMATE_CALL_CHUNKS_MAX,
@@ -19,7 +14,10 @@ import {
   ESTIMATE_STARTS_MAX,
   ESTIMATE_STARTS_MS,
   ESTIMATES_MAX,
-} from '../../../lib/core/limits-estimate.ts'
+  GUEST_DISKS_MAX,
+  IMAGE_BYTES_MAX,
+  PATH_BYTES_MAX,
+} from '../../../lib/core/limits.ts'
 import { KIB, MIB } from '../../../lib/core/units.ts'
 import type { Bundle } from '../../../lib/peer/bundle.ts'
 import { EstimateAnswers, type EstimateStock } from '../../../server/estimate/answers.ts'
@@ -67,7 +65,8 @@ function far(
     image: (number) => ({ path: IMAGES[number]! }),
     lookup: found,
     lookupBlock: found,
-    refresh: async (files, busy) => void said.push(`refresh ${files.map(({ path }) => path)} ${[...busy]}`),
+    refresh: async (list, busy) =>
+      void said.push(`refresh ${(await list()).map(({ path }) => path)} ${[...busy]}`),
     rest: async (unused) => void said.push(`rest ${unused()}`),
   }
   const answers = new EstimateAnswers({

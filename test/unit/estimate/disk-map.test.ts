@@ -1,4 +1,5 @@
 /** The map of a disk, piece by piece: the same from its map as from its image, and never far ahead of who takes it. */
+
 import assert from 'node:assert/strict'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { truncate } from 'node:fs/promises'
@@ -12,7 +13,7 @@ import { mapPath } from '../../../lib/catalog/image-map-format.ts'
 import { ImageMapWriter } from '../../../lib/catalog/image-map-writer.ts'
 import { MapFolder } from '../../../lib/catalog/map-folder.ts'
 import { hintOf, sha256 } from '../../../lib/chunk/digest.ts'
-import { ESTIMATE_CALL_CHUNKS_MAX, ESTIMATE_PIECES_MAX } from '../../../lib/core/limits-estimate.ts'
+import { ESTIMATE_CALL_CHUNKS_MAX, ESTIMATE_PIECES_MAX } from '../../../lib/core/limits.ts'
 import { BLOCK_BYTES, KIB, MIB } from '../../../lib/core/units.ts'
 import { hintsOf } from '../../../lib/engine/chunk-blocks.ts'
 import { mapOfDisk } from '../../../server/estimate/disk-map.ts'
