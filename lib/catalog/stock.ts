@@ -171,6 +171,11 @@ export class ImageStock {
     return scanning
   }
 
+  /** Whether what is known may change by itself. */
+  get busy(): boolean {
+    return this.#planTimer !== undefined || this.#planning !== undefined || this.scanning > 0
+  }
+
   image(number: number): StockImage | undefined {
     const known = this.#byNumber.get(number)
     return known && stockImage(known)[0]

@@ -60,8 +60,7 @@ function stockAt(folder: string, onProblem: (text: string) => void): ImageStock 
 }
 
 async function settled(stock: ImageStock): Promise<void> {
-  for (let quiet = 0; quiet < 5; quiet = stock.scanning > 0 ? 0 : quiet + 1)
-    await new Promise((resolve) => setTimeout(resolve, 20))
+  while (stock.busy) await new Promise((resolve) => setTimeout(resolve, 10))
 }
 
 function throwing(text: string): void {

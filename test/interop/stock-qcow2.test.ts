@@ -60,8 +60,7 @@ async function withStock(
       indexed,
       refresh: async () => {
         await stock.refresh(files, new Set())
-        for (let quiet = 0; quiet < 5; quiet = stock.scanning > 0 ? 0 : quiet + 1)
-          await new Promise((resolve) => setTimeout(resolve, 20))
+        while (stock.busy) await new Promise((resolve) => setTimeout(resolve, 10))
       },
       tend: async () => stock.tend(files, { busy: () => new Set(), bytesPerSecond: 1024 * MIB }),
     })

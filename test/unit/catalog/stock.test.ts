@@ -156,9 +156,7 @@ async function rig(context: TestContext, options: Partial<StockOptions> = {}): P
   })
   const settled = async (): Promise<void> => {
     const end = Date.now() + 20_000
-    // Between a scan and what follows from it nothing is under way for a moment.
-    for (let quiet = 0; quiet < 3 && Date.now() < end; quiet = stock.scanning > 0 ? 0 : quiet + 1)
-      await new Promise((resolve) => setTimeout(resolve, 10))
+    while (stock.busy && Date.now() < end) await new Promise((resolve) => setTimeout(resolve, 10))
   }
   return {
     directory,
@@ -304,7 +302,7 @@ test('an image that rests again is scanned again in the background, one that is 
 })
 
 test('images are listed when their turn comes: an older list does not undo a newer one', async (context) => {
-  const { stock, path } = await rig(context)
+  const { stock, path, settled } = await rig(context)
   await writeFile(path('a.raw'), randomBytes(MIB))
   const list = (): ReturnType<typeof listImages> => listImages([dirname(path('a.raw'))])
   const slow = async (): ReturnType<typeof listImages> => {
@@ -317,6 +315,7 @@ test('images are listed when their turn comes: an older list does not undo a new
   await writeFile(path('b.raw'), randomBytes(MIB))
   await Promise.all([first, stock.refresh(list, new Set())])
   assert.deepEqual(stock.images.map((image) => image.path).sort(), [path('a.raw'), path('b.raw')])
+  await settled()
 })
 
 test('no more images are open than allowed', async (context) => {
