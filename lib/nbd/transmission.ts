@@ -12,6 +12,7 @@ import type { Duplex } from 'node:stream'
 import type { BlockDevice, StatusExtent } from '../block/device.ts'
 import { errorText, LostError } from '../core/errors.ts'
 import { NBD_PAYLOAD_BYTES_MAX, NBD_REPLY_EXTENTS_MAX } from '../core/limits.ts'
+import { loopTurn } from '../core/loop-turn.ts'
 import * as nbd from './protocol/constants.ts'
 import { type NbdRequest, RequestDecoder } from './protocol/decode.ts'
 import {
@@ -43,6 +44,8 @@ export class Transmission {
   #inFlight = 0
   #inFlightBytes = 0
   #corked = false
+  /** The requests go on in a later turn of the event loop. */
+  #takeWaits = false
   /** No more requests are taken: the client said DISC, left, or failed. */
   #stopped = false
   #failure: unknown
@@ -103,6 +106,10 @@ export class Transmission {
     if (requests === undefined || this.#stopped) return
     try {
       while (this.#admits()) {
+        if (loopTurn.over) {
+          this.#takeLater()
+          return
+        }
         const step = requests.next()
         if (step.done === true) {
           this.#requests = undefined
@@ -116,6 +123,17 @@ export class Transmission {
     } catch (error) {
       this.#stop(error)
     }
+  }
+
+  /** The socket waits too: what it read meanwhile would be decoded in the middle of this. */
+  #takeLater(): void {
+    this.#stream.pause()
+    if (this.#takeWaits) return
+    this.#takeWaits = true
+    loopTurn.later(() => {
+      this.#takeWaits = false
+      this.#take()
+    })
   }
 
   #admits(): boolean {

@@ -45,13 +45,13 @@ import {
 } from '../wire/frame.ts'
 import { type BundleKind, FEATURE_RESUME } from '../wire/hello.ts'
 import { Carrier } from './carrier.ts'
+import { Delivery } from './delivery.ts'
 import { Keepalive } from './keepalive.ts'
 import { type KeptFrame, KeptFrames } from './kept.ts'
 import type { BundleConnection, BundleOptions, FrameHandler, ResumedLink } from './options.ts'
 import { Pacing } from './pacing.ts'
 import { frameBytes, type QueuedFrame, SendQueue } from './queue.ts'
 import type { RateLimit } from './rate-limit.ts'
-import { Reorder } from './reorder.ts'
 import { reconnect } from './resume.ts'
 
 // Reached only at rates at which one turn of the event loop reads more than this.
@@ -92,18 +92,14 @@ export class Bundle {
   readonly #rateLimit: RateLimit | undefined
   #rateTimer: NodeJS.Timeout | undefined
   readonly #queue = new SendQueue()
-  readonly #reorder: Reorder
+  readonly #delivery: Delivery
   readonly #keepalive: Keepalive
   readonly #closeMs: number
   #resolveClosed: (error: Error | undefined) => void = () => undefined
 
   #sequence = 0
-  #deliveredBytes = 0
   #acknowledgedBytes = 0
   #turnScheduled = false
-  #onFrame: FrameHandler | undefined
-  #paused = false
-  #delivering = false
   #closing = false
   #ended = false
   #closeTimer: NodeJS.Timeout | undefined
@@ -125,9 +121,16 @@ export class Bundle {
       clock: () => performance.now(),
       ceilingBytes: Math.min(this.windowBytes, options.peerWindowBytes),
     })
-    this.#reorder = new Reorder({
-      bytesMax: this.windowBytes + CONTROL_EXTRA_BYTES + FRAME_HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX,
-      framesMax: IN_FLIGHT_FRAMES_MAX + CONTROL_EXTRA_FRAMES,
+    this.#delivery = new Delivery(this.windowBytes, {
+      delivered: () => {
+        if (this.#delivery.deliveredBytes - this.#acknowledgedBytes >= ACK_BYTES) this.#acknowledge()
+        else this.#scheduleTurn()
+      },
+      closed: () => {
+        this.#carrier.writeToAll(FRAME_ACK, FRAME_CONTROL, encodeU48(this.#delivery.deliveredBytes))
+        this.#finish(undefined)
+      },
+      failed: (error) => this.#abort(error),
     })
     this.closed = new Promise((resolve) => {
       this.#resolveClosed = resolve
@@ -152,6 +155,7 @@ export class Bundle {
       frame: (frame) => this.#receive(frame),
       read: () => this.#afterRead(),
       gone: (error) => {
+        this.#delivery.run(true)
         if (error instanceof ProtocolError) this.#abort(error)
         else this.#linkLost(new LostError(`${this.#name}: ${errorText(error)}`, { cause: error }))
       },
@@ -188,13 +192,12 @@ export class Bundle {
   }
 
   get onFrame(): FrameHandler | undefined {
-    return this.#onFrame
+    return this.#delivery.onFrame
   }
 
   /** Set once; frames that came before wait for it. An error that it throws ends the bundle. */
   set onFrame(handler: FrameHandler) {
-    this.#onFrame = handler
-    this.#deliver()
+    this.#delivery.take(handler)
   }
 
   get ended(): boolean {
@@ -266,12 +269,11 @@ export class Bundle {
 
   /** Stops delivery: acknowledgements stop, and so does the far end, at the latest when its window is full. */
   pause(): void {
-    this.#paused = true
+    this.#delivery.pause()
   }
 
   resume(): void {
-    this.#paused = false
-    this.#deliver()
+    this.#delivery.resume()
   }
 
   /**
@@ -363,9 +365,9 @@ export class Bundle {
   }
 
   #acknowledge(): void {
-    if (this.#acknowledgedBytes === this.#deliveredBytes || this.#broken !== undefined) return
-    this.#acknowledgedBytes = this.#deliveredBytes
-    this.#carrier.writeOwn(FRAME_ACK, FRAME_CONTROL, encodeU48(this.#deliveredBytes))
+    if (this.#acknowledgedBytes === this.#delivery.deliveredBytes || this.#broken !== undefined) return
+    this.#acknowledgedBytes = this.#delivery.deliveredBytes
+    this.#carrier.writeOwn(FRAME_ACK, FRAME_CONTROL, encodeU48(this.#delivery.deliveredBytes))
   }
 
   // ---- receiving ----
@@ -373,7 +375,7 @@ export class Bundle {
   #receive(frame: Frame): void {
     if (this.#ended) return
     try {
-      if (isSequenced(frame.type)) this.#reorder.push(frame)
+      if (isSequenced(frame.type)) this.#delivery.push(frame)
       else this.#receiveOwn(frame)
     } catch (error) {
       this.#abort(error instanceof Error ? error : new Error(String(error)))
@@ -395,6 +397,7 @@ export class Bundle {
         this.#keepalive.pong(decodeU48('PONG', frame.payload))
         return
       case FRAME_ABORT: {
+        this.#delivery.run(true)
         const text = frame.payload.toString('utf8', 0, ABORT_REASON_BYTES_MAX)
         this.#finish(new LostError(`${this.#name}: the far end gave it up: ${text}`))
         return
@@ -428,34 +431,7 @@ export class Bundle {
 
   #afterRead(): void {
     this.#keepalive.heard()
-    this.#deliver()
-  }
-
-  #deliver(): void {
-    if (this.#delivering) return
-    this.#delivering = true
-    try {
-      while (!this.#ended) {
-        const frame = this.#reorder.peek()
-        if (frame === undefined) break
-        // A close with nothing before it needs nobody to take it.
-        if (frame.type !== FRAME_CLOSE && (this.#paused || this.#onFrame === undefined)) break
-        this.#reorder.take()
-        this.#deliveredBytes += FRAME_HEADER_BYTES + frame.payload.length
-        if (frame.type === FRAME_CLOSE) {
-          this.#carrier.writeToAll(FRAME_ACK, FRAME_CONTROL, encodeU48(this.#deliveredBytes))
-          this.#finish(undefined)
-          return
-        }
-        this.#onFrame?.(frame.type, frame.payload, frame.cls)
-        if (this.#deliveredBytes - this.#acknowledgedBytes >= ACK_BYTES) this.#acknowledge()
-      }
-    } catch (error) {
-      this.#abort(error instanceof Error ? error : new Error(String(error)))
-    } finally {
-      this.#delivering = false
-    }
-    if (this.#deliveredBytes !== this.#acknowledgedBytes) this.#scheduleTurn()
+    this.#delivery.run()
   }
 
   /** At the end of this turn of the event loop: acknowledge, and note whether there was nothing left to send. */
@@ -484,7 +460,7 @@ export class Bundle {
     void reconnect({
       reconnect: this.#options.reconnect,
       nextAttempt: () => ++this.#attempt,
-      deliveredBytes: this.#deliveredBytes,
+      deliveredBytes: this.#delivery.deliveredBytes,
       signal: broken.controller.signal,
     }).then(
       (link) => this.resumeOver(link),
@@ -506,7 +482,7 @@ export class Bundle {
     }, resumeMs)
     this.#broken = { reason, silentSince: performance.now() - silentMs, timer, controller }
     this.#carrier.drop()
-    this.#reorder.restart()
+    this.#delivery.restart()
     return this.#broken
   }
 
@@ -519,7 +495,7 @@ export class Bundle {
     if (!this.#resumable) throw new ProtocolError(`${this.#name}: it cannot be resumed`)
     if (this.#broken === undefined)
       this.#breakLink(new LostError(`${this.#name}: the far end gave up its link`))
-    return this.#deliveredBytes
+    return this.#delivery.deliveredBytes
   }
 
   /** Goes on over a new link: what the far end did not deliver is sent again, in order. */
@@ -537,7 +513,7 @@ export class Bundle {
     } catch (error) {
       breach = error as Error
     }
-    this.#acknowledgedBytes = this.#deliveredBytes
+    this.#acknowledgedBytes = this.#delivery.deliveredBytes
     // It counts as broken until everything was sent again: what is sent meanwhile comes after it.
     this.#carrier.take(link)
     if (breach !== undefined) this.#abort(breach)
@@ -548,7 +524,7 @@ export class Bundle {
     this.#resumes += 1
     this.#keepalive.restart()
     this.#pump()
-    this.#deliver()
+    this.#delivery.run()
     this.#closeIfDone()
   }
 
@@ -579,6 +555,7 @@ export class Bundle {
   #finish(error: Error | undefined): void {
     if (this.#ended) return
     this.#ended = true
+    this.#delivery.stop()
     this.#keepalive.stop()
     clearTimeout(this.#closeTimer)
     clearTimeout(this.#rateTimer)

@@ -21,6 +21,7 @@ import {
   RESUME_CONNECT_MS_MAX,
   SILENCE_MS_MAX,
 } from '../core/limits.ts'
+import { loopTurn } from '../core/loop-turn.ts'
 import { type BundleKind, commonFeatures, type Hello, PROTOCOL_VERSION } from '../wire/hello.ts'
 import { Bundle } from './bundle.ts'
 import { FrameChannel } from './channel.ts'
@@ -239,6 +240,12 @@ function login(options: DialOptions, socket: Socket): Promise<{ client: Client; 
     client.on('ready', () => resolve({ client, failed }))
     client.on('error', lose)
     client.on('close', () => lose(new LostError('the connection was closed')))
+    // ssh2 deciphers and hands over what it is given, so the socket is where it can wait. It never pauses it itself.
+    socket.on('data', () => {
+      if (!loopTurn.over) return
+      socket.pause()
+      loopTurn.later(() => socket.resume())
+    })
     try {
       client.connect({
         sock: socket,

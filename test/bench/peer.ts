@@ -1,13 +1,14 @@
 /**
  * The peer channel: MiB/s through a real sshd and swam-peer with 1, 4 and 8 channels, beside a plain TCP socket between
- * the same two processes in the same run; how many round trips dialing takes; and how full a link of 100 Mbit/s and
- * 50 ms is kept, with which queue. Every transfer's digest is verified. The source is a process of its own, as in life
- * (this file, forked); data flows from it, as a disk does.
+ * the same two processes in the same run; how many round trips dialing takes; how full a link of 100 Mbit/s and 50 ms is
+ * kept, with which queue; and how late the event loop runs while eight bundles are full. Every transfer's digest is
+ * verified. The source is a process of its own, as in life (this file, forked); data flows from it, as a disk does.
  */
 import { type ChildProcess, fork } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net'
+import { LoopWatch } from '../../lib/core/loop-watch.ts'
 import { PeerListener } from '../../lib/peer/accept.ts'
 import type { Bundle } from '../../lib/peer/bundle.ts'
 import { type DialOptions, dialBundle, sshCrypto } from '../../lib/peer/ssh.ts'
@@ -44,6 +45,7 @@ export async function run(): Promise<object> {
       dial: await measureDial(dial),
       at100msMiBPerSecondByChannels: await measureLong(source, dial),
       wan: await measureWan(source, dial),
+      eightAtOnce: await measureAtOnce(source, dial),
       digestsVerified: true,
     }
   } finally {
@@ -147,6 +149,25 @@ async function measureWan(source: ChildProcess, dial: DialOptions): Promise<obje
     longestQueueMs: Math.round(link.longestQueueMs()),
     rttUnderLoadMs: report.rttMs,
     minRttMs: report.minRttMs,
+  }
+}
+
+/** What eight migrations do to the event loop of the process that receives them; in milliseconds. */
+async function measureAtOnce(source: ChildProcess, dial: DialOptions): Promise<object> {
+  const bundles: Bundle[] = []
+  for (let count = 0; count < 8; count += 1) bundles.push(await dialBundle({ ...dial, channels: 4 }))
+  const bytes = 96 * MIB
+  const watch = new LoopWatch()
+  watch.start()
+  const started = performance.now()
+  await Promise.all(bundles.map((bundle) => receive(source, bundle, bytes)))
+  const seconds = (performance.now() - started) / 1000
+  watch.stop()
+  const { maxMs, p99Ms, busyMaxMs } = watch.report()
+  await Promise.all(bundles.map((bundle) => bundle.close()))
+  return {
+    mibPerSecond: Math.round((bundles.length * bytes) / MIB / seconds),
+    loopLateMs: { max: maxMs, p99: p99Ms, ownWorkMax: busyMaxMs },
   }
 }
 

@@ -6,7 +6,7 @@ import type { BlockDevice } from '../../../lib/block/device.ts'
 import { FaultyDevice } from '../../../lib/block/faulty.ts'
 import { MemoryDevice } from '../../../lib/block/memory.ts'
 import { LostError, ProtocolError } from '../../../lib/core/errors.ts'
-import { NBD_PAYLOAD_BYTES_MAX } from '../../../lib/core/limits.ts'
+import { LOOP_TURN_MS, NBD_PAYLOAD_BYTES_MAX } from '../../../lib/core/limits.ts'
 import * as nbd from '../../../lib/nbd/protocol/constants.ts'
 import { encodeRequestHeader } from '../../../lib/nbd/protocol/encode.ts'
 import { encodeClientFlags, encodeOption } from '../../../lib/nbd/protocol/handshake.ts'
@@ -313,6 +313,38 @@ describe('server, requests', () => {
     for (let replies = 0; replies < 5; replies++) await simpleReply(peer)
     assert.deepEqual(order, ['write 0', 'write 100000', 'flush', 'write 200000', 'flush'])
     await leave(talking)
+  })
+
+  test('requests that came at once and take long leave the event loop free between them', async () => {
+    const order: number[] = []
+    const turns: number[] = []
+    let now = 0
+    let counting = true
+    const count = (): void => {
+      now++
+      if (counting) setImmediate(count)
+    }
+    setImmediate(count)
+    class Busy extends MemoryDevice {
+      override async write(offset: number): Promise<void> {
+        order.push(offset)
+        turns.push(now)
+        const until = performance.now() + LOOP_TURN_MS
+        while (performance.now() < until);
+      }
+    }
+    const talking = await go(new Busy({ size: MIB }))
+    const { peer } = talking
+    const offsets = [...Array(12).keys()].map((index) => index * 100)
+    const wire = offsets.flatMap((at) => [request(nbd.NBD_CMD_WRITE, BigInt(at), at, 100), Buffer.alloc(100)])
+    // What comes while they wait is taken after them, and the end of the client too.
+    peer.send(Buffer.concat(wire))
+    peer.send(request(nbd.NBD_CMD_WRITE, 1n, 5000, 100), Buffer.alloc(100))
+    for (let replies = 0; replies <= offsets.length; replies++) await simpleReply(peer)
+    await leave(talking)
+    counting = false
+    assert.deepEqual(order, [...offsets, 5000])
+    assert.ok(new Set(turns).size >= offsets.length - 1, `taken in turns ${turns}`)
   })
 
   test('no more requests are taken than allowed, and all are answered', async () => {

@@ -5,6 +5,7 @@ import { test } from 'node:test'
 import { setImmediate as turn } from 'node:timers/promises'
 import fc from 'fast-check'
 import { LostError, ProtocolError } from '../../../lib/core/errors.ts'
+import { LOOP_TURN_MS } from '../../../lib/core/limits.ts'
 import { KIB, MIB } from '../../../lib/core/units.ts'
 import { Bundle } from '../../../lib/peer/bundle.ts'
 import { FrameChannel } from '../../../lib/peer/channel.ts'
@@ -12,6 +13,7 @@ import { bundlePair } from '../../../lib/peer/memory.ts'
 import {
   encodeFrame,
   encodeU48,
+  FRAME_ABORT,
   FRAME_ACK,
   FRAME_BULK,
   FRAME_CONTROL,
@@ -302,4 +304,55 @@ test('a far end that only answers pings is alive, and gives a round trip', async
   assert.ok(near.rttMs.min! >= 9, `${near.rttMs.min}`)
   await near.close()
   assert.equal(await far.closed, undefined)
+})
+
+/** Works for as long as a turn of the event loop may. */
+function useUpTurn(): void {
+  const until = performance.now() + LOOP_TURN_MS
+  while (performance.now() < until);
+}
+
+test('frames that came in one read and take long leave the event loop free between them, and keep their order', async () => {
+  const { bundle, ends } = bareBundle(1)
+  const got: string[] = []
+  let turns = 0
+  const counted: number[] = []
+  bundle.onFrame = (_, payload) => {
+    got.push(payload.toString())
+    counted.push(turns)
+    useUpTurn()
+  }
+  const names = [...Array(12).keys()].map(String)
+  ends[0]!.write(
+    Buffer.concat(names.map((name, index) => encodeFrame(16, FRAME_BULK, index, Buffer.from(name)))),
+  )
+  while (got.length < names.length) {
+    await turn()
+    turns++
+  }
+  assert.deepEqual(got, names)
+  assert.ok(new Set(counted).size >= names.length - 1, `delivered in turns ${counted}`)
+  void bundle.close(new Error('done'))
+})
+
+test('frames that wait for a later turn are delivered when their link is lost, and before an abort', async () => {
+  for (const end of ['lost', 'abort']) {
+    const { bundle, ends } = bareBundle(1)
+    const got: string[] = []
+    bundle.onFrame = (_, payload) => {
+      got.push(payload.toString())
+      useUpTurn()
+    }
+    const names = [...Array(6).keys()].map(String)
+    ends[0]!.write(
+      Buffer.concat(names.map((name, index) => encodeFrame(16, FRAME_BULK, index, Buffer.from(name)))),
+    )
+    // The first one is being delivered, the others wait.
+    while (got.length === 0) await turn()
+    assert.ok(got.length < names.length)
+    if (end === 'lost') ends[0]!.destroy()
+    else ends[0]!.write(encodeFrame(FRAME_ABORT, FRAME_CONTROL, 0, Buffer.from('no more')))
+    assert.ok((await bundle.closed) instanceof LostError)
+    assert.deepEqual(got, names)
+  }
 })
