@@ -71,12 +71,20 @@ test('a peer that calls without end: so many are served at once, the rest is ref
   const { near, client, server } = await pair()
   let serving = 0
   let most = 0
+  let refused = 0
+  const gate = Promise.withResolvers<void>()
   server.handle('slow', async () => {
     most = Math.max(most, ++serving)
-    await new Promise((resolve) => setTimeout(resolve, 50))
+    await gate.promise
     serving--
   })
-  const all = await Promise.allSettled(Array.from({ length: 500 }, () => client.call('slow', 0)))
+  const call = (): Promise<unknown> =>
+    client.call('slow', 0).catch((error: unknown) => {
+      // Those that are served wait until all others have their answer.
+      if (++refused === 500 - RPC_SERVED_MAX) gate.resolve()
+      throw error
+    })
+  const all = await Promise.allSettled(Array.from({ length: 500 }, call))
   assert.equal(most, RPC_SERVED_MAX)
   assert.equal(all.filter(({ status }) => status === 'fulfilled').length, RPC_SERVED_MAX)
   assert.equal(await client.call('slow', 0), undefined)
