@@ -14,8 +14,8 @@ import { errorText } from '../core/errors.ts'
 import { BLOCK_BYTES, HINT_BYTES } from '../core/units.ts'
 import { ChunkIndex, type SharedChunkIndex } from './chunk-index.ts'
 import { type ImageIdentity, ImageSource } from './image-files.ts'
-import { ImageMap, type MapSummary } from './image-map.ts'
-import type { MappedDisk } from './image-map-format.ts'
+import { blocksOf, chunkAt, ImageMap, type MapSummary } from './image-map.ts'
+import { CHUNK_ENTRY_BYTES, CHUNKS, type MappedDisk } from './image-map-format.ts'
 import { ImageMapWriter } from './image-map-writer.ts'
 import { scanImage } from './image-scan.ts'
 import { type ImageRef, type OpenImage, openImage } from './open-image.ts'
@@ -180,13 +180,13 @@ async function scanInto(
   }
 }
 
-/** From its map, which may be of another time. */
+/** From its map, which may be of another time. Where it fails, what was taken in until then is in the indexes. */
 async function loadImage(request: Request<'load'>, signal: AbortSignal): Promise<void> {
   const { id, imageNumber, withBlocks } = request
   const { path, format } = request.image
   signal.throwIfAborted()
   const identity = await identityOf(path)
-  using map = catalog === undefined ? undefined : ImageMap.openAny(catalog, path, identity, format)
+  using map = catalog === undefined ? undefined : ImageMap.openUnproven(catalog, path, identity, format)
   if (map === undefined) throw new Error('it has no map any more')
   const progress = await insertMapped(map, imageNumber, withBlocks, signal)
   const stale = !map.isOf(identity)
@@ -207,17 +207,19 @@ async function insertMapped(
   let inserted = 0
   let insertedBlocks = 0
   let dataBytes = 0
-  for (const piece of map.pieces()) {
+  for (const { kind, entries } of map.entries()) {
     signal.throwIfAborted()
-    if (Array.isArray(piece)) {
-      for (const { key, offset, length } of piece) {
-        if (image !== null && index.insert(key, 0, { image, offset, length })) inserted++
+    if (kind === CHUNKS) {
+      for (let at = 0; at < entries.length; at += CHUNK_ENTRY_BYTES) {
+        const { offset, length } = chunkAt(entries, at / CHUNK_ENTRY_BYTES)
+        if (image !== null && index.insert(entries, at, { image, offset, length })) inserted++
         dataBytes += length
       }
     } else if (image !== null && withBlocks) {
-      for (let at = 0; at < piece.hints.length; at += HINT_BYTES) {
-        const offset = piece.offset + (at / HINT_BYTES) * BLOCK_BYTES
-        if (blocks.insert(piece.hints, at, { image, offset, length: BLOCK_BYTES })) insertedBlocks++
+      const { offset: first, hints } = blocksOf(entries)
+      for (let at = 0; at < hints.length; at += HINT_BYTES) {
+        const offset = first + (at / HINT_BYTES) * BLOCK_BYTES
+        if (blocks.insert(hints, at, { image, offset, length: BLOCK_BYTES })) insertedBlocks++
       }
     }
     await new Promise((resolve) => setImmediate(resolve))

@@ -114,7 +114,8 @@ export class ImageIndexer {
 
   /**
    * Takes in what the map of the file says, also one of what it was before: its chunks, and its blocks if they are wanted.
-   * Rejects with a RefusedError if there is none that can be believed.
+   * Rejects with a RefusedError if there is none that can be believed, which may be seen at its end only: what was inserted until
+   * then stays, and is to be forgotten.
    */
   async loadImage(
     image: string | ImageRef,

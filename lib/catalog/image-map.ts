@@ -1,8 +1,10 @@
 /**
  * Reads maps (image-map-format.ts): whole ones, or their two ends. What is torn, changed, of another version or another image is
- * refused; nothing is believed beyond what its SHA-256 says, and that proves nothing of the image.
+ * refused; nothing is believed beyond what its SHA-256 says, and that proves nothing of the image. A map has up to 0.23% of its
+ * image's bytes, and the maps of a stock are read in a row: so an unproven one is proven by the same reading that takes it in,
+ * in one buffer.
  */
-import { createHash } from 'node:crypto'
+import { createHash, type Hash } from 'node:crypto'
 import { closeSync, constants, fstatSync, openSync, readdirSync, readSync, rmSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { RefusedError } from '../core/errors.ts'
@@ -33,6 +35,7 @@ import {
   OFFSET_BYTES,
   SAMPLES,
   SECTION_BYTES,
+  SHA256_BYTES,
   TRAILER_BYTES,
   VERSION,
 } from './image-map-format.ts'
@@ -42,6 +45,13 @@ export interface MappedChunk {
   readonly key: Buffer
   readonly offset: number
   readonly length: number
+}
+
+/** Entries as they stand in the file, until the next ones are asked for. */
+export interface MapEntries {
+  readonly kind: typeof CHUNKS | typeof BLOCKS
+  /** Of chunks: digest, offset, length (`chunkAt`). Of blocks: the offset of the first, and the hints (`blocksOf`). */
+  readonly entries: Buffer
 }
 
 /** Neighbouring blocks of 4 KiB. */
@@ -93,22 +103,21 @@ export class ImageMap {
   readonly madeAtMs: number
   /** Of all before it: two maps with the same one are the same. */
   readonly digest: Buffer
-  readonly #fd: number
-  readonly #start: number
-  readonly #end: number
+  readonly #file: MapFile
+  readonly #trailer: Trailer
 
-  private constructor(file: MapFile, whole: Whole) {
+  private constructor(file: MapFile) {
+    this.#file = file
+    this.#trailer = trailerOf(file)
+    const { counts, digest } = this.#trailer
     this.place = file.place
     this.identity = file.identity
     this.disk = file.disk
-    this.changed = whole.changed
-    this.count = whole.chunks
-    this.blockCount = whole.blocks
-    this.digest = whole.digest
+    this.changed = counts.changed
+    this.count = counts.chunks
+    this.blockCount = counts.blocks
+    this.digest = digest
     this.madeAtMs = fstatSync(file.fd).mtimeMs
-    this.#fd = file.fd
-    this.#start = file.head.length
-    this.#end = whole.end
   }
 
   /**
@@ -134,11 +143,31 @@ export class ImageMap {
     identity: ImageIdentity,
     format: ImageFormat = 'raw',
   ): ImageMap | undefined {
+    const map = ImageMap.openUnproven(directory, path, identity, format)
+    try {
+      map?.prove()
+    } catch (error) {
+      map?.close()
+      throw error
+    }
+    return map
+  }
+
+  /**
+   * The same of its two ends only: the rest is proven when `entries` or `pieces` has come to its end. Who takes it in before must
+   * be able to take it back.
+   * @throws RefusedError for a file that is not believed
+   */
+  static openUnproven(
+    directory: string,
+    path: string,
+    identity: ImageIdentity,
+    format: ImageFormat = 'raw',
+  ): ImageMap | undefined {
     const file = openMap(mapPath(directory, path), path)
     if (file === undefined) return undefined
     try {
-      if (sameFile(file.identity, identity) && file.disk.format === format)
-        return new ImageMap(file, checkWhole(file))
+      if (sameFile(file.identity, identity) && file.disk.format === format) return new ImageMap(file)
     } catch (error) {
       closeSync(file.fd)
       throw error
@@ -182,7 +211,9 @@ export class ImageMap {
     const file = openMap(place)
     if (file === undefined) throw new RefusedError(`${place}: there is none`)
     try {
-      return { map: new ImageMap(file, checkWhole(file)), path: file.path }
+      const map = new ImageMap(file)
+      map.prove()
+      return { map, path: file.path }
     } catch (error) {
       closeSync(file.fd)
       throw error
@@ -194,16 +225,33 @@ export class ImageMap {
     return !this.changed && sameIdentity(this.identity, identity)
   }
 
-  /** All chunks and all blocks, each in the order of the image, in pieces of at most MAP_…_MAX. */
-  *pieces(): Generator<MappedChunk[] | MappedBlocks> {
-    for (const { kind, entries } of sections(this.place, this.#fd, this.#start, this.#end)) {
-      if (kind === CHUNKS) yield chunksOf(entries)
-      else if (kind === BLOCKS) yield blocksOf(entries)
+  /** Reads all of it. @throws RefusedError if it is not what its trailer says */
+  prove(): void {
+    for (const _ of this.entries());
+  }
+
+  /**
+   * All chunks and all blocks, each in the order of the image, at most MAP_…_MAX at once, in one buffer.
+   * @throws RefusedError where something does not fit, at the latest at the end
+   */
+  *entries(): Generator<MapEntries> {
+    const { counts, digest, end } = this.#trailer
+    const check = new MapCheck(this.#file)
+    for (const section of sections(this.#file, end)) {
+      check.take(section)
+      if (section.kind !== SAMPLES) yield { kind: section.kind, entries: section.entries }
     }
+    check.end(counts, digest)
+  }
+
+  /** The same as objects, which stay. */
+  *pieces(): Generator<MappedChunk[] | MappedBlocks> {
+    for (const { kind, entries } of this.entries())
+      yield kind === CHUNKS ? chunksOf(Buffer.from(entries)) : blocksOf(Buffer.from(entries))
   }
 
   close(): void {
-    closeSync(this.#fd)
+    closeSync(this.#file.fd)
   }
 
   [Symbol.dispose](): void {
@@ -255,19 +303,23 @@ function openMap(place: string, path?: string): MapFile | undefined {
   }
 }
 
-/** Where the sections end, and what the trailer counts. @throws RefusedError */
-function trailerOf({ place, fd, head }: MapFile): {
+interface Trailer {
+  /** Where the sections end. */
   readonly end: number
-  readonly trailer: Buffer
   readonly counts: Counts
-} {
+  /** Of all before it. */
+  readonly digest: Buffer
+}
+
+/** @throws RefusedError */
+function trailerOf({ place, fd, head }: MapFile): Trailer {
   const size = fstatSync(fd).size
   const end = size - TRAILER_BYTES
   const trailer = end < head.length ? undefined : readAt(fd, end, TRAILER_BYTES)
   const counts = trailer && decodeCounts(trailer)
   if (trailer === undefined || counts === undefined || counts.samples * KEY_BYTES > end - head.length)
     throw new RefusedError(`${place}: ${size} bytes are no map`)
-  return { end, trailer, counts }
+  return { end, counts, digest: trailer.subarray(-SHA256_BYTES) }
 }
 
 interface Section {
@@ -286,8 +338,14 @@ const SECTIONS: ReadonlyMap<
   [SAMPLES, { most: HANDPRINT_SAMPLES_MAX, entryBytes: KEY_BYTES, before: 0 }],
 ])
 
-/** @throws RefusedError where they do not end at `end`, or are no sections */
-function* sections(place: string, fd: number, start: number, end: number): Generator<Section> {
+/** What the largest section holds. */
+const SECTION_ENTRIES_MAX = Math.max(
+  ...[...SECTIONS.values()].map(({ most, entryBytes, before }) => before + most * entryBytes),
+)
+
+/** Each in the place of the one before. @throws RefusedError where they do not end at `end`, or are no sections */
+function* sections({ place, fd, head: { length: start } }: MapFile, end: number): Generator<Section> {
+  const space = Buffer.allocUnsafe(Math.min(SECTION_ENTRIES_MAX, end - start))
   for (let at = start; at < end; ) {
     const head = at + SECTION_BYTES > end ? undefined : readAt(fd, at, SECTION_BYTES)
     const kind = head?.readUInt8(0)
@@ -297,83 +355,106 @@ function* sections(place: string, fd: number, start: number, end: number): Gener
       throw new RefusedError(`${place}: a section of kind ${kind} with ${count} entries at ${at}`)
     const bytes = known.before + count * known.entryBytes
     at += SECTION_BYTES
-    const entries = at + bytes > end ? undefined : readAt(fd, at, bytes)
+    const entries = at + bytes > end ? undefined : readInto(fd, at, space.subarray(0, bytes))
     if (entries === undefined) throw new RefusedError(`${place}: cut off in a section at ${at}`)
     at += bytes
     yield { kind: kind as Section['kind'], head, entries }
   }
 }
 
+/** Number `index` of a section's chunks: where it lies, and how long it is. */
+export function chunkAt(
+  entries: Buffer,
+  index: number,
+): { readonly offset: number; readonly length: number } {
+  const at = index * CHUNK_ENTRY_BYTES + KEY_BYTES
+  return { offset: entries.readUIntBE(at, OFFSET_BYTES), length: entries.readUIntBE(at + OFFSET_BYTES, 3) }
+}
+
 function chunksOf(entries: Buffer): MappedChunk[] {
   return Array.from({ length: entries.length / CHUNK_ENTRY_BYTES }, (_, index) => {
     const at = index * CHUNK_ENTRY_BYTES
-    return {
-      key: entries.subarray(at, at + KEY_BYTES),
-      offset: entries.readUIntBE(at + KEY_BYTES, OFFSET_BYTES),
-      length: entries.readUIntBE(at + KEY_BYTES + OFFSET_BYTES, 3),
-    }
+    return { key: entries.subarray(at, at + KEY_BYTES), ...chunkAt(entries, index) }
   })
 }
 
-function blocksOf(entries: Buffer): MappedBlocks {
+export function blocksOf(entries: Buffer): MappedBlocks {
   return { offset: entries.readUIntBE(0, OFFSET_BYTES), hints: entries.subarray(OFFSET_BYTES) }
 }
 
-interface Whole {
-  readonly chunks: number
-  readonly blocks: number
-  readonly changed: boolean
-  /** Where the sections end. */
-  readonly end: number
-  readonly digest: Buffer
-}
+/** Holds what stands in a map against its image's size, and all of it against its trailer. */
+class MapCheck {
+  readonly #place: string
+  readonly #imageBytes: number
+  readonly #countMax: number
+  readonly #sum: Hash
+  #chunks = 0
+  #blocks = 0
+  #samples = 0
+  #chunksEnd = 0
+  #blocksEnd = 0
 
-/** Reads all of it once. @throws RefusedError */
-function checkWhole(file: MapFile): Whole {
-  const { place, fd, head } = file
-  const refused = (what: string): RefusedError => new RefusedError(`${place}: ${what}`)
-  const { end, trailer, counts } = trailerOf(file)
-  const imageBytes = file.disk.bytes
-  const sum = createHash('sha256').update(head)
-  const countMax = Math.ceil(imageBytes / BLOCK_BYTES)
-  let chunks = 0
-  let blocks = 0
-  let samples = 0
-  let chunksEnd = 0
-  let blocksEnd = 0
-  for (const section of sections(place, fd, head.length, end)) {
-    sum.update(section.head).update(section.entries)
-    if (samples > 0) throw refused('a section after the handprint')
-    if (section.kind === SAMPLES) samples = section.entries.length / KEY_BYTES
-    else if (section.kind === CHUNKS) {
-      for (const { offset, length } of chunksOf(section.entries)) {
-        const fits = offset >= chunksEnd && length >= 1 && length <= CHUNK_BYTES_MAX
-        chunksEnd = offset + length
-        if (!fits || chunksEnd > imageBytes) throw refused(`a chunk of ${length} bytes at ${offset}`)
-        // Most are much longer: a map is smaller than its image.
-        if (++chunks > countMax) throw refused(`more than ${countMax} chunks`)
-      }
-    } else {
-      const { offset, hints } = blocksOf(section.entries)
-      const fits = offset >= blocksEnd && offset % BLOCK_BYTES === 0
-      blocksEnd = offset + (hints.length / KEY_BYTES) * BLOCK_BYTES
-      if (!fits || blocksEnd > imageBytes) throw refused(`blocks from ${offset} to ${blocksEnd}`)
-      blocks += hints.length / KEY_BYTES
-    }
+  constructor({ place, head, disk }: MapFile) {
+    this.#place = place
+    this.#imageBytes = disk.bytes
+    this.#countMax = Math.ceil(disk.bytes / BLOCK_BYTES)
+    this.#sum = createHash('sha256').update(head)
   }
-  const { changed } = counts
-  const expected = encodeCounts({ chunks, blocks, samples, changed })
-  const digest = sum.update(expected).digest()
-  if (!trailer.equals(Buffer.concat([expected, digest]))) throw refused('its digest does not fit')
-  return { chunks, blocks, changed, end, digest }
+
+  /** @throws RefusedError */
+  take({ kind, head, entries }: Section): void {
+    this.#sum.update(head).update(entries)
+    if (this.#samples > 0) throw this.#refused('a section after the handprint')
+    if (kind === SAMPLES) this.#samples = entries.length / KEY_BYTES
+    else if (kind === CHUNKS) this.#takeChunks(entries)
+    else this.#takeBlocks(entries)
+  }
+
+  #takeChunks(entries: Buffer): void {
+    const count = entries.length / CHUNK_ENTRY_BYTES
+    for (let index = 0; index < count; index++) {
+      const { offset, length } = chunkAt(entries, index)
+      const fits = offset >= this.#chunksEnd && length >= 1 && length <= CHUNK_BYTES_MAX
+      this.#chunksEnd = offset + length
+      if (!fits || this.#chunksEnd > this.#imageBytes)
+        throw this.#refused(`a chunk of ${length} bytes at ${offset}`)
+    }
+    // Most are much longer: a map is smaller than its image.
+    this.#chunks += count
+    if (this.#chunks > this.#countMax) throw this.#refused(`more than ${this.#countMax} chunks`)
+  }
+
+  #takeBlocks(entries: Buffer): void {
+    const { offset, hints } = blocksOf(entries)
+    const fits = offset >= this.#blocksEnd && offset % BLOCK_BYTES === 0
+    this.#blocksEnd = offset + (hints.length / KEY_BYTES) * BLOCK_BYTES
+    if (!fits || this.#blocksEnd > this.#imageBytes)
+      throw this.#refused(`blocks from ${offset} to ${this.#blocksEnd}`)
+    this.#blocks += hints.length / KEY_BYTES
+  }
+
+  /** @throws RefusedError */
+  end(counts: Counts, digest: Buffer): void {
+    const found = { chunks: this.#chunks, blocks: this.#blocks, samples: this.#samples }
+    const expected = encodeCounts({ ...found, changed: counts.changed })
+    const same = expected.equals(encodeCounts(counts)) && this.#sum.update(expected).digest().equals(digest)
+    if (!same) throw this.#refused('its digest does not fit')
+  }
+
+  #refused(what: string): RefusedError {
+    return new RefusedError(`${this.#place}: ${what}`)
+  }
 }
 
 /** `undefined` when the file is shorter. */
 function readAt(fd: number, at: number, length: number): Buffer | undefined {
-  const bytes = Buffer.alloc(length)
+  return readInto(fd, at, Buffer.alloc(length))
+}
+
+function readInto(fd: number, at: number, bytes: Buffer): Buffer | undefined {
   let filled = 0
-  while (filled < length) {
-    const got = readSync(fd, bytes, filled, length - filled, at + filled)
+  while (filled < bytes.length) {
+    const got = readSync(fd, bytes, filled, bytes.length - filled, at + filled)
     if (got === 0) return undefined
     filled += got
   }

@@ -567,6 +567,9 @@ export class ImageStock {
     } catch (error) {
       if (this.#closed) return
       this.#options.onProblem?.(`map of ${known.path}: ${errorText(error)}`)
+      // A map is proven at its end, so part of it may have been taken in.
+      if (number === known.number) this.#unload(known)
+      else this.#forget(number)
       known.map = undefined
       if (this.#known.get(known.path) === known && known.scan === undefined)
         this.#scan(known, { insert: this.#hasRoom(known) })

@@ -18,6 +18,8 @@ const nothing = async (): Promise<void> => {}
 
 async function overPair(inner: BlockDevice, structuredReplies: boolean): Promise<MadeDevice> {
   const [near, far] = duplexPair()
+  // As with a socket: who is gone does not keep the other one waiting for its end.
+  near.once('close', () => far.destroy())
   const served = serveNbd(far, { exports: { list: async () => ['disk'], open: async () => inner } })
   const negotiation = await negotiateNbd(near, { structuredReplies })
   return { device: await negotiation.go('disk'), cleanup: () => served }

@@ -20,7 +20,13 @@ import { type TestContext, test } from 'node:test'
 import { ChunkIndex } from '../../../lib/catalog/chunk-index.ts'
 import { type ImageIdentity, ImageSource, listImages } from '../../../lib/catalog/image-files.ts'
 import { ImageIndexer, type IndexedImage } from '../../../lib/catalog/image-index.ts'
-import { dropMaps, ImageMap, type MapSummary } from '../../../lib/catalog/image-map.ts'
+import {
+  dropMaps,
+  ImageMap,
+  type MappedBlocks,
+  type MappedChunk,
+  type MapSummary,
+} from '../../../lib/catalog/image-map.ts'
 import { mapPath } from '../../../lib/catalog/image-map-format.ts'
 import { ImageMapWriter } from '../../../lib/catalog/image-map-writer.ts'
 import { ImageStock } from '../../../lib/catalog/stock.ts'
@@ -313,13 +319,16 @@ test('maps of images that are gone are dropped, what is no map stays', (context)
 })
 
 /** Everything that the indexes hold of these contents, by place. */
-function places({ index, blocks }: { index: ChunkIndex; blocks: ChunkIndex }, map: ImageMap): string[] {
+function places(
+  { index, blocks }: { index: ChunkIndex; blocks: ChunkIndex },
+  pieces: readonly (MappedChunk[] | MappedBlocks)[],
+): string[] {
   const found = (table: ChunkIndex, key: Buffer, offset: number): string[] =>
     table
       .lookup(key)
       .filter((one) => one.offset === offset)
       .map((one) => `${one.image} ${one.offset} ${one.length}`)
-  return [...map.pieces()].flatMap((piece) => {
+  return pieces.flatMap((piece) => {
     if (Array.isArray(piece)) return piece.flatMap(({ key, offset }) => found(index, key, offset))
     const { offset, hints } = piece
     return Array.from({ length: hints.length / 8 }, (_, at) =>
@@ -344,11 +353,12 @@ test('an image is scanned once: the next index takes it from its map, chunk for 
   await using source = await ImageSource.open(path)
   using map = ImageMap.open(catalog, path, source.identity)
   assert.ok(map !== undefined && map.count === first.image.progress.chunks && map.count > 10)
+  const pieces = [...map.pieces()]
   const second = await indexed()
   assert.deepEqual([second.image.mapped, second.image.problem], [true, undefined])
   assert.deepEqual(second.image.progress, { ...first.image.progress })
-  assert.deepEqual(places(second, map), places(first, map))
-  assert.equal(places(first, map).length, map.count + map.blockCount)
+  assert.deepEqual(places(second, pieces), places(first, pieces))
+  assert.equal(places(first, pieces).length, map.count + map.blockCount)
   assert.ok(map.blockCount > 1000 && map.count === first.image.progress.inserted)
 
   // A bit is flipped: it is said, the image is scanned, and the map is a good one again.
@@ -359,7 +369,7 @@ test('an image is scanned once: the next index takes it from its map, chunk for 
   const third = await indexed()
   assert.equal(third.image.mapped, false)
   assert.match(third.image.problem ?? '', /its digest does not fit|a chunk of/)
-  assert.deepEqual(places(third, map), places(first, map))
+  assert.deepEqual(places(third, pieces), places(first, pieces))
   assert.equal((await indexed()).image.mapped, true)
 
   // It was written to.

@@ -14,7 +14,7 @@ import { ImageMap } from '../../../lib/catalog/image-map.ts'
 import { mapPath } from '../../../lib/catalog/image-map-format.ts'
 import { ImageStock, type StockOptions } from '../../../lib/catalog/stock.ts'
 import { Chunker } from '../../../lib/chunk/chunker.ts'
-import { hintOf } from '../../../lib/chunk/digest.ts'
+import { hintOf, sha256 } from '../../../lib/chunk/digest.ts'
 import { MIB } from '../../../lib/core/units.ts'
 
 async function opened(directory: string): Promise<string[]> {
@@ -367,7 +367,7 @@ test('a migration makes a scan in the background hurry', async (context) => {
 })
 
 test('a map that is damaged is said, and the image is scanned', async (context) => {
-  const { stock, path, tend, refresh, problems, catalog } = await rig(context)
+  const { stock, path, tend, refresh, settled, problems, catalog } = await rig(context)
   const name = path('disk.raw')
   const bytes = randomBytes(4 * MIB)
   await writeFile(name, bytes)
@@ -376,9 +376,14 @@ test('a map that is damaged is said, and the image is scanned', async (context) 
   const place = mapPath(catalog, name)
   const map = await readFile(place)
   // In the middle, where a look at its ends sees nothing.
-  map[map.length >> 1]! ^= 1
+  const hint = sha256(bytes.subarray(500 * 4096, 501 * 4096)).subarray(0, 8)
+  const wrong = Buffer.from('no block')
+  wrong.copy(map, map.indexOf(hint))
   await writeFile(place, map)
   await refresh()
+  await settled()
+  // It is proven while it is taken in.
+  assert.deepEqual(stock.lookupBlock(wrong, 0), [])
   assert.match(problems.join('\n'), /its digest does not fit|a chunk of|a section of/)
   assert.deepEqual(await share(stock, bytes), { chunks: 1, blocks: 1 })
   const [file] = await listImages([dirname(name)])
