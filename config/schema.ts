@@ -298,7 +298,12 @@ export const CONFIG_SCHEMA: Group = {
       1,
       65_536,
     ),
-    indexMiB: integer('Memory for the index of what this host holds, in MiB.', 256, 1, 1_048_576),
+    indexMiB: integer(
+      'Memory for the index of the blocks that this host holds, in MiB; that of its chunks takes half as much.',
+      256,
+      1,
+      1_048_576,
+    ),
     scanMiBps: integer(
       'How much of the images is read in a second for the catalog in the background, in MiB; 0: only when a migration comes.',
       64,

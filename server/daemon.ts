@@ -11,11 +11,11 @@ import { access, mkdir, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Config, PeerConfig } from '../config/schema.ts'
 import { ImageStock } from '../lib/catalog/stock.ts'
+import { indexBudgets } from '../lib/catalog/stock-choice.ts'
 import { Describer } from '../lib/chunk/describer.ts'
 import { SlabPool } from '../lib/chunk/slab.ts'
 import { ConfigError, errorText, SwamError } from '../lib/core/errors.ts'
 import {
-  BLOCK_INDEX_BYTES_MAX,
   BUNDLES_IN_FLIGHT_BYTES_MAX,
   CONTROL_REQUEST_BYTES_MAX,
   GUEST_NAME_BYTES_MAX,
@@ -109,8 +109,7 @@ export class Daemon {
     this.#vitals = new Vitals(log)
     this.#site = new Site(config, log, new History(config.stateDir))
     this.#stock = new ImageStock({
-      indexBytesMax: config.limits.indexMiB * MIB,
-      blockIndexBytesMax: BLOCK_INDEX_BYTES_MAX,
+      ...indexBudgets(config.limits.indexMiB * MIB),
       imagesMax: SHARED_IMAGES_MAX,
       directories: realDirectories(config.images),
       catalog: join(config.stateDir, 'catalog'),

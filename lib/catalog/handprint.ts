@@ -44,16 +44,29 @@ function smallest(samples: readonly string[], count: number): string[] {
   return [...new Set(samples)].sort().slice(0, count)
 }
 
-/** Which of many have a sample. */
+/** Of the two bytes after the first one of a sample: all. */
+const WHOLE_RANGE = 65_536
+
+/**
+ * Which of many have a sample. When there are too many samples, all handprints become thinner alike, so that owners stay comparable: those
+ * whose second and third byte are below a limit stay, and each owner's 64 smallest.
+ */
 export class HandprintIndex<Owner> {
   readonly #owners = new Map<string, Owner[]>()
   readonly #samples = new Map<Owner, readonly string[]>()
   #count = 0
+  #limit = WHOLE_RANGE
 
-  /** @param samples ascending; when there is no room for all of them, the smallest are taken: a thinner sample. */
+  /** @param samples ascending */
   set(owner: Owner, samples: readonly string[]): void {
     this.delete(owner)
-    const taken = samples.slice(0, Math.max(0, HANDPRINTS_SAMPLES_MAX - this.#count))
+    let taken = this.#thinned(samples)
+    while (this.#count + taken.length > HANDPRINTS_SAMPLES_MAX && this.#limit > 1) {
+      this.#limit >>= 1
+      for (const [other, theirs] of this.#samples) this.#cut(other, this.#thinned(theirs).length)
+      taken = this.#thinned(samples)
+    }
+    taken = taken.slice(0, Math.max(0, HANDPRINTS_SAMPLES_MAX - this.#count))
     for (const sample of taken) {
       const owners = this.#owners.get(sample)
       if (owners === undefined) this.#owners.set(sample, [owner])
@@ -64,19 +77,36 @@ export class HandprintIndex<Owner> {
   }
 
   delete(owner: Owner): void {
-    const samples = this.#samples.get(owner)
-    if (samples === undefined) return
+    this.#cut(owner, 0)
     this.#samples.delete(owner)
-    this.#count -= samples.length
-    for (const sample of samples) {
-      const left = this.#owners.get(sample)!.filter((one) => one !== owner)
-      if (left.length === 0) this.#owners.delete(sample)
-      else this.#owners.set(sample, left)
-    }
   }
 
   /** Who has the chunk with this digest among its samples. */
   owners(digest: Uint8Array, digestOffset = 0): readonly Owner[] {
     return this.#owners.get(sampleAt(digest, digestOffset)) ?? []
+  }
+
+  /** They ascend, so those that stay come first. */
+  #thinned(samples: readonly string[]): readonly string[] {
+    if (this.#limit === WHOLE_RANGE) return samples
+    let kept = Math.min(SAMPLES_MIN, samples.length)
+    while (kept < samples.length && this.#isBelow(samples[kept]!)) kept++
+    return samples.slice(0, kept)
+  }
+
+  #isBelow(sample: string): boolean {
+    return sample.charCodeAt(0) === 0 && sample.charCodeAt(1) * 256 + sample.charCodeAt(2) < this.#limit
+  }
+
+  /** Leaves an owner its first samples. */
+  #cut(owner: Owner, kept: number): void {
+    const samples = this.#samples.get(owner) ?? []
+    for (const sample of samples.slice(kept)) {
+      const left = this.#owners.get(sample)!.filter((one) => one !== owner)
+      if (left.length === 0) this.#owners.delete(sample)
+      else this.#owners.set(sample, left)
+      this.#count--
+    }
+    if (kept < samples.length) this.#samples.set(owner, samples.slice(0, kept))
   }
 }

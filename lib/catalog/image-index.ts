@@ -78,6 +78,8 @@ export class ImageIndexer {
     this.#worker = new Worker(new URL('./image-index-worker.ts', import.meta.url), {
       name: 'swam-image-index',
       workerData,
+      // It makes many small things that do not last: more room for them would only be more memory.
+      resourceLimits: { maxYoungGenerationSizeMb: 8 },
     })
     // Only work keeps the process alive.
     this.#worker.unref()

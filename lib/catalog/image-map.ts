@@ -339,13 +339,13 @@ const SECTIONS: ReadonlyMap<
 ])
 
 /** What the largest section holds. */
-const SECTION_ENTRIES_MAX = Math.max(
+const LARGEST_SECTION_BYTES = Math.max(
   ...[...SECTIONS.values()].map(({ most, entryBytes, before }) => before + most * entryBytes),
 )
 
 /** Each in the place of the one before. @throws RefusedError where they do not end at `end`, or are no sections */
 function* sections({ place, fd, head: { length: start } }: MapFile, end: number): Generator<Section> {
-  const space = Buffer.allocUnsafe(Math.min(SECTION_ENTRIES_MAX, end - start))
+  const space = Buffer.allocUnsafe(Math.min(LARGEST_SECTION_BYTES, end - start))
   for (let at = start; at < end; ) {
     const head = at + SECTION_BYTES > end ? undefined : readAt(fd, at, SECTION_BYTES)
     const kind = head?.readUInt8(0)

@@ -513,8 +513,8 @@ export const KNOWN_IMAGES_MAX: number = 4096
 export const SHARED_IMAGES_MAX: number = 256
 /** Samples of one image's handprint, 8 bytes each: one of 256 chunks, so 1 TiB of chunks of 64 KiB. Of more the smallest. */
 export const HANDPRINT_SAMPLES_MAX: number = 65_536
-/** Samples of all images' handprints in memory, some 150 bytes each: 8 TiB of data. Images beyond it have fewer, or none. */
-export const HANDPRINTS_SAMPLES_MAX: number = 524_288
+/** Samples of all images' handprints in memory, some 150 bytes each: 4 TiB of data, or 64 of each image. Of more data they are thinner. */
+export const HANDPRINTS_SAMPLES_MAX: number = 262_144
 /** An image that nobody wrote to for so long is at rest: a map of it will hold. */
 export const IMAGE_REST_MS: number = 10_000
 /** A running guest's image is scanned again after this time; its old map is a good guess meanwhile. */
@@ -529,8 +529,6 @@ export const CATALOG_PLAN_MS: number = 250
 export const MAP_PIECE_CHUNKS_MAX: number = 8_192
 /** Blocks of 4 KiB in one run of an image's map, 8 bytes each: 16 KiB. */
 export const MAP_RUN_BLOCKS_MAX: number = 2_048
-/** The index of blocks of all images: 20 bytes each, so 40 GiB of data. Images that find it full are known by their chunks only. */
-export const BLOCK_INDEX_BYTES_MAX: number = 256 * MIB
 /** Numbers of images in the index, which are never given twice: 16 bits of an entry; when they are used up the index is made anew. */
 export const IMAGE_NUMBER_MAX: number = 0xffff
 /** Places of one digest that are kept: content that lies everywhere needs no more places to read it from. */

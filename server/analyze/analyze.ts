@@ -11,6 +11,7 @@ import type { BlockDevice } from '../../lib/block/device.ts'
 import type { ExtentSource } from '../../lib/catalog/extent-source.ts'
 import { checkImage, type ImageFormat, sameIdentity } from '../../lib/catalog/image-files.ts'
 import { Qcow2Export } from '../../lib/catalog/qcow2-export.ts'
+import { indexBudgets } from '../../lib/catalog/stock-choice.ts'
 import { sha256 } from '../../lib/chunk/digest.ts'
 import { errorText, RefusedError } from '../../lib/core/errors.ts'
 import {
@@ -18,7 +19,6 @@ import {
   ANALYZE_IMAGES_MAX,
   ANALYZE_INDEX_BYTES_MAX,
   ANALYZE_SHA256_MS,
-  BLOCK_INDEX_BYTES_MAX,
 } from '../../lib/core/limits.ts'
 import { KIB } from '../../lib/core/units.ts'
 import { StockBlocks, StockSource } from '../../lib/engine/stock-source.ts'
@@ -153,8 +153,7 @@ async function fillStock(
   signal: AbortSignal,
 ): Promise<{ stock: HaveStock; indexMs: number }> {
   const stock = new HaveStock({
-    indexBytesMax: ANALYZE_INDEX_BYTES_MAX,
-    blockIndexBytesMax: BLOCK_INDEX_BYTES_MAX,
+    ...indexBudgets(ANALYZE_INDEX_BYTES_MAX),
   })
   const startMs = performance.now()
   // Also what is written over: of the old version files may lie elsewhere in the new one.

@@ -24,8 +24,8 @@ import { mapPath } from '../../lib/catalog/image-map-format.ts'
 import { ImageMapWriter } from '../../lib/catalog/image-map-writer.ts'
 import { MapFolder } from '../../lib/catalog/map-folder.ts'
 import { ImageStock } from '../../lib/catalog/stock.ts'
+import { indexBudgets } from '../../lib/catalog/stock-choice.ts'
 import { sha256 } from '../../lib/chunk/digest.ts'
-import { BLOCK_INDEX_BYTES_MAX } from '../../lib/core/limits.ts'
 import { GIB, KIB, MIB } from '../../lib/core/units.ts'
 import { imagePairs } from './pairs.ts'
 import { inScratch } from './scratch.ts'
@@ -50,8 +50,7 @@ export async function run(): Promise<object> {
 
 function stockAt(folder: string, onProblem: (text: string) => void): ImageStock {
   return new ImageStock({
-    indexBytesMax: INDEX_BYTES,
-    blockIndexBytesMax: BLOCK_INDEX_BYTES_MAX,
+    ...indexBudgets(INDEX_BYTES),
     imagesMax: 256,
     catalog: join(folder, 'state', 'catalog'),
     restMs: 0,
@@ -272,7 +271,7 @@ async function synthetic(folder: string): Promise<object> {
       lookupsPerSecond,
       selectMs,
       selectAfterBytes: asked * CHUNK_BYTES,
-      indexBytes: INDEX_BYTES + BLOCK_INDEX_BYTES_MAX,
+      indexBytes: INDEX_BYTES * 1.5,
       rssBytes: process.memoryUsage().rss - rssBefore,
     }
   } finally {

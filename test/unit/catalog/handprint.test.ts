@@ -73,19 +73,38 @@ test('a base inside a disk twenty times as large is found by what is sent of it'
   assert.equal(index.owners(Buffer.alloc(40, 1), 8).length, 0)
 })
 
-test('when there is no room a handprint is thinner, then empty, and room comes back', () => {
-  const index = new HandprintIndex<number>()
-  const samples = Array.from({ length: HANDPRINT_SAMPLES_MAX }, (_, number) =>
-    String.fromCharCode(0, number >> 8, number & 255, 0, 0, 0, 0, 0),
+test('when there are too many samples all handprints are thinner alike, and keep their smallest', () => {
+  const index = new HandprintIndex<string>()
+  const sample = (...bytes: number[]): string =>
+    Buffer.from([...bytes, 0, 0, 0, 0, 0, 0, 0])
+      .subarray(0, 8)
+      .toString('latin1')
+  const owners = (one: string): readonly string[] => index.owners(Buffer.from(one, 'latin1'))
+  const spread = Array.from({ length: HANDPRINT_SAMPLES_MAX }, (_, number) =>
+    sample(0, number >> 8, number & 255),
   )
-  const digest = (sample: string): Buffer => Buffer.from(sample, 'latin1')
+  const small = Array.from({ length: 64 }, (_, number) => sample(7, number))
+  index.set('small', small)
   const whole = HANDPRINTS_SAMPLES_MAX / HANDPRINT_SAMPLES_MAX
-  index.set(-1, samples.slice(0, 10))
-  for (let owner = 0; owner <= whole; owner++) index.set(owner, samples)
-  assert.equal(index.owners(digest(samples[0]!)).length, whole + 1)
-  assert.equal(index.owners(digest(samples.at(-1)!)).length, whole - 1)
-  assert.equal(index.owners(digest(samples.at(-11)!)).length, whole)
-  index.delete(0)
-  index.set(whole, samples)
-  assert.equal(index.owners(digest(samples.at(-11)!)).length, whole)
+  const names = Array.from({ length: whole + 1 }, (_, number) => `spread ${number}`)
+  for (const name of names) index.set(name, spread)
+  assert.deepEqual(owners(spread[0]!), names)
+  assert.deepEqual(owners(spread[32_767]!), names)
+  assert.deepEqual(owners(spread[32_768]!), [])
+  assert.deepEqual([owners(small[0]!), owners(small[63]!)], [['small'], ['small']])
+
+  // Somebody's that cannot be thinner: the ceiling holds all the same, and room comes back.
+  const dense = Array.from({ length: HANDPRINT_SAMPLES_MAX }, (_, number) =>
+    sample(0, 0, 0, number >> 8, number & 255),
+  )
+  for (let number = 0; number <= whole; number++) index.set(`dense ${number}`, dense)
+  const held = new Set([...small, ...spread, ...dense])
+  const count = (): number => [...held].reduce((sum, one) => sum + owners(one).length, 0)
+  assert.equal(count(), HANDPRINTS_SAMPLES_MAX)
+  assert.deepEqual([owners(small[63]!), owners(spread[1]!)], [['small'], names])
+  for (let number = 0; number <= whole; number++) index.delete(`dense ${number}`)
+  index.set('late', spread)
+  assert.deepEqual(owners(spread[1]!), [...names, 'late'])
+  for (const name of [...names, 'small', 'late']) index.delete(name)
+  assert.equal(count(), 0)
 })

@@ -36,7 +36,7 @@ held below 1.5 GiB in those of eight (test/long/swam-resources.test.ts). What it
 | frames in flight, each way (\`WindowPool\`) | 256 MiB, and 2 to 6 MiB a bundle |
 | frames that a far end does not read | 40 MiB and 131,072 frames (some 40 MiB) a channel, then it is let go |
 | streams (RAM) that QEMU does not take | 4 MiB each |
-| index of images | indexMiB, and 256 MiB for their blocks; their handprints 80 MiB, for 8 TiB of images |
+| index of images | 1.5 × indexMiB (384 MiB); their handprints 40 MiB; the thread that reads maps 32 MiB |
 | qcow2 images that are open as sources | 16 processes of QEMU of some 30 MiB, and one for a scan |
 | places of what a session delivered | 100 bytes for each 32 KiB of a disk, 100 MiB a disk; of its blocks 16 MiB a disk |
 | streams of literals | 10 MiB a disk that is sent, 7 MiB a disk that is received |
