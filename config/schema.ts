@@ -212,7 +212,7 @@ export const CONFIG_SCHEMA: Group = {
     isPath,
   ),
   images: leaf(
-    'Directories of disk images. Nothing outside them is read, indexed or created.',
+    'Directories of disk images; of one below /dev, its block devices. Nothing outside them is read, indexed or created.',
     DIRECTORIES_EXPECTED,
     ['/var/lib/libvirt/images'],
     isDirectories,

@@ -1,8 +1,9 @@
 /**
  * Image files as sources of bytes: which there are, what identifies one, and how it is read. Everything is raw bytes:
  * formats are never probed (a guest can write a qcow2 header), and since every reuse is verified by digest, the raw
- * bytes of a qcow2 file do no harm. Files are opened read-only, without following links, and must be regular, or a block
- * device where the caller allows it.
+ * bytes of a qcow2 file do no harm. Files are opened read-only, without following links, and must be regular, or block devices:
+ * those that root's own links in a directory below /dev name (a volume group, /dev/mapper), where the config lists it, and what
+ * the caller allows.
  */
 import { type BigIntStats, constants } from 'node:fs'
 import { type FileHandle, open, readdir, realpath, stat } from 'node:fs/promises'
@@ -52,21 +53,31 @@ export function checkImage(path: string, source: Pick<ExtentSource, 'size'>): vo
     throw new RefusedError(`${path}: ${size} bytes: expected at most ${IMAGE_BYTES_MAX}`)
 }
 
+/** A block device does not tell when it was written to, so it is another one each time it is looked at: never at rest, never exact. */
 function identityOf(stats: BigIntStats, size = Number(stats.size)): ImageIdentity {
-  return { dev: stats.dev, ino: stats.ino, size, mtimeNs: stats.mtimeNs }
+  const mtimeNs = stats.isBlockDevice() ? BigInt(Date.now()) * 1_000_000n : stats.mtimeNs
+  return { dev: stats.dev, ino: stats.ino, size, mtimeNs }
+}
+
+/** Whether block devices may lie there, and nothing can be made there. */
+export function isBelowDev(path: string): boolean {
+  return path.startsWith('/dev/')
 }
 
 /**
  * The regular files of at least 1 MiB that lie directly in `directories`, each once, by path. A symbolic link counts
- * if what it points to lies directly in one of the directories too. What cannot be read is left out.
+ * if what it points to lies directly in one of the directories too. Of a directory below /dev into which root alone writes: the
+ * block devices that it names. What cannot be read is left out.
  */
 export async function listImages(directories: readonly string[]): Promise<ImageFile[]> {
   const allowed = await resolved(directories)
   const images = new Map<string, ImageFile>()
   for (const directory of allowed) {
     const names = await readdir(directory).catch(() => [])
+    const devices = isBelowDev(directory) && (await isRootsOwn(directory))
     for (const name of names) {
-      const image = await imageAt(join(directory, name), allowed)
+      const path = join(directory, name)
+      const image = devices ? await deviceAt(path) : await imageAt(path, allowed)
       if (image !== undefined) images.set(`${image.identity.dev}:${image.identity.ino}`, image)
     }
   }
@@ -105,6 +116,23 @@ async function imageAt(path: string, allowed: ReadonlySet<string>): Promise<Imag
   }
 }
 
+async function isRootsOwn(directory: string): Promise<boolean> {
+  const { uid, mode } = await stat(directory)
+  return uid === 0 && (mode & 0o022) === 0
+}
+
+async function deviceAt(path: string): Promise<ImageFile | undefined> {
+  try {
+    const real = await realpath(path)
+    const stats = await stat(real, { bigint: true })
+    if (!isBelowDev(real) || !stats.isBlockDevice()) return undefined
+    const size = await blockDeviceBytes(Number(stats.rdev))
+    return size < IMAGE_BYTES_MIN ? undefined : { path: real, identity: identityOf(stats, size) }
+  } catch {
+    return undefined
+  }
+}
+
 /** An open image. Reads are positional and may run side by side. */
 export class ImageSource implements ExtentSource {
   readonly path: string
@@ -123,16 +151,17 @@ export class ImageSource implements ExtentSource {
   }
 
   /**
-   * `path` has been resolved and allowed by the caller; if it became a link or no regular file (with `blockDevices`: and no
-   * block device), this refuses.
+   * `path` has been resolved and allowed by the caller; if it became a link or no regular file (with `blockDevices`, or below
+   * /dev: and no block device), this refuses.
    */
   static async open(path: string, options: { readonly blockDevices?: boolean } = {}): Promise<ImageSource> {
+    const { blockDevices = isBelowDev(path) } = options
     // O_NONBLOCK: a FIFO in the way would hold up a thread of the pool for ever.
     const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK
     const handle = await open(path, flags)
     try {
       const stats = await handle.stat({ bigint: true })
-      if (options.blockDevices === true && stats.isBlockDevice()) {
+      if (blockDevices && stats.isBlockDevice()) {
         return new ImageSource(path, stats, await blockDeviceBytes(Number(stats.rdev)), handle)
       }
       if (!stats.isFile()) throw new RefusedError(`open image ${path}: a regular file expected`)

@@ -10,6 +10,7 @@ import { constants } from 'node:fs'
 import { type FileHandle, open, readlink, realpath, unlink } from 'node:fs/promises'
 import { basename, dirname } from 'node:path'
 import type { HookDomain, ImageToCreate } from '../../hooks/decision.ts'
+import { isBelowDev } from '../../lib/catalog/image-files.ts'
 import { errorText, RefusedError } from '../../lib/core/errors.ts'
 import {
   COMMAND_OUTPUT_BYTES_MAX,
@@ -98,6 +99,7 @@ async function openAllowed(path: string, images: readonly string[]): Promise<Fil
   try {
     // What the kernel says about the open directory, after all symlinks.
     const real = await readlink(`/proc/self/fd/${handle.fd}`)
+    if (isBelowDev(`${real}/`)) throw new RefusedError(`${path}: no image is made below /dev, or removed`)
     for (const allowed of images) {
       const root = await realpath(allowed).catch(() => undefined)
       if (root !== undefined && (real === root || real.startsWith(`${root === '/' ? '' : root}/`)))

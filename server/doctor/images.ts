@@ -1,6 +1,7 @@
 /** The directories of images and the state: there, root's, and with room. */
 import { stat, statfs } from 'node:fs/promises'
 import { dirname } from 'node:path'
+import { isBelowDev } from '../../lib/catalog/image-files.ts'
 import { DOCTOR_FREE_BYTES_MIN } from '../../lib/core/limits.ts'
 import { bytesText } from '../cli/format.ts'
 import { type Finding, quoted } from './finding.ts'
@@ -27,7 +28,9 @@ export async function checkImages(place: Place): Promise<Finding[]> {
       judged.add(path)
       findings.push(...(await ownerFindings(path, directory)))
     }
-    findings.push(...(await spaceFindings('space-images', directory, 'a guest that comes finds no room')))
+    // Devices take no room there.
+    if (!isBelowDev(directory))
+      findings.push(...(await spaceFindings('space-images', directory, 'a guest that comes finds no room')))
   }
   findings.push(...(await spaceFindings('space-state', config.stateDir, 'the history is not written')))
   return findings

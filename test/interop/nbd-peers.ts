@@ -27,6 +27,8 @@ export async function run(command: string, args: readonly string[], input = ''):
   const err: Buffer[] = []
   child.stdout.on('data', (chunk: Buffer) => out.push(chunk))
   child.stderr.on('data', (chunk: Buffer) => err.push(chunk))
+  // One that ends without reading it, losetup for one.
+  child.stdin.on('error', () => undefined)
   child.stdin.end(input)
   // A program that cannot be started rejects here.
   const [code] = (await once(child, 'close')) as [number | null]

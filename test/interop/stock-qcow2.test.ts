@@ -4,92 +4,17 @@
  */
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
-import { copyFile, mkdir, open, utimes, writeFile } from 'node:fs/promises'
+import { copyFile, mkdir, open, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
-import { type ImageFile, listImages } from '../../lib/catalog/image-files.ts'
-import type { IndexedImage } from '../../lib/catalog/image-index.ts'
-import { ImageStock } from '../../lib/catalog/stock.ts'
-import { Chunker } from '../../lib/chunk/chunker.ts'
-import { DIGEST_BYTES, hintOf } from '../../lib/chunk/digest.ts'
 import { STOCK_EXPORTS_MAX } from '../../lib/core/limits.ts'
 import { MIB } from '../../lib/core/units.ts'
 import { inFolder, succeed } from './nbd-peers.ts'
+import { aged, share, withStock } from './stock-rig.ts'
 
 /** Text, which qemu-img can compress, but no two blocks alike. */
 function text(bytes: number): Buffer {
   return Buffer.from(randomBytes(bytes / 2).toString('hex'), 'latin1')
-}
-
-async function aged(path: string): Promise<void> {
-  const when = Date.now() / 1000 - 3600
-  await utimes(path, when, when)
-}
-
-interface Rig {
-  readonly stock: ImageStock
-  readonly problems: string[]
-  readonly indexed: IndexedImage[]
-  refresh(): Promise<void>
-  tend(): Promise<void>
-}
-
-async function withStock(
-  folder: string,
-  isQcow2: (path: string) => boolean,
-  work: (rig: Rig) => Promise<void>,
-): Promise<void> {
-  const images = join(folder, 'images')
-  const problems: string[] = []
-  const indexed: IndexedImage[] = []
-  const stock = new ImageStock({
-    indexBytesMax: MIB,
-    blockIndexBytesMax: MIB,
-    imagesMax: 32,
-    directories: [images],
-    catalog: join(folder, 'catalog'),
-    onProblem: (problem) => problems.push(problem),
-    onIndexed: (image) => indexed.push(image),
-  })
-  const files = async (): Promise<ImageFile[]> =>
-    (await listImages([images])).map((file) => (isQcow2(file.path) ? { ...file, format: 'qcow2' } : file))
-  try {
-    await work({
-      stock,
-      problems,
-      indexed,
-      refresh: async () => {
-        await stock.refresh(files, new Set())
-        while (stock.busy) await new Promise((resolve) => setTimeout(resolve, 10))
-      },
-      tend: async () => stock.tend(files, { busy: () => new Set(), bytesPerSecond: 1024 * MIB }),
-    })
-  } finally {
-    await stock.close()
-  }
-}
-
-/** How much of these bytes is found by chunk and read back, and by block. */
-async function share(stock: ImageStock, bytes: Buffer): Promise<{ chunks: number; blocks: number }> {
-  const { lengths, digests } = new Chunker().describe(bytes, 0)
-  let chunks = 0
-  let at = 0
-  for (const [number, length] of lengths.entries()) {
-    const digest = Buffer.from(digests.subarray(number * DIGEST_BYTES, (number + 1) * DIGEST_BYTES))
-    for (const place of stock.lookup(digest)) {
-      const there = await stock.image(place.image)?.source.read(place.offset, place.length)
-      if (there?.equals(bytes.subarray(at, at + length)) !== true) continue
-      chunks += length
-      break
-    }
-    at += length
-  }
-  let blocks = 0
-  for (at = 0; at < bytes.length; at += 4096) {
-    const hint = hintOf(bytes.subarray(at, at + 4096))
-    if (stock.lookupBlock(hint, 0).some(({ image }) => stock.image(image) !== undefined)) blocks += 4096
-  }
-  return { chunks: chunks / bytes.length, blocks: blocks / bytes.length }
 }
 
 test('a compressed template and a chain are sources of what their disks hold, and their maps of the next daemon', async () => {
@@ -113,7 +38,7 @@ test('a compressed template and a chain are sources of what their disks hold, an
     for (const path of [template!, base!, top!]) await aged(path)
 
     const isQcow2 = (path: string): boolean => path.endsWith('.qcow2')
-    await withStock(folder, isQcow2, async ({ stock, tend, refresh, indexed, problems }) => {
+    await withStock(folder, { isQcow2 }, async ({ stock, tend, refresh, indexed, problems }) => {
       await tend()
       assert.deepEqual(problems, [])
       await refresh()
@@ -124,25 +49,21 @@ test('a compressed template and a chain are sources of what their disks hold, an
       await stock.rest(() => true)
       assert.equal(stock.images.length, 0)
     })
-    await withStock(folder, isQcow2, async ({ stock, refresh, indexed, problems }) => {
+    await withStock(folder, { isQcow2 }, async ({ stock, refresh, indexed, problems }) => {
       await refresh()
       assert.deepEqual(problems, [])
       assert.ok(indexed.length === 3 && indexed.every(({ mapped, stale }) => mapped && !stale))
       assert.deepEqual(await share(stock, bytes), { chunks: 1, blocks: 1 })
     })
     // The same files, and nobody says what they are: the bytes of the files themselves, whose maps are others.
-    await withStock(
-      folder,
-      () => false,
-      async ({ stock, refresh, indexed, problems }) => {
-        await refresh()
-        assert.deepEqual(problems, [], 'a map of the other kind is no map')
-        assert.equal(indexed.filter(({ mapped }) => !mapped).length, 2)
-        assert.equal((await share(stock, bytes)).blocks, 0, 'compressed')
-        const { blocks } = await share(stock, below)
-        assert.equal(blocks, 1, 'what a qcow2 holds as it is lies in its file, block for block')
-      },
-    )
+    await withStock(folder, {}, async ({ stock, refresh, indexed, problems }) => {
+      await refresh()
+      assert.deepEqual(problems, [], 'a map of the other kind is no map')
+      assert.equal(indexed.filter(({ mapped }) => !mapped).length, 2)
+      assert.equal((await share(stock, bytes)).blocks, 0, 'compressed')
+      const { blocks } = await share(stock, below)
+      assert.equal(blocks, 1, 'what a qcow2 holds as it is lies in its file, block for block')
+    })
   })
 })
 
@@ -185,7 +106,7 @@ test('nothing is opened that lies elsewhere, has no format, or is no qcow2', asy
     for (const path of [out, guest, broken, odd]) await aged(path)
     await withStock(
       folder,
-      (path) => path.endsWith('.qcow2'),
+      { isQcow2: (path) => path.endsWith('.qcow2') },
       async ({ stock, refresh, problems }) => {
         await refresh()
         assert.match(
@@ -218,14 +139,10 @@ test('no more exports than allowed are open', async () => {
       await succeed('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', join(folder, 'flat'), path])
       await aged(path)
     }
-    await withStock(
-      folder,
-      () => true,
-      async ({ stock, refresh, problems }) => {
-        await refresh()
-        assert.equal(stock.images.length, STOCK_EXPORTS_MAX)
-        assert.deepEqual(problems, [])
-      },
-    )
+    await withStock(folder, { isQcow2: () => true }, async ({ stock, refresh, problems }) => {
+      await refresh()
+      assert.equal(stock.images.length, STOCK_EXPORTS_MAX)
+      assert.deepEqual(problems, [])
+    })
   })
 })

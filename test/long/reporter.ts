@@ -20,11 +20,12 @@ export interface Ended {
   readonly said: readonly string[]
 }
 
-/** node wraps what a test throws. */
+/** What was thrown first stands first: what wraps it may be as long as both hosts' logs. node wraps what a test throws. */
 function why(error: Error): string {
-  const { cause } = error
-  const text = cause instanceof Error ? cause.message : error.message
-  return text.replaceAll(/\s+/g, ' ').slice(0, WHY_CHARACTERS_MAX)
+  const texts: string[] = []
+  for (let at: unknown = error.cause ?? error; at instanceof Error; at = at.cause)
+    texts.unshift(at.message.replaceAll(/\s+/g, ' ').slice(0, WHY_CHARACTERS_MAX))
+  return texts.length === 0 ? error.message : texts.join(' --- ').slice(0, 2 * WHY_CHARACTERS_MAX)
 }
 
 // biome-ignore lint/style/noDefaultExport: node's test runner takes a reporter by its default export

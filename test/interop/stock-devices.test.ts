@@ -1,0 +1,88 @@
+/** Block devices as sources of the daemon: a volume group's directory is listed, and its volumes are known by maps that are never exact. */
+import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
+import { chmod, mkdir, mkdtemp, rm, symlink, utimes, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import { ImageSource, listImages } from '../../lib/catalog/image-files.ts'
+import { ImageMap } from '../../lib/catalog/image-map.ts'
+import { MIB } from '../../lib/core/units.ts'
+import { UNWRITTEN } from '../../lib/host/unwritten.ts'
+import { removeUnwrittenImage } from '../../server/cli/create-image.ts'
+import { inFolder, succeed } from './nbd-peers.ts'
+import { share, withStock } from './stock-rig.ts'
+
+/** A loop device with these bytes, and a directory below /dev that names it as udev would. */
+async function withVolume(
+  folder: string,
+  bytes: Buffer,
+  work: (volume: { readonly device: string; readonly group: string }) => Promise<void>,
+): Promise<void> {
+  const file = join(folder, 'volume')
+  await writeFile(file, bytes)
+  const device = (await succeed('losetup', ['--find', '--show', file])).trim()
+  try {
+    const group = await mkdtemp('/dev/swam-test-')
+    try {
+      await chmod(group, 0o755)
+      await symlink(device, join(group, 'guest'))
+      await work({ device, group })
+    } finally {
+      await rm(group, { recursive: true })
+    }
+  } finally {
+    await succeed('losetup', ['--detach', device])
+  }
+}
+
+test('what a directory of root below /dev names is listed: block devices alone', async () => {
+  await inFolder(async (folder) => {
+    await withVolume(folder, randomBytes(2 * MIB), async ({ device, group }) => {
+      await symlink('/dev/zero', join(group, 'zero'))
+      await symlink(join(folder, 'volume'), join(group, 'file'))
+      await writeFile(join(group, 'plain'), randomBytes(2 * MIB))
+      const [found, ...others] = await listImages([group])
+      assert.deepEqual([found?.path, found?.identity.size, others], [device, 2 * MIB, []])
+      // Others could put a link to any device there.
+      for (const mode of [0o775, 0o757, 0o1777]) {
+        await chmod(group, mode)
+        const listed = (await listImages([group])).map(({ path }) => path)
+        assert.deepEqual(listed, [join(group, 'plain')], mode.toString(8))
+      }
+      const links = join(folder, 'links')
+      await mkdir(links)
+      await symlink(device, join(links, 'device'))
+      assert.deepEqual(await listImages([links]), [], 'elsewhere a device is no image')
+      // An empty file, as the hook makes one.
+      await writeFile(join(group, 'empty'), '')
+      await utimes(join(group, 'empty'), UNWRITTEN, UNWRITTEN)
+      await assert.rejects(
+        removeUnwrittenImage(join(group, 'empty'), [group]),
+        /no image is made below \/dev, or removed/,
+      )
+    })
+  })
+})
+
+test('a volume is found by its map, which is never exact', async () => {
+  await inFolder(async (folder) => {
+    const bytes = randomBytes(8 * MIB)
+    await withVolume(folder, bytes, async ({ device, group }) => {
+      await withStock(folder, { images: group }, async ({ stock, tend, refresh, problems, indexed }) => {
+        await tend()
+        await refresh()
+        assert.deepEqual(await share(stock, bytes), { chunks: 1, blocks: 1 })
+        assert.equal(indexed.length, 2, 'scanned once, then taken from its map')
+        // Guessing is enough until the map is old: it is not scanned again and again.
+        await tend()
+        assert.equal(indexed.length, 2)
+        const catalog = join(folder, 'catalog')
+        await using source = await ImageSource.open(device)
+        assert.equal(ImageMap.open(catalog, device, source.identity), undefined)
+        using map = ImageMap.openAny(catalog, device, source.identity)
+        assert.equal(map?.blockCount, bytes.length / 4096)
+        assert.deepEqual(problems, [])
+      })
+    })
+  })
+})
