@@ -11,13 +11,21 @@ import { parentPort, workerData } from 'node:worker_threads'
 import { Chunker } from '../chunk/chunker.ts'
 import { hintOf } from '../chunk/digest.ts'
 import { errorText } from '../core/errors.ts'
+import { IMAGE_RESCAN_MS } from '../core/limits.ts'
 import { BLOCK_BYTES, HINT_BYTES } from '../core/units.ts'
 import { ChunkIndex, type SharedChunkIndex } from './chunk-index.ts'
-import { type ImageIdentity, ImageSource } from './image-files.ts'
-import { blocksOf, chunkAt, ImageMap, type MapSummary } from './image-map.ts'
+import { type ImageIdentity, ImageSource, sameIdentity } from './image-files.ts'
+import {
+  blocksOf,
+  chunkAt,
+  ImageMap,
+  type MapEntries,
+  type MapSummary,
+  type PartialMap,
+} from './image-map.ts'
 import { CHUNK_ENTRY_BYTES, CHUNKS, type MappedDisk } from './image-map-format.ts'
 import { ImageMapWriter } from './image-map-writer.ts'
-import { scanImage } from './image-scan.ts'
+import { type ScanStart, scanImage } from './image-scan.ts'
 import { type ImageRef, type OpenImage, openImage } from './open-image.ts'
 import { PacedReads } from './paced-reads.ts'
 
@@ -145,15 +153,17 @@ async function scanInto(
   const { identity, size: bytesTotal } = source
   const counts = { chunks: 0, inserted: 0, insertedBlocks: 0 }
   let progress: IndexProgress = { bytesDone: 0, bytesTotal, zeroBytes: 0, ...counts }
-  const map = new MapKeeper(path, identity, { format, bytes: bytesTotal })
+  const map = new MapKeeper(path, identity, { format, bytes: bytesTotal }, request.anew)
   const reads = new PacedReads(source, request.bytesPerSecond)
   const job = jobs.get(id)
   if (job !== undefined) job.reads = reads
   if (job?.hurried === true) reads.hurry()
   const image = imageNumber
   try {
+    const from = await resumed(map.partial, image, counts, signal)
     await scanImage(reads, chunker, {
       signal,
+      from,
       onChunk: (offset, length, digests, digestOffset) => {
         counts.chunks++
         if (image !== null && index.insert(digests, digestOffset, { image, offset, length }))
@@ -171,12 +181,32 @@ async function scanInto(
         reply({ type: 'progress', id, progress })
       },
     })
-    const stale = await source.isStale()
+    const stale = (await source.isStale()) || !sameIdentity(map.identity, identity)
     map.finish(stale)
     const problem = before ?? map.problem
-    reply({ type: 'done', id, identity, progress, stale, mapped: false, problem })
+    reply({ type: 'done', id, identity: map.identity, progress, stale, mapped: false, problem })
   } finally {
     map.abort()
+  }
+}
+
+/** Takes in what an earlier scan has left of the map, and says where to go on. */
+async function resumed(
+  partial: PartialMap | undefined,
+  image: number | null,
+  counts: { chunks: number; inserted: number; insertedBlocks: number },
+  signal: AbortSignal,
+): Promise<ScanStart> {
+  if (partial === undefined) return { chunksEnd: 0, blocksEnd: 0, zeroBytes: 0 }
+  const { chunksEnd, blocksEnd } = partial
+  try {
+    const taken = await insertEntries(partial.sections(), image, true, signal)
+    counts.chunks += taken.chunks
+    counts.inserted += taken.inserted
+    counts.insertedBlocks += taken.insertedBlocks
+    return { chunksEnd, blocksEnd, zeroBytes: chunksEnd - taken.dataBytes }
+  } finally {
+    partial.close()
   }
 }
 
@@ -204,12 +234,26 @@ async function insertMapped(
   withBlocks: boolean,
   signal: AbortSignal,
 ): Promise<IndexProgress> {
+  const { dataBytes, ...counts } = await insertEntries(map.entries(), image, withBlocks, signal)
+  const size = map.disk.bytes
+  return { bytesDone: size, bytesTotal: size, zeroBytes: size - dataBytes, ...counts }
+}
+
+/** Into the indexes, if it has a number. */
+async function insertEntries(
+  all: Iterable<MapEntries>,
+  image: number | null,
+  withBlocks: boolean,
+  signal: AbortSignal,
+): Promise<{ chunks: number; inserted: number; insertedBlocks: number; dataBytes: number }> {
+  let chunks = 0
   let inserted = 0
   let insertedBlocks = 0
   let dataBytes = 0
-  for (const { kind, entries } of map.entries()) {
+  for (const { kind, entries } of all) {
     signal.throwIfAborted()
     if (kind === CHUNKS) {
+      chunks += entries.length / CHUNK_ENTRY_BYTES
       for (let at = 0; at < entries.length; at += CHUNK_ENTRY_BYTES) {
         const { offset, length } = chunkAt(entries, at / CHUNK_ENTRY_BYTES)
         if (image !== null && index.insert(entries, at, { image, offset, length })) inserted++
@@ -224,9 +268,7 @@ async function insertMapped(
     }
     await new Promise((resolve) => setImmediate(resolve))
   }
-  const size = map.disk.bytes
-  const zeroBytes = size - dataBytes
-  return { bytesDone: size, bytesTotal: size, zeroBytes, chunks: map.count, inserted, insertedBlocks }
+  return { chunks, inserted, insertedBlocks, dataBytes }
 }
 
 async function peekMap({ id, image }: Request<'peek'>): Promise<void> {
@@ -243,10 +285,21 @@ async function peekMap({ id, image }: Request<'peek'>): Promise<void> {
 /** A map that cannot be written (a full disk) is a pity, and no reason not to know the image now. */
 class MapKeeper {
   problem: string | undefined
+  /** What the map is of: of an image whose scan is resumed, what it was when that began. */
+  readonly identity: ImageIdentity
+  /** What is in it already. */
+  readonly partial: PartialMap | undefined
   #writer: ImageMapWriter | undefined
 
-  constructor(path: string, identity: ImageIdentity, disk: MappedDisk) {
-    if (catalog !== undefined)
+  /** @param anew nothing is taken from an earlier scan */
+  constructor(path: string, identity: ImageIdentity, disk: MappedDisk, anew: boolean) {
+    const ageMsMax = anew ? 0 : IMAGE_RESCAN_MS
+    const resumed =
+      catalog === undefined ? undefined : ImageMapWriter.resume(catalog, path, identity, { disk, ageMsMax })
+    this.partial = resumed?.partial
+    this.identity = this.partial?.identity ?? identity
+    if (resumed !== undefined) this.#writer = resumed.writer
+    else if (catalog !== undefined)
       this.#try(() => (this.#writer = new ImageMapWriter(catalog, path, identity, { disk })))
   }
 

@@ -11,7 +11,8 @@
  *
  * Chunks stand in the order of the image, and so do blocks; samples ascend. 0.2% of the image's data.
  *
- * A map is written beside its place and renamed; one that is torn, changed, of another version or of another image is not
+ * A map is written beside its place (`.new`) and renamed; blocks are written out before chunks, so that a scan which was cut short
+ * can go on behind the last whole section of chunks. One that is torn, changed, of another version or of another image is not
  * believed, and the image is scanned. It proves nothing: whatever is found through it is verified by digest (I3). So one of
  * what the same file was before is a good guess, until there is a new one.
  * Synchronous, for the thread of low priority that scans.

@@ -1,10 +1,22 @@
 /** Writes a map (image-map-format.ts) while its image is scanned: into bytes, or into a file beside its place that is then renamed. */
 import { createHash, type Hash } from 'node:crypto'
-import { closeSync, fchownSync, fsyncSync, mkdirSync, openSync, renameSync, rmSync, writeSync } from 'node:fs'
+import {
+  closeSync,
+  constants,
+  fchownSync,
+  fsyncSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  renameSync,
+  rmSync,
+  writeSync,
+} from 'node:fs'
 import { MAP_PIECE_CHUNKS_MAX, MAP_RUN_BLOCKS_MAX } from '../core/limits.ts'
 import { BLOCK_BYTES } from '../core/units.ts'
 import { Handprint } from './handprint.ts'
-import type { ImageIdentity } from './image-files.ts'
+import { type ImageIdentity, sameFile } from './image-files.ts'
+import { type MapEntries, PartialMap } from './image-map.ts'
 import {
   BLOCKS,
   CHUNK_ENTRY_BYTES,
@@ -27,7 +39,7 @@ export interface MapOwner {
 
 /** A map as bytes, piece by piece, while its image is scanned. */
 export class ImageMapEncoder {
-  readonly #sink: (bytes: Buffer) => void
+  readonly #sink: (bytes: Buffer) => unknown
   readonly #hash: Hash = createHash('sha256')
   readonly #chunks = Buffer.alloc(MAP_PIECE_CHUNKS_MAX * CHUNK_ENTRY_BYTES)
   #chunksFilled = 0
@@ -40,13 +52,23 @@ export class ImageMapEncoder {
 
   /** @param sink is given all but the digest; it must not keep the bytes */
   constructor(
-    sink: (bytes: Buffer) => void,
+    sink: (bytes: Buffer) => unknown,
     path: string,
     identity: ImageIdentity,
     disk: MappedDisk = { format: 'raw', bytes: identity.size },
   ) {
     this.#sink = sink
     this.#put(header(path, identity, disk))
+  }
+
+  /** What another one has put already: its head and its entries, without giving them to the sink. */
+  replay({ kind, head, entries }: MapEntries & { readonly head: Buffer }): void {
+    this.#hash.update(head).update(entries)
+    if (kind === BLOCKS) this.#blockCount += (entries.length - OFFSET_BYTES) / KEY_BYTES
+    else {
+      for (let at = 0; at < entries.length; at += CHUNK_ENTRY_BYTES) this.#handprint.add(entries, at)
+      this.#chunkCount += entries.length / CHUNK_ENTRY_BYTES
+    }
   }
 
   /** In the order of the image. @param digestOffset where in `digests` the chunk's digest begins */
@@ -89,6 +111,8 @@ export class ImageMapEncoder {
 
   #flushChunks(): void {
     if (this.#chunksFilled === 0) return
+    // Blocks first: whoever goes on behind the last whole section of chunks has all blocks up to there (PartialMap).
+    this.#flushBlocks()
     this.#put(sectionHead(CHUNKS, this.#chunksFilled / CHUNK_ENTRY_BYTES))
     this.#put(this.#chunks.subarray(0, this.#chunksFilled))
     this.#chunksFilled = 0
@@ -109,7 +133,10 @@ export class ImageMapEncoder {
   }
 }
 
-/** Writes a map while its image is scanned. Nothing is at the map's place before `finish`. */
+/**
+ * Writes a map while its image is scanned. Nothing is at the map's place before `finish`. What lies beside it when a scan ends early
+ * (the daemon does) is what `resume` goes on with.
+ */
 export class ImageMapWriter {
   readonly #place: string
   readonly #encoder: ImageMapEncoder
@@ -124,16 +151,58 @@ export class ImageMapWriter {
     directory: string,
     path: string,
     identity: ImageIdentity,
-    options: { readonly owner?: MapOwner; readonly disk?: MappedDisk } = {},
+    options: {
+      readonly owner?: MapOwner
+      readonly disk?: MappedDisk
+      /** What to go on with: `resume`. */
+      readonly partial?: PartialMap
+    } = {},
   ) {
-    const { owner, disk } = options
+    const { owner, disk, partial } = options
     this.#place = mapPath(directory, path)
-    mkdirSync(directory, { recursive: true, mode: 0o700 })
-    // Of a daemon that was killed.
-    rmSync(`${this.#place}.new`, { force: true })
-    this.#fd = openSync(`${this.#place}.new`, 'wx', 0o600)
-    if (owner !== undefined) fchownSync(this.#fd, owner.uid, owner.gid)
-    this.#encoder = new ImageMapEncoder((bytes) => this.#write(bytes), path, identity, disk)
+    const beside = `${this.#place}.new`
+    if (partial === undefined) {
+      mkdirSync(directory, { recursive: true, mode: 0o700 })
+      // Of a daemon that was killed.
+      rmSync(beside, { force: true })
+      this.#fd = openSync(beside, 'wx', 0o600)
+      if (owner !== undefined) fchownSync(this.#fd, owner.uid, owner.gid)
+    } else {
+      this.#fd = openSync(beside, constants.O_WRONLY | constants.O_APPEND | constants.O_NOFOLLOW)
+      ftruncateSync(this.#fd, partial.bytes)
+    }
+    let replays = partial !== undefined
+    this.#encoder = new ImageMapEncoder((bytes) => replays || this.#write(bytes), path, identity, disk)
+    for (const section of partial?.sections() ?? []) this.#encoder.replay(section)
+    replays = false
+  }
+
+  /**
+   * Goes on where a scan of the same file stopped, if that was less than `ageMsMax` ago; the image may have been written to since.
+   * The caller closes `partial`, which says what the map holds already.
+   */
+  static resume(
+    directory: string,
+    path: string,
+    identity: ImageIdentity,
+    options: { readonly disk: MappedDisk; readonly ageMsMax: number },
+  ): { readonly writer: ImageMapWriter; readonly partial: PartialMap } | undefined {
+    const { disk, ageMsMax } = options
+    const partial = PartialMap.open(`${mapPath(directory, path)}.new`, path)
+    if (partial === undefined) return undefined
+    const same =
+      sameFile(partial.identity, identity) &&
+      partial.disk.format === disk.format &&
+      partial.disk.bytes === disk.bytes &&
+      Math.abs(Date.now() - partial.writtenAtMs) < ageMsMax
+    try {
+      if (same)
+        return { writer: new ImageMapWriter(directory, path, partial.identity, { disk, partial }), partial }
+    } catch {
+      // It is begun anew.
+    }
+    partial.close()
+    return undefined
   }
 
   add(digests: Uint8Array, digestOffset: number, offset: number, length: number): void {

@@ -259,6 +259,77 @@ export class ImageMap {
   }
 }
 
+/** What a scan that did not come to its end left of a map: all chunks up to one place, and all blocks up to the same or one behind it. */
+export class PartialMap {
+  /** Of what the image was when that scan began. */
+  readonly identity: ImageIdentity
+  readonly disk: MappedDisk
+  /** When it was written to last. */
+  readonly writtenAtMs: number
+  /** Of the file; what is behind it is not whole. */
+  readonly bytes: number
+  /** In the image: where the last chunk ends, and the last block. */
+  readonly chunksEnd: number
+  readonly blocksEnd: number
+  readonly #file: MapFile
+
+  private constructor(file: MapFile, whole: { bytes: number; chunksEnd: number; blocksEnd: number }) {
+    this.#file = file
+    this.identity = file.identity
+    this.disk = file.disk
+    this.writtenAtMs = fstatSync(file.fd).mtimeMs
+    this.bytes = whole.bytes
+    this.chunksEnd = whole.chunksEnd
+    this.blocksEnd = whole.blocksEnd
+  }
+
+  /** `undefined` when there is none, or none that is good for anything. */
+  static open(place: string, path: string): PartialMap | undefined {
+    let file: MapFile | undefined
+    try {
+      file = openMap(place, path)
+      const whole = file && wholeOf(file)
+      if (file === undefined || whole === undefined) {
+        if (file !== undefined) closeSync(file.fd)
+        return undefined
+      }
+      return new PartialMap(file, whole)
+    } catch {
+      if (file !== undefined) closeSync(file.fd)
+      return undefined
+    }
+  }
+
+  /** As `ImageMap.entries`, each with its head. */
+  *sections(): Generator<MapEntries & { readonly head: Buffer }> {
+    for (const { kind, head, entries } of sections(this.#file, this.bytes))
+      if (kind !== SAMPLES) yield { kind, head, entries }
+  }
+
+  close(): void {
+    closeSync(this.#file.fd)
+  }
+}
+
+/** Up to the last section of chunks: blocks are written before them. */
+function wholeOf(file: MapFile): { bytes: number; chunksEnd: number; blocksEnd: number } | undefined {
+  const check = new MapCheck(file)
+  let at = file.head.length
+  let whole: { bytes: number; chunksEnd: number; blocksEnd: number } | undefined
+  try {
+    for (const section of sections(file, fstatSync(file.fd).size)) {
+      check.take(section)
+      at += section.head.length + section.entries.length
+      const { chunksEnd, blocksEnd } = check
+      if (section.kind === SAMPLES) break
+      if (section.kind === CHUNKS && chunksEnd <= blocksEnd) whole = { bytes: at, chunksEnd, blocksEnd }
+    }
+  } catch (error) {
+    if (!(error instanceof RefusedError)) throw error
+  }
+  return whole
+}
+
 /** An open file with the head of a map. */
 interface MapFile {
   readonly place: string
@@ -391,8 +462,8 @@ class MapCheck {
   #chunks = 0
   #blocks = 0
   #samples = 0
-  #chunksEnd = 0
-  #blocksEnd = 0
+  chunksEnd = 0
+  blocksEnd = 0
 
   constructor({ place, head, disk }: MapFile) {
     this.#place = place
@@ -414,9 +485,9 @@ class MapCheck {
     const count = entries.length / CHUNK_ENTRY_BYTES
     for (let index = 0; index < count; index++) {
       const { offset, length } = chunkAt(entries, index)
-      const fits = offset >= this.#chunksEnd && length >= 1 && length <= CHUNK_BYTES_MAX
-      this.#chunksEnd = offset + length
-      if (!fits || this.#chunksEnd > this.#imageBytes)
+      const fits = offset >= this.chunksEnd && length >= 1 && length <= CHUNK_BYTES_MAX
+      this.chunksEnd = offset + length
+      if (!fits || this.chunksEnd > this.#imageBytes)
         throw this.#refused(`a chunk of ${length} bytes at ${offset}`)
     }
     // Most are much longer: a map is smaller than its image.
@@ -426,10 +497,10 @@ class MapCheck {
 
   #takeBlocks(entries: Buffer): void {
     const { offset, hints } = blocksOf(entries)
-    const fits = offset >= this.#blocksEnd && offset % BLOCK_BYTES === 0
-    this.#blocksEnd = offset + (hints.length / KEY_BYTES) * BLOCK_BYTES
-    if (!fits || this.#blocksEnd > this.#imageBytes)
-      throw this.#refused(`blocks from ${offset} to ${this.#blocksEnd}`)
+    const fits = offset >= this.blocksEnd && offset % BLOCK_BYTES === 0
+    this.blocksEnd = offset + (hints.length / KEY_BYTES) * BLOCK_BYTES
+    if (!fits || this.blocksEnd > this.#imageBytes)
+      throw this.#refused(`blocks from ${offset} to ${this.blocksEnd}`)
     this.#blocks += hints.length / KEY_BYTES
   }
 

@@ -16,7 +16,17 @@ const ZEROES = Buffer.alloc(BLOCK_BYTES)
 /** An unfinished chunk, from the start of the block in which it begins. */
 const CARRY_BYTES = CHUNK_BYTES_MAX + BLOCK_BYTES
 
+/** What a scan has reported already, as places in the image: the end of the last chunk, and of the last block, behind it. */
+export interface ScanStart {
+  readonly chunksEnd: number
+  readonly blocksEnd: number
+  /** Of what lies before. */
+  readonly zeroBytes: number
+}
+
 export interface ScanOptions {
+  /** It goes on there. */
+  readonly from?: ScanStart
   readonly onChunk: (offset: number, length: number, digests: Uint8Array, digestOffset: number) => void
   /** Each whole 4 KiB block that is not all zero, in the order of the image; `bytes` are good until it returns. */
   readonly onBlock?: (offset: number, bytes: Uint8Array) => void
@@ -31,13 +41,25 @@ export async function scanImage(source: ExtentSource, chunker: Chunker, options:
     new Uint8Array(CARRY_BYTES + SCAN_PIECE_BYTES),
     new Uint8Array(CARRY_BYTES + SCAN_PIECE_BYTES),
   ]
-  let zeroBytes = 0
-  let done = 0
-  for (const extent of await source.extents(options.signal)) {
-    zeroBytes += extent.offset - done
+  const { from = { chunksEnd: 0, blocksEnd: 0, zeroBytes: 0 } } = options
+  const onBlock =
+    options.onBlock === undefined || from.blocksEnd === 0
+      ? options.onBlock
+      : (offset: number, bytes: Uint8Array): void => {
+          if (offset >= from.blocksEnd) options.onBlock?.(offset, bytes)
+        }
+  let { zeroBytes } = from
+  let done = from.chunksEnd
+  for (const whole of await source.extents(options.signal)) {
+    if (whole.end <= from.chunksEnd) continue
+    // A chunk may end within a block.
+    const offset = Math.max(whole.offset, alignDown(from.chunksEnd, BLOCK_BYTES))
+    const extent = { offset, end: whole.end, skip: Math.max(0, from.chunksEnd - offset) }
+    zeroBytes += Math.max(0, offset - done)
     const zeroBefore = zeroBytes
     zeroBytes += await scanExtent(source, chunker, extent, buffers, {
       ...options,
+      ...(onBlock === undefined ? {} : { onBlock }),
       onProgress: (bytesDone, zeroInExtent) => options.onProgress?.(bytesDone, zeroBefore + zeroInExtent),
     })
     done = extent.end
@@ -53,14 +75,14 @@ type PieceBuffers = readonly [Uint8Array, Uint8Array]
 async function scanExtent(
   source: ExtentSource,
   chunker: Chunker,
-  extent: DataExtent,
+  extent: DataExtent & { readonly skip: number },
   buffers: PieceBuffers,
   options: ScanOptions,
 ): Promise<number> {
   let buffer = buffers[0]
   // What lies in front of the piece: `carry` bytes, the first `skip` of them belong to a finished chunk.
   let carry = 0
-  let skip = 0
+  let { skip } = extent
   let zeroBytes = 0
   let pieceOffset = extent.offset
   const readPiece = (target: Uint8Array, offset: number): Promise<number> => {

@@ -5,8 +5,8 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { ImageIdentity } from '../../../lib/catalog/image-files.ts'
-import { ImageMap } from '../../../lib/catalog/image-map.ts'
-import { mapPath } from '../../../lib/catalog/image-map-format.ts'
+import { ImageMap, PartialMap } from '../../../lib/catalog/image-map.ts'
+import { CHUNKS, mapPath } from '../../../lib/catalog/image-map-format.ts'
 import { RefusedError } from '../../../lib/core/errors.ts'
 import { CHUNK_BYTES_MAX, HANDPRINT_SAMPLES_MAX, MAP_RUN_BLOCKS_MAX } from '../../../lib/core/limits.ts'
 import { MIB } from '../../../lib/core/units.ts'
@@ -60,6 +60,19 @@ export const imageMap: FuzzTarget = {
       if ('value' in peeked && peeked.value !== undefined) {
         const { handprint } = peeked.value
         assert.ok(handprint.length <= HANDPRINT_SAMPLES_MAX && handprint.every(({ length }) => length === 8))
+      }
+      const partial = PartialMap.open(path, MAPPED_PATH)
+      if (partial !== undefined) {
+        const { chunksEnd, blocksEnd, disk } = partial
+        assert.ok(
+          chunksEnd > 0 && chunksEnd <= blocksEnd && blocksEnd <= disk.bytes,
+          'blocks reach as far as chunks',
+        )
+        assert.ok(partial.bytes <= bytes.length)
+        let last = 0
+        for (const { kind } of partial.sections()) last = kind
+        assert.equal(last, CHUNKS, 'chunks come last')
+        partial.close()
       }
       const opened = allowing([RefusedError], () => ImageMap.open(directory, MAPPED_PATH, MAPPED))
       if (!('value' in opened) || opened.value === undefined) continue
