@@ -22,9 +22,9 @@ function bundle(peer = 'far', send: () => Promise<void> = async () => undefined)
   return { bundle: made, sent }
 }
 
-/** A clock that the test turns. */
+/** A clock that the test turns. Whole milliseconds: sums of fractions may fall short of what they should be. */
 function clock(context: TestContext): { now: number } {
-  const state = { now: performance.now() }
+  const state = { now: Math.round(performance.now()) }
   context.mock.method(performance, 'now', () => state.now)
   return state
 }
