@@ -13,6 +13,7 @@ import {
   HISTORY_SETTLE_MS,
   OUTCOME_ASK_MS,
   OUTCOME_ASKS_MAX,
+  OUTCOME_MS,
   OUTCOME_PAUSED_ASKS_MAX,
 } from '../lib/core/limits.ts'
 import type { Log } from '../lib/core/log.ts'
@@ -101,7 +102,8 @@ export class Site {
    */
   async outcome(uuid: string, direction: 'in' | 'out', since: number): Promise<'here' | 'gone' | 'unknown'> {
     const other = direction === 'out' ? 'in' : 'out'
-    for (let attempt = 0; attempt < OUTCOME_ASKS_MAX; attempt++) {
+    const until = this.clock.nowMs() + OUTCOME_MS
+    for (let attempt = 0; attempt < OUTCOME_ASKS_MAX && this.clock.nowMs() < until; attempt++) {
       if ((this.#begun.get(`${other} ${uuid}`) ?? 0) > since) return direction === 'out' ? 'gone' : 'here'
       const state = await this.libvirt.state(uuid).catch((error: unknown) => {
         this.log.debug({ error, uuid }, 'libvirt did not say where the guest is: asked again')

@@ -166,12 +166,14 @@ export const START_ASK_MS: number = 1_000
 export const START_ABSENT_ASKS_MAX: number = 2
 /** From the end of the hook until libvirt shows the guest: at once, but eight on two cores took 8 s. What is later goes direct. */
 export const START_MS: number = 20_000
-/** What a guest that is gone at the source became at the far side: that one asks its libvirt too, and may wait out `--suspend`. */
-export const OUTCOME_HEARD_MS: number = 12_000
+/** What a guest that is gone at the source became at the far side: that one asks its libvirt too, for OUTCOME_MS and one virsh more. */
+export const OUTCOME_HEARD_MS: number = 20_000
 /** Why a guest that libvirt kept here was refused at the far side: that one tells as soon as its new QEMU is gone. */
 export const REFUSAL_HEARD_MS: number = 3_000
 /** How often libvirt is asked what became of a guest, before the answer is "unknown". */
 export const OUTCOME_ASKS_MAX: number = 20
+/** The same in time: on a busy host each question takes its own. */
+export const OUTCOME_MS: number = 11_000
 /** Time between two such questions. */
 export const OUTCOME_ASK_MS: number = 500
 /** `--suspend` leaves the guest paused at the destination: paused this many times is arrived. */

@@ -80,7 +80,7 @@ export class ClientDevice implements BlockDevice {
     })
     const lost = (): void => this.#break(new LostError(`NBD export '${this.#name}': connection ended`))
     stream.on('error', (cause) =>
-      this.#break(new LostError(`NBD export '${this.#name}': ${cause.message}`, { cause })),
+      this.#break(new LostError(`NBD export '${this.#name}': connection lost: ${cause.message}`, { cause })),
     )
     stream.on('end', lost).on('close', lost)
     if (connection.rest.length > 0) this.#receive(connection.rest)

@@ -447,7 +447,7 @@ export class IncomingMigration {
     // The source knows that its guest is gone, and not whether it left or died. Past SWAM it judges by itself.
     if (this.#direct) return
     if (state === 'here') await this.#options.call('arrived', { migrationId: this.id }).catch(() => undefined)
-    else if (state === 'gone') await this.#tellStopped(this.record.error ?? 'the guest did not arrive')
+    else await this.#tellStopped(this.record.error ?? 'the guest did not arrive')
   }
 
   /** Everything is dropped now. One whose end is being looked into stays what it was: the guest may have left already. */

@@ -47,7 +47,7 @@ const SLOW_MBIT = 12
 const RAM_MIB_PER_SECOND = 2
 const UNLIMITED_MIB_PER_SECOND = 100_000
 /** Of a channel, of a link without a sign, or of the far QEMU's disk, which libvirt takes down as soon as it knows. */
-const SURVIVOR_ERROR = /(channel|bundle) .*host[ab]|the link gave no sign|connection ended|stopped/
+const SURVIVOR_ERROR = /(channel|bundle) .*host[ab]|the link gave no sign|connection (ended|lost)|stopped/
 const VICTIM_ERROR: Readonly<Record<Row['signal'], RegExp>> = {
   SIGKILL: /was killed or crashed/,
   SIGSTOP: /hung and its watchdog killed it/,

@@ -33,6 +33,10 @@ import {
   MIGRATION_TASKS_MAX,
   MIGRATIONS_MAX,
   NFT_DEADLINE_MS,
+  OUTCOME_ASK_MS,
+  OUTCOME_ASKS_MAX,
+  OUTCOME_HEARD_MS,
+  OUTCOME_MS,
   PEER_BUNDLES_MAX,
   PEER_CONTROL_BUNDLES_MAX,
   PEER_MIGRATIONS_MAX,
@@ -57,6 +61,11 @@ import {
 import { BLOCK_BYTES } from '../../../lib/core/units.ts'
 
 test('limits that depend on each other fit', () => {
+  assert(OUTCOME_MS > OUTCOME_ASKS_MAX * OUTCOME_ASK_MS, 'on a quiet host libvirt is asked all its times')
+  assert(
+    OUTCOME_HEARD_MS > OUTCOME_MS + VIRSH_DEADLINE_MS,
+    'the far side is waited for as long as it may ask',
+  )
   assert(CONFIG_TEXT_BYTES_MAX >= PEERS_MAX * 512, 'a config with every allowed peer must fit its ceiling')
   assert(
     HOOK_REQUEST_BYTES_MAX >= 2 * DOMAIN_XML_BYTES_MAX,

@@ -29,7 +29,11 @@ import { StreamMux } from '../../../lib/peer/stream.ts'
 import { IncomingMigration } from '../../../server/migration/incoming.ts'
 import { deafListener } from './deaf.ts'
 
-async function start(context: TestContext, state: () => Promise<string | undefined>) {
+async function start(
+  context: TestContext,
+  state: () => Promise<string | undefined>,
+  outcome: 'here' | 'gone' | 'unknown' = 'gone',
+) {
   const clock = new ManualClock()
   const lines: string[] = []
   const calls: string[] = []
@@ -53,7 +57,7 @@ async function start(context: TestContext, state: () => Promise<string | undefin
       return {}
     },
     state,
-    outcome: async () => 'gone',
+    outcome: async () => outcome,
     directOutcome: async () => 'gone',
     targetOf: (name) => name,
     emptyDisks: async () => [],
@@ -127,6 +131,24 @@ test('a guest that was there and is gone is given up after so many answers', asy
   for (let turn = 0; turn < START_ABSENT_ASKS_MAX; turn++) await ask(clock)
   await until('the end', ended)
 })
+
+for (const [outcome, phase, call] of [
+  ['here', 'done', 'arrived'],
+  ['gone', 'failed', 'stop'],
+  // The source is told what is written here: both say the same.
+  ['unknown', 'failed', 'stop'],
+] as const) {
+  test(`the source ends it, and libvirt's answer is ${outcome}: the source is told`, async (context) => {
+    const { migration, disk, calls, ended } = await start(context, async () => 'running', outcome)
+    const { port, close } = await deafListener()
+    context.after(close)
+    await migration.started([{ address: '127.0.0.1', port }], '')
+    void disk.close()
+    await until('the end', ended)
+    assert.equal(migration.record.phase, phase)
+    await until('the source to be told', () => calls.includes(call))
+  })
+}
 
 test('a new QEMU that takes no connections: the stream is given up, the migration goes on', async (context) => {
   const { migration, clock, lines, stream, ended } = await start(context, async () => 'running')

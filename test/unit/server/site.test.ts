@@ -12,6 +12,7 @@ import {
   HISTORY_SETTLE_MS,
   OUTCOME_ASK_MS,
   OUTCOME_ASKS_MAX,
+  OUTCOME_MS,
   OUTCOME_PAUSED_ASKS_MAX,
 } from '../../../lib/core/limits.ts'
 import { createLog } from '../../../lib/core/log.ts'
@@ -83,6 +84,20 @@ for (const { name, state } of [
     assert.equal(ms, OUTCOME_ASKS_MAX * OUTCOME_ASK_MS)
   })
 }
+
+test('a libvirt that takes long to answer is asked for so long, and no longer', async (context) => {
+  const { site, clock, answered, asked } = await start(context, {
+    state: () => {
+      clock.advance(4000)
+      return 'paused\n'
+    },
+    job: absent,
+  })
+  const { value, ms } = await answered(site.outcome(UUID, 'out', 0), OUTCOME_ASK_MS)
+  assert.equal(value, 'unknown')
+  assert.equal(asked(), 3)
+  assert.ok(ms < OUTCOME_MS + 4000)
+})
 
 test('a guest that stays paused at the destination has arrived, though libvirt says that its job goes on', async (context) => {
   const { site, answered, asked } = await start(context, {
