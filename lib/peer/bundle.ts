@@ -121,7 +121,7 @@ export class Bundle {
       clock: () => performance.now(),
       ceilingBytes: Math.min(this.windowBytes, options.peerWindowBytes),
     })
-    this.#delivery = new Delivery(this.windowBytes, {
+    this.#delivery = new Delivery(this.windowBytes, options.kind !== 'control', {
       delivered: () => {
         if (this.#delivery.deliveredBytes - this.#acknowledgedBytes >= ACK_BYTES) this.#acknowledge()
         else this.#scheduleTurn()

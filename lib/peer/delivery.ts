@@ -1,7 +1,7 @@
 /**
  * The receiving half of a bundle: frames of several channels, put in order again, are handed over one after the other, as
- * soon as somebody takes them. A turn of the event loop that has had its time goes on in a later one (loop-turn.ts). It
- * counts what was handed over and acknowledges nothing.
+ * soon as somebody takes them. A turn of the event loop that has had its time goes on in a later one (loop-turn.ts), but
+ * for a bundle that must not wait. It counts what was handed over and acknowledges nothing.
  */
 import {
   CONTROL_EXTRA_BYTES,
@@ -30,13 +30,18 @@ export class Delivery {
   #paused = false
   #running = false
   #waits = false
+  readonly #yields: boolean
   #stopped = false
   /** Of frames with their headers. */
   deliveredBytes = 0
 
-  /** @param windowBytes what the far end may have in flight */
-  constructor(windowBytes: number, handlers: DeliveryHandlers) {
+  /**
+   * @param windowBytes what the far end may have in flight
+   * @param yields whether it goes on later when a turn has had its time; calls between daemons do not
+   */
+  constructor(windowBytes: number, yields: boolean, handlers: DeliveryHandlers) {
     this.#handlers = handlers
+    this.#yields = yields
     this.#reorder = new Reorder({
       bytesMax: windowBytes + CONTROL_EXTRA_BYTES + FRAME_HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX,
       framesMax: IN_FLIGHT_FRAMES_MAX + CONTROL_EXTRA_FRAMES,
@@ -86,7 +91,7 @@ export class Delivery {
         if (frame === undefined) break
         // A close with nothing before it needs nobody to take it.
         if (frame.type !== FRAME_CLOSE && (this.#paused || this.#onFrame === undefined)) break
-        if (!atOnce && loopTurn.over) {
+        if (this.#yields && !atOnce && loopTurn.over) {
           this.#runLater()
           break
         }

@@ -1,28 +1,50 @@
-/** LoopTurn: a turn is over after its time, the next one is fresh, and what waits goes on in order, a step a turn. */
+/** LoopTurn: a turn is over when it has computed for its time, the next one is fresh, and what waits goes on in order. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { setImmediate as turn } from 'node:timers/promises'
 import { LOOP_TURN_MS } from '../../../lib/core/limits.ts'
 import { LoopTurn } from '../../../lib/core/loop-turn.ts'
 
+function rig() {
+  const time = { now: 1000, cpu: 50 }
+  const one = new LoopTurn(
+    () => time.now,
+    () => time.cpu,
+  )
+  /** Of this much of the clock's time the thread computed for so long. */
+  const pass = (ms: number, cpuMs = ms): void => {
+    time.now += ms
+    time.cpu += cpuMs
+  }
+  return { one, pass }
+}
+
 test('a turn is over after its time, and the next one begins anew', async () => {
-  let now = 1000
-  const one = new LoopTurn(() => now)
+  const { one, pass } = rig()
   assert.equal(one.over, false)
-  now += LOOP_TURN_MS - 1
+  pass(LOOP_TURN_MS - 1)
   assert.equal(one.over, false)
-  now += 1
+  pass(1)
   assert.equal(one.over, true)
   await turn()
   // It begins when somebody asks, not when the last one ended.
-  now += 100
+  pass(100)
   assert.equal(one.over, false)
-  now += LOOP_TURN_MS
+  pass(LOOP_TURN_MS)
   assert.equal(one.over, true)
 })
 
-test('steps go on in the order in which they came, one a turn, also those that wait again', async () => {
-  const one = new LoopTurn()
+test('what others computed meanwhile does not count', () => {
+  const { one, pass } = rig()
+  assert.equal(one.over, false)
+  pass(1000, LOOP_TURN_MS - 1)
+  assert.equal(one.over, false)
+  pass(1)
+  assert.equal(one.over, true)
+})
+
+test('steps go on in the order in which they came, as many in a turn as find time', async () => {
+  const { one, pass } = rig()
   const done: string[] = []
   let turns = 0
   let counting = true
@@ -31,13 +53,40 @@ test('steps go on in the order in which they came, one a turn, also those that w
     if (counting) setImmediate(count)
   }
   setImmediate(count)
+  const step = (name: string, ms: number): (() => void) => {
+    return () => {
+      // As who works does: it asks, then it computes.
+      void one.over
+      done.push(`${name} in ${turns}`)
+      pass(ms)
+    }
+  }
   one.later(() => {
-    done.push(`a in ${turns}`)
-    one.later(() => done.push(`a again in ${turns}`))
+    step('a', 1)()
+    one.later(step('a again', 1))
   })
-  one.later(() => done.push(`b in ${turns}`))
-  one.later(() => done.push(`c in ${turns}`))
-  while (done.length < 4) await turn()
+  one.later(step('b', LOOP_TURN_MS))
+  one.later(step('c', LOOP_TURN_MS))
+  one.later(step('d', 1))
+  while (done.length < 5) await turn()
   counting = false
-  assert.deepEqual(done, ['a in 1', 'b in 2', 'c in 3', 'a again in 4'])
+  assert.deepEqual(done, ['a in 1', 'b in 1', 'c in 2', 'd in 3', 'a again in 3'])
+})
+
+test('a step that throws costs no other one', async (context) => {
+  const { one } = rig()
+  const caught = Promise.withResolvers<unknown>()
+  const listeners = process.listeners('uncaughtException')
+  process.removeAllListeners('uncaughtException')
+  process.once('uncaughtException', (error) => caught.resolve(error))
+  context.after(() => {
+    for (const listener of listeners) process.on('uncaughtException', listener)
+  })
+  const done: string[] = []
+  one.later(() => {
+    throw new Error('no')
+  })
+  one.later(() => void done.push('on'))
+  assert.match(String(await caught.promise), /no/)
+  while (done.length === 0) await turn()
 })
