@@ -26,7 +26,7 @@ import {
 import type { Log } from '../lib/core/log.ts'
 import { MIB } from '../lib/core/units.ts'
 import { NatAnchor } from '../lib/host/nat-anchor.ts'
-import { Redirect } from '../lib/host/redirect.ts'
+import { Redirect, type RedirectEntry } from '../lib/host/redirect.ts'
 import { userIds } from '../lib/host/users.ts'
 import { WATCHDOG_MARK, Watchdog } from '../lib/host/watchdog.ts'
 import { PeerListener } from '../lib/peer/accept.ts'
@@ -382,8 +382,8 @@ export class Daemon {
         this.#repairs.last = repair.detail
         this.#log.warn({ repair }, 'somebody changed the nft table of SWAM: repaired')
       }
-      const entries = this.#source?.entries ?? []
-      if (entries.length > 0) await this.#redirect.arm(entries)
+      const entries = (): readonly RedirectEntry[] => this.#source?.entries ?? []
+      if (entries().length > 0) await this.#redirect.arm(entries)
       this.#repairs.error = null
     } catch (error) {
       this.#repairs.error = errorText(error)

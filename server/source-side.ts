@@ -15,6 +15,7 @@ import {
   MIGRATIONS_MAX,
   PEER_CONTROL_BUNDLES_MAX,
   PEER_MIGRATIONS_MAX,
+  REDIRECT_TTL_MS,
 } from '../lib/core/limits.ts'
 import { MIB } from '../lib/core/units.ts'
 import { SendWindow } from '../lib/engine/send-window.ts'
@@ -104,9 +105,7 @@ export class SourceSide {
           direct: async (params, peer) => {
             const given = new Params('direct', params)
             const migration = this.#outgoingOf(given, peer)
-            const direct = migration.goDirect(given.text('reason', 1000))
-            this.#disarm(migration.id)
-            await direct
+            await migration.goDirect(given.text('reason', 1000))
             return {}
           },
           stop: async (params, peer) => {
@@ -266,7 +265,7 @@ export class SourceSide {
       disarm: () => this.#disarm(id),
       onEnd: (ended) => {
         this.#outgoing.delete(ended.id)
-        this.#disarm(ended.id)
+        void this.#disarm(ended.id)
         this.#site.ended(ended.record)
       },
     })
@@ -285,7 +284,8 @@ export class SourceSide {
     if (this.#options.redirect === undefined) throw new RefusedError('redirect = "off" at the source')
     await migration.arm(ports, given.optionalText('note', 1000) ?? null)
     this.#armed.set(migration.id, migration.entries)
-    await this.#options.redirect.arm(migration.entries)
+    await this.#options.redirect.arm(() => migration.entries)
+    if (migration.entries.length === 0) throw new RefusedError(`migration ${migration.id} has ended`)
     this.#site.log.info(
       { guest: migration.record.guest, peer, ports },
       'connections to these ports are caught',
@@ -293,15 +293,18 @@ export class SourceSide {
     return {}
   }
 
-  /** Nothing listens there any more: what came within the elements' last seconds would be refused. */
-  #disarm(id: string): void {
+  /** Resolves when nothing is caught any more: the listeners stay until then, else what came meanwhile would be refused. */
+  async #disarm(id: string): Promise<void> {
     const kept = new Set(this.entries.map(({ address, port }) => `${address} ${port}`))
     const gone = this.#armed.get(id)?.filter(({ address, port }) => !kept.has(`${address} ${port}`)) ?? []
     this.#armed.delete(id)
-    // Else they expire by themselves.
-    void this.#options.redirect
-      ?.disarm(gone)
-      .catch((error: unknown) => this.#site.log.debug({ error }, 'not disarmed'))
+    if (gone.length === 0) return
+    try {
+      await this.#options.redirect?.disarm(gone)
+    } catch (error) {
+      this.#site.log.debug({ error }, 'not disarmed: what is caught expires by itself')
+      await new Promise<void>((resolve) => void this.#site.clock.after(REDIRECT_TTL_MS, resolve))
+    }
   }
 
   /** Ports for listeners: below the migration range, one after the other; a taken one is skipped by the caller. */

@@ -96,10 +96,17 @@ export class Redirect {
     })
   }
 
-  /** Arms or refreshes. What is not armed again within `ttlMs` expires. */
-  arm(entries: readonly RedirectEntry[], ttlMs: number = REDIRECT_TTL_MS): Promise<void> {
+  /**
+   * Arms or refreshes what `list` gives when its turn comes: nft may have been busy for seconds. What is not armed again within
+   * `ttlMs` expires.
+   */
+  arm(
+    list: readonly RedirectEntry[] | (() => readonly RedirectEntry[]),
+    ttlMs: number = REDIRECT_TTL_MS,
+  ): Promise<void> {
     return this.#exclusive(async () => {
       this.#mustBeStarted()
+      const entries = typeof list === 'function' ? list() : list
       checkInteger('ttlMs', ttlMs, 1_000, 60_000)
       const untilMs = this.#clock.nowMs() + ttlMs
       const next = entries.map((entry) => wantedOf(entry, untilMs))

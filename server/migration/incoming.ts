@@ -66,7 +66,9 @@ export interface IncomingOptions {
   readonly targets: readonly string[]
   readonly dial: (kind: 'disk' | 'ram') => Promise<Bundle>
   /** Calls the source's daemon. */
-  readonly call: (method: string, params: object) => Promise<unknown>
+  readonly call: (method: string, params: object, timeoutMs?: number) => Promise<unknown>
+  /** How long it may take to catch connections: as long as the hook waits for it. */
+  readonly armMs: number
   /** The guest's state at this host, in libvirt's words; undefined when it is not active here. */
   readonly state: () => Promise<string | undefined>
   /** Whether the guest arrived; waits while libvirt has not decided. */
@@ -216,7 +218,8 @@ export class IncomingMigration {
     this.#armed = true
     for (const port of ports) this.#ports.set(port.port, port)
     this.record.note = note
-    await this.#options.call('arm', { migrationId: this.id, ports: ports.map(({ port }) => port), note })
+    const { call, armMs } = this.#options
+    await call('arm', { migrationId: this.id, ports: ports.map(({ port }) => port), note }, armMs)
   }
 
   /** Nothing is caught: the migration goes on without us, and only its end is watched. */

@@ -11,7 +11,8 @@
  */
 import { randomInt } from 'node:crypto'
 import { createServer, type Server, type Socket } from 'node:net'
-import type { BlockDevice, BlockSizes } from '../../lib/block/device.ts'
+import type { BlockSizes } from '../../lib/block/device.ts'
+import { viewOf } from '../../lib/block/view.ts'
 import type { DescribedRun } from '../../lib/chunk/describer.ts'
 import type { SlabPool } from '../../lib/chunk/slab.ts'
 import { type Clock, systemClock } from '../../lib/core/clock.ts'
@@ -41,6 +42,7 @@ import { StreamMux } from '../../lib/peer/stream.ts'
 import { type Counts, passThrough, slowLink } from '../../lib/ram/passthrough.ts'
 import { Door } from './door.ts'
 import { MigrationRecord } from './record.ts'
+import { relay } from './relay.ts'
 
 export interface ExportInfo {
   readonly name: string
@@ -75,8 +77,8 @@ export interface OutgoingOptions {
   readonly farLives: (instance: string) => Promise<'yes' | 'no' | 'unknown'>
   /** Whether libvirt has paused the guest to switch over. */
   readonly paused: () => Promise<boolean>
-  /** Catches nothing more for this migration: its listeners are closed. */
-  readonly disarm: () => void
+  /** Catches nothing more for this migration, at the latest when it resolves. */
+  readonly disarm: () => Promise<void>
   readonly onEnd: (migration: OutgoingMigration) => void
   /** Measures how long is waited for what may never come. */
   readonly clock?: Clock
@@ -117,6 +119,7 @@ export class OutgoingMigration {
   /** Cancels what is waited for. */
   #cancel: () => void = () => undefined
   #ended = false
+  #direct = false
   #finishing: Promise<void> | undefined
   #watching = false
   /** What the far side says of the guest, and who waits for it. */
@@ -252,9 +255,9 @@ export class OutgoingMigration {
     this.#ended = true
     this.#watching = true
     this.record.reason ??= reason
+    this.#direct = true
     this.#cancel()
-    for (const port of this.#ports.values()) for (const server of port.servers) server.close()
-    await Promise.allSettled([this.#disk?.bundle.close(), this.#ram?.bundle.close()])
+    await Promise.allSettled([this.#closeDoors(), this.#disk?.bundle.close(), this.#ram?.bundle.close()])
     void this.#options
       .directOutcome()
       .catch(() => 'unknown' as const)
@@ -302,6 +305,12 @@ export class OutgoingMigration {
   arrived(): void {
     this.#verdict.heard ??= 'arrived'
     this.#verdict.tell()
+  }
+
+  /** Nobody may be caught for a listener that is gone: he would be refused. */
+  async #closeDoors(): Promise<void> {
+    await this.#options.disarm()
+    for (const port of this.#ports.values()) for (const server of port.servers) server.close()
   }
 
   // ---- listeners ---------------------------------------------------------------------------------------------
@@ -365,8 +374,14 @@ export class OutgoingMigration {
   }
 
   async #connection(port: Port, socket: Socket, admitted: Promise<boolean>): Promise<void> {
-    if (!(await admitted) || this.#ended || socket.destroyed) {
+    if (!(await admitted) || socket.destroyed || (this.#ended && !this.#direct)) {
       socket.destroy()
+      return
+    }
+    if (this.#direct) {
+      // nft takes seconds on a host that is very busy.
+      this.#log.info({ port: port.port }, 'caught although the migration goes direct: it is passed on')
+      await relay(socket, this.#options.peerAddresses, port.port)
       return
     }
     this.#sockets.add(socket)
@@ -444,7 +459,7 @@ export class OutgoingMigration {
             if (info === undefined) return undefined
             const sender = await this.#sender(port, info)
             opened.push(name)
-            return shared(sender, () => undefined)
+            return viewOf(sender)
           },
         },
       })
@@ -535,8 +550,7 @@ export class OutgoingMigration {
 
   async #end(): Promise<void> {
     this.#cancel()
-    for (const port of this.#ports.values()) for (const server of port.servers) server.close()
-    this.#options.disarm()
+    void this.#closeDoors()
     const lost = this.record.error !== null
     for (const socket of this.#sockets) {
       if (lost) socket.resetAndDestroy()
@@ -579,22 +593,5 @@ export class OutgoingMigration {
     await this.#disk?.bundle.close(new LostError(reason))
     await this.#ram?.bundle.close(new LostError(reason))
     await this.#finish()
-  }
-}
-
-/** One disk may have several NBD connections: each closes only its own view. */
-function shared(device: BlockDevice, close: () => void): BlockDevice {
-  return {
-    size: device.size,
-    blockSizes: device.blockSizes,
-    features: device.features,
-    read: (offset, length) => device.read(offset, length),
-    write: (offset, data, flags) => device.write(offset, data, flags),
-    writeZeroes: (offset, length, flags) => device.writeZeroes(offset, length, flags),
-    trim: (offset, length, flags) => device.trim(offset, length, flags),
-    cache: (offset, length) => device.cache(offset, length),
-    blockStatus: (offset, length) => device.blockStatus(offset, length),
-    flush: () => device.flush(),
-    close: async () => close(),
   }
 }

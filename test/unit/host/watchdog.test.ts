@@ -113,9 +113,14 @@ describe('watchdog', { concurrency: true }, () => {
       const ms = performance.now() - from
       assert.ok(ms > STALL_MS - 1500 && ms < STALL_MS + 1000 + SLACK_MS, `after ${ms} ms`)
       await companionEnds(companion)
-      const line = /^\{.*watchdog killed it.*\}$/m.exec(one.output())?.[0]
-      const said = JSON.parse(line ?? 'null') as { level: string; time: string; msg: string } | null
-      assert.equal(said?.level, 'error', one.output())
+      // It has written it, and we may not have read it yet.
+      const line = await until(
+        'its line',
+        SLACK_MS,
+        () => /^\{.*watchdog killed it.*\}$/m.exec(one.output())?.[0],
+      )
+      const said = JSON.parse(line) as { level: string; time: string; msg: string }
+      assert.equal(said.level, 'error', line)
       assert.ok(Math.abs(Date.parse(said.time) - Date.now()) < 60_000, line)
       assert.match(said.msg, new RegExp(`process ${one.pid}\\) made no progress for 3 s`))
       assert.deepEqual(readdirSync(one.directory), [WATCHDOG_MARK])

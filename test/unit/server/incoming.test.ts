@@ -52,6 +52,7 @@ async function start(
     arrivals: new Arrivals(clock),
     targets: [],
     dial: async (kind) => pairs.get(kind)!.near,
+    armMs: 20_000,
     call: async (method) => {
       calls.push(method)
       return {}

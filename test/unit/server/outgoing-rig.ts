@@ -74,7 +74,7 @@ export async function start(
     directOutcome: async () => 'here',
     migrating: async () => true,
     paused: async () => false,
-    disarm: () => undefined,
+    disarm: async () => undefined,
     targetOf: (name) => name,
     farLives: async () => 'unknown',
     onEnd: () => {

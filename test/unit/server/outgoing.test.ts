@@ -4,10 +4,11 @@
  */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
-import { connect } from 'node:net'
+import { connect, createServer, type Socket } from 'node:net'
 import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { DOOR_WAITING_MAX, MIGRATION_CAUGHT_PORTS_MAX, STREAMS_MAX } from '../../../lib/core/limits.ts'
+import { relay } from '../../../server/migration/relay.ts'
 import { LISTENER, ME, start, until } from './outgoing-rig.ts'
 
 test('who has the right user comes in, and nobody else', async (context) => {
@@ -84,4 +85,69 @@ test('a connection beyond the streams of a bundle is put out; the daemon and the
   const later = await client()
   await until('one that comes when there is room', () => later.got() === 'hello')
   assert.deepEqual(unhandled, [])
+})
+
+test('a connection that is caught although the migration goes direct gets what it would have found', async (context) => {
+  const gate = Promise.withResolvers<void>()
+  const { migration, port, lines } = await start(context, [ME], {
+    // The second one only says that connections to the listener are the peer's.
+    peerAddresses: ['127.0.0.2', LISTENER],
+    disarm: () => gate.promise,
+  })
+  const arrived: Socket[] = []
+  const far = createServer({ allowHalfOpen: true }, (socket) => {
+    arrived.push(socket)
+    socket.on('error', () => undefined)
+    socket.write('far ')
+    socket.on('data', (bytes) => socket.write(bytes))
+    socket.on('end', () => socket.end(' over'))
+  }).listen(port, '127.0.0.2')
+  await once(far, 'listening')
+  context.after(() => far.close())
+  await migration.arm([port], null)
+  const direct = migration.goDirect('the far side says so')
+  assert.deepEqual(migration.entries, [])
+
+  const client = async (): Promise<{ socket: Socket; got: () => string }> => {
+    const socket = connect({ host: LISTENER, port, localAddress: '127.0.0.1', allowHalfOpen: true })
+    let got = ''
+    socket.on('data', (bytes) => {
+      got += bytes.toString('latin1')
+    })
+    socket.on('error', () => undefined)
+    context.after(() => socket.destroy())
+    return { socket, got: () => got }
+  }
+  const one = await client()
+  one.socket.end('hello')
+  await until('all of it', () => one.got() === 'far hello over')
+  assert.match(lines.join(''), /caught although the migration goes direct/)
+  // What breaks on one side breaks on the other.
+  const two = await client()
+  await until('its far end', () => arrived.length === 2 && two.got() === 'far ')
+  arrived[1]!.resetAndDestroy()
+  await until('its end', () => two.socket.destroyed)
+  far.close()
+  await assert.rejects(
+    relay(one.socket, ['127.0.0.2'], port),
+    /connect to port \d+: 127\.0\.0\.2: .*ECONNREFUSED/,
+  )
+
+  gate.resolve()
+  await direct
+  const [error] = (await once((await client()).socket, 'error')) as [NodeJS.ErrnoException]
+  assert.equal(error.code, 'ECONNREFUSED')
+})
+
+test('while what is caught is let go the end of a migration refuses nobody, and serves nobody', async (context) => {
+  const gate = Promise.withResolvers<void>()
+  const { migration, port, client, streams } = await start(context, [ME], { disarm: () => gate.promise })
+  await migration.arm([port], null)
+  const ended = migration.abort('enough')
+  const { socket, got } = await client()
+  await until('it to be put out', () => socket.destroyed)
+  assert.equal(got(), '')
+  assert.deepEqual(streams, [])
+  gate.resolve()
+  await ended
 })
