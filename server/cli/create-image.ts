@@ -6,8 +6,9 @@
  * It does not make directories, and does not probe or change an image that is there already. What it made and nobody
  * wrote is marked (lib/host/unwritten.ts), and is removed again when the migration fails.
  */
+import { hash } from 'node:crypto'
 import { constants } from 'node:fs'
-import { type FileHandle, open, readlink, realpath, unlink } from 'node:fs/promises'
+import { type FileHandle, link, lstat, open, readlink, realpath, rename, unlink } from 'node:fs/promises'
 import { basename, dirname } from 'node:path'
 import type { HookDomain, ImageToCreate } from '../../hooks/decision.ts'
 import { isBelowDev } from '../../lib/catalog/image-files.ts'
@@ -47,7 +48,7 @@ export async function createImage(image: ImageToCreate, options: CreateOptions):
     const name = basename(path)
     if (name === '' || name === '.' || name === '..')
       throw new RefusedError(`${path}: expected the name of a file`)
-    return await createFile(`${inside}/${name}`, format, size, options.owner)
+    return await createFile(inside, name, format, size, options.owner)
   } catch (error) {
     if (error instanceof RefusedError) throw error
     throw new RefusedError(`${path}: cannot create it: ${errorText(error)}`, { cause: error })
@@ -113,16 +114,23 @@ async function openAllowed(path: string, images: readonly string[]): Promise<Fil
 }
 
 /**
- * qemu-img gets the open file and no name: whoever may write in that directory could put a link in the place of one.
+ * It is made under another name and gets its own when it is whole: a hook that is killed, or lets go at its deadline, must not leave an
+ * image of no bytes, which libvirt would take for the guest's. qemu-img gets the open file and no name: whoever may write in that
+ * directory could put a link in the place of one.
  */
 async function createFile(
-  place: string,
+  directory: string,
+  name: string,
   format: ImageToCreate['format'],
   size: number,
   owner: UserIds | undefined,
 ): Promise<boolean> {
-  const file = await openNew(place)
-  if (file === undefined) return false
+  const place = `${directory}/${name}`
+  if ((await lstat(place).catch(() => undefined)) !== undefined) return false
+  // Of a hook that was cut short: names are as long as they may be, so it is not made of this one.
+  const making = `${directory}/.swam-new-${hash('sha256', name, 'hex').slice(0, 16)}`
+  await unlink(making).catch(() => {})
+  const file = await open(making, CREATE_FLAGS, 0o600)
   try {
     if (format === 'raw') await file.truncate(size)
     else {
@@ -134,20 +142,26 @@ async function createFile(
     }
     if (owner !== undefined) await file.chown(owner.uid, owner.gid)
     await file.utimes(UNWRITTEN, UNWRITTEN)
-    return true
-  } catch (error) {
-    await unlink(place).catch(() => {})
-    throw error
+    return await named(file, making, place)
   } finally {
+    await unlink(making).catch(() => {})
     await file.close()
   }
 }
 
-async function openNew(place: string): Promise<FileHandle | undefined> {
+/** Gives the file its name, unless somebody has it; what has it then is that file. */
+async function named(file: FileHandle, making: string, place: string): Promise<boolean> {
   try {
-    return await open(place, CREATE_FLAGS, 0o600)
+    await link(making, place)
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'EEXIST') return undefined
-    throw error
+    const { code = '' } = error as NodeJS.ErrnoException
+    if (code === 'EEXIST') return false
+    // A file system without hard links.
+    if (!['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS', 'EMLINK'].includes(code)) throw error
+    await rename(making, place)
   }
+  const [own, found] = [await file.stat({ bigint: true }), await lstat(place, { bigint: true })]
+  if (own.dev === found.dev && own.ino === found.ino) return true
+  await unlink(place).catch(() => {})
+  throw new RefusedError(`${place}: something else was put in the place of the image`)
 }

@@ -4,6 +4,7 @@
  */
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
+import { hash } from 'node:crypto'
 import { existsSync } from 'node:fs'
 import {
   appendFile,
@@ -11,7 +12,6 @@ import {
   mkdtemp,
   readdir,
   readFile,
-  readlink,
   rm,
   stat,
   symlink,
@@ -253,6 +253,24 @@ test('only the announcement is refused, and at `started` a migration that would 
   }
 })
 
+test('what a hook that was cut short has left is no image, and goes', async () => {
+  await serve()
+  const raw = join(images, 'a.raw')
+  // It is given its name when it is whole; this one was killed before.
+  const left = join(images, `.swam-new-${hash('sha256', 'a.raw', 'hex').slice(0, 16)}`)
+  await writeFile(left, '')
+  answer = () => ({ action: 'create', create: [{ path: raw, format: 'raw', size: 1 << 20 }] })
+  assert.deepEqual(await run(BEGIN), NOTHING)
+  const { size, nlink } = await stat(raw)
+  assert.deepEqual([size, nlink], [1 << 20, 1])
+  assert.equal(existsSync(left), false)
+  assert.deepEqual(
+    reports[0]?.images.map((image) => [image.created, image.error]),
+    [[true, null]],
+  )
+  await rm(raw)
+})
+
 test('what is there is left alone: a file, an image, a link to nothing', async () => {
   await serve()
   const raw = join(images, 'a.raw')
@@ -478,7 +496,7 @@ test('a message to the user of virsh is a line or two, however long the daemon t
   assert.equal(err, `swam: ${'x'.repeat(HOOK_MESSAGE_CHARACTERS_MAX)}\n`)
 })
 
-test('qemu-img writes to the file that was made, though another one has its name by then', async () => {
+test('qemu-img writes to the file that was made, though another one has its name by then, and that one is no image', async () => {
   await serve()
   const victim = join(directory, 'elsewhere', 'victim')
   const qcow2 = join(images, 'sub', 'b:c d.qcow2')
@@ -486,7 +504,8 @@ test('qemu-img writes to the file that was made, though another one has its name
   // Whoever may write in that directory wins the race: a link stands in the place of the name before qemu-img begins.
   const bin = join(directory, 'bin')
   await mkdir(bin)
-  const swap = `mv '${qcow2}' '${qcow2}.moved' && ln -s '${victim}' '${qcow2}'`
+  const making = join(images, 'sub', `.swam-new-${hash('sha256', 'b:c d.qcow2', 'hex').slice(0, 16)}`)
+  const swap = `mv '${making}' '${qcow2}.moved' && ln -s '${victim}' '${making}'`
   const real = execFileSync('sh', ['-c', 'command -v qemu-img'], { encoding: 'utf8' }).trim()
   await writeFile(join(bin, 'qemu-img'), `#!/bin/sh\n${swap} && exec ${real} "$@"\n`, { mode: 0o755 })
   answer = () => ({ action: 'create', create: [{ path: qcow2, format: 'qcow2', size: MIB }] })
@@ -497,7 +516,8 @@ test('qemu-img writes to the file that was made, though another one has its name
   } finally {
     process.env['PATH'] = path
   }
-  assert.equal(await readlink(qcow2), victim, 'the race was won')
+  assert.match(reports[0]?.images[0]?.error ?? '', /something else was put in the place/, 'the race was won')
+  assert.deepEqual(await readdir(join(images, 'sub')), ['b:c d.qcow2.moved'])
   assert.equal(await readFile(victim, 'utf8'), 'precious')
   const info = execFileSync('qemu-img', ['info', '--output=json', `${qcow2}.moved`], { encoding: 'utf8' })
   assert.equal(JSON.parse(info).format, 'qcow2')
