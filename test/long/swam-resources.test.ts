@@ -140,7 +140,13 @@ function other(host: HostName): HostName {
 async function guestsOf(lab: Lab, count: number): Promise<TinyGuest[]> {
   await startBoth(lab)
   const guests = Array.from({ length: count }, (_, at) =>
-    lab.tinyGuest({ ...SMALL, name: `guest${at}`, write: { ...QUIET, areaBytes: 4 << 20 } }),
+    lab.tinyGuest({
+      ...SMALL,
+      name: `guest${at}`,
+      write: { ...QUIET, areaBytes: 4 << 20 },
+      // Eight emulated guests on two cores leave little; on a host services have a share of their own.
+      nice: 10,
+    }),
   )
   for (const guest of guests) {
     await guest.create('hosta')
