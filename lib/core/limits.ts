@@ -58,7 +58,7 @@ export const COMMANDS_WAITING_MAX: number = 256
 export const VIRSH_DEADLINE_MS: number = 8_000
 /** What one turn of the event loop spends on frames, NBD requests and reads that can wait: well below the 50 ms that are promised. */
 export const LOOP_TURN_MS: number = 8
-/** One nft call. It takes 5 ms; seconds when eight guests start on two cores, or somebody holds the kernel's lock. Must end before an element expires. */
+/** One nft call. It takes 5 ms; seconds when eight guests start on two cores. Must end before an element expires. */
 export const NFT_DEADLINE_MS: number = 5_000
 /** One `ss` call: it only counts bytes for the report. */
 export const SS_DEADLINE_MS: number = 2_000
