@@ -117,8 +117,8 @@ async function imageAt(path: string, allowed: ReadonlySet<string>): Promise<Imag
 }
 
 async function isRootsOwn(directory: string): Promise<boolean> {
-  const { uid, mode } = await stat(directory)
-  return uid === 0 && (mode & 0o022) === 0
+  const found = await stat(directory).catch(() => undefined)
+  return found?.uid === 0 && (found.mode & 0o022) === 0
 }
 
 async function deviceAt(path: string): Promise<ImageFile | undefined> {

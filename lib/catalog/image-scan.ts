@@ -42,12 +42,6 @@ export async function scanImage(source: ExtentSource, chunker: Chunker, options:
     new Uint8Array(CARRY_BYTES + SCAN_PIECE_BYTES),
   ]
   const { from = { chunksEnd: 0, blocksEnd: 0, zeroBytes: 0 } } = options
-  const onBlock =
-    options.onBlock === undefined || from.blocksEnd === 0
-      ? options.onBlock
-      : (offset: number, bytes: Uint8Array): void => {
-          if (offset >= from.blocksEnd) options.onBlock?.(offset, bytes)
-        }
   let { zeroBytes } = from
   let done = from.chunksEnd
   for (const whole of await source.extents(options.signal)) {
@@ -59,7 +53,6 @@ export async function scanImage(source: ExtentSource, chunker: Chunker, options:
     const zeroBefore = zeroBytes
     zeroBytes += await scanExtent(source, chunker, extent, buffers, {
       ...options,
-      ...(onBlock === undefined ? {} : { onBlock }),
       onProgress: (bytesDone, zeroInExtent) => options.onProgress?.(bytesDone, zeroBefore + zeroInExtent),
     })
     done = extent.end
@@ -103,8 +96,10 @@ async function scanExtent(
       reading.catch(() => {})
     }
 
-    if (options.onBlock !== undefined)
-      visitBlocks(buffer.subarray(CARRY_BYTES, CARRY_BYTES + bytesRead), pieceOffset, options.onBlock)
+    if (options.onBlock !== undefined) {
+      const piece = buffer.subarray(CARRY_BYTES, CARRY_BYTES + bytesRead)
+      visitBlocks(piece, pieceOffset, options.from?.blocksEnd ?? 0, options.onBlock)
+    }
     const bytes = buffer.subarray(CARRY_BYTES - carry, CARRY_BYTES + bytesRead)
     const open = visitChunks(chunker, bytes, skip, last, pieceOffset - carry, options)
     zeroBytes += open.zeroBytes
@@ -148,8 +143,18 @@ function visitChunks(
   return { offset: bytes.length, zeroBytes }
 }
 
-function visitBlocks(bytes: Uint8Array, base: number, onBlock: NonNullable<ScanOptions['onBlock']>): void {
-  for (let at = alignUp(base, BLOCK_BYTES) - base; at + BLOCK_BYTES <= bytes.length; at += BLOCK_BYTES) {
+/** @param from where in the image those begin that are reported */
+function visitBlocks(
+  bytes: Uint8Array,
+  base: number,
+  from: number,
+  onBlock: NonNullable<ScanOptions['onBlock']>,
+): void {
+  for (
+    let at = alignUp(Math.max(base, from), BLOCK_BYTES) - base;
+    at + BLOCK_BYTES <= bytes.length;
+    at += BLOCK_BYTES
+  ) {
     const block = bytes.subarray(at, at + BLOCK_BYTES)
     if (ZEROES.compare(block) !== 0) onBlock(base + at, block)
   }

@@ -18,7 +18,7 @@ export class LoopTurn {
   readonly #cpu: () => number
   #startedAt: number | undefined
   #cpuAt = 0
-  readonly #waiting: (() => void)[] = []
+  readonly #waiting = new Set<() => void>()
   #scheduled = false
 
   /** Both in milliseconds: a monotonic clock, and what this thread has computed. */
@@ -39,9 +39,9 @@ export class LoopTurn {
     return this.#clock() - this.#startedAt >= LOOP_TURN_MS && this.#cpu() - this.#cpuAt >= LOOP_TURN_MS
   }
 
-  /** Goes on in a later turn, in the order of the calls, as many in a turn as find time. */
+  /** Goes on in a later turn, in the order of the calls, as many in a turn as find time. A step that waits already waits once. */
   later(step: () => void): void {
-    this.#waiting.push(step)
+    this.#waiting.add(step)
     this.#schedule()
   }
 
@@ -52,10 +52,13 @@ export class LoopTurn {
       this.#scheduled = false
       this.#startedAt = undefined
       try {
-        do this.#waiting.shift()?.()
-        while (this.#waiting.length > 0 && !this.over)
+        for (const step of this.#waiting) {
+          this.#waiting.delete(step)
+          step()
+          if (this.over) break
+        }
       } finally {
-        if (this.#waiting.length > 0) this.#schedule()
+        if (this.#waiting.size > 0) this.#schedule()
       }
     })
   }

@@ -44,12 +44,11 @@ export class Transmission {
   #inFlight = 0
   #inFlightBytes = 0
   #corked = false
-  /** The requests go on in a later turn of the event loop. */
-  #takeWaits = false
   /** No more requests are taken: the client said DISC, left, or failed. */
   #stopped = false
   #failure: unknown
   #finish: () => void = () => {}
+  readonly #goOn = (): void => this.#take()
 
   constructor(stream: Duplex, chosen: ChosenExport, limits: TransmissionLimits) {
     this.#stream = stream
@@ -107,7 +106,9 @@ export class Transmission {
     try {
       while (this.#admits()) {
         if (loopTurn.over) {
-          this.#takeLater()
+          // The socket waits too: what it read meanwhile would be decoded in the middle of this.
+          this.#stream.pause()
+          loopTurn.later(this.#goOn)
           return
         }
         const step = requests.next()
@@ -123,17 +124,6 @@ export class Transmission {
     } catch (error) {
       this.#stop(error)
     }
-  }
-
-  /** The socket waits too: what it read meanwhile would be decoded in the middle of this. */
-  #takeLater(): void {
-    this.#stream.pause()
-    if (this.#takeWaits) return
-    this.#takeWaits = true
-    loopTurn.later(() => {
-      this.#takeWaits = false
-      this.#take()
-    })
   }
 
   #admits(): boolean {

@@ -29,7 +29,7 @@ export class Delivery {
   #onFrame: FrameHandler | undefined
   #paused = false
   #running = false
-  #waits = false
+  readonly #goOn = (): void => this.run()
   readonly #yields: boolean
   #stopped = false
   /** Of frames with their headers. */
@@ -92,7 +92,7 @@ export class Delivery {
         // A close with nothing before it needs nobody to take it.
         if (frame.type !== FRAME_CLOSE && (this.#paused || this.#onFrame === undefined)) break
         if (this.#yields && !atOnce && loopTurn.over) {
-          this.#runLater()
+          loopTurn.later(this.#goOn)
           break
         }
         this.#reorder.take()
@@ -109,14 +109,5 @@ export class Delivery {
     } finally {
       this.#running = false
     }
-  }
-
-  #runLater(): void {
-    if (this.#waits) return
-    this.#waits = true
-    loopTurn.later(() => {
-      this.#waits = false
-      this.run()
-    })
   }
 }

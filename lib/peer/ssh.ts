@@ -241,10 +241,11 @@ function login(options: DialOptions, socket: Socket): Promise<{ client: Client; 
     client.on('error', lose)
     client.on('close', () => lose(new LostError('the connection was closed')))
     // ssh2 deciphers and hands over what it is given, so the socket is where it can wait. It never pauses it itself.
+    const goOn = (): void => void socket.resume()
     socket.on('data', () => {
-      if (!loopTurn.over) return
+      if (options.kind === 'control' || !loopTurn.over) return
       socket.pause()
-      loopTurn.later(() => socket.resume())
+      loopTurn.later(goOn)
     })
     try {
       client.connect({

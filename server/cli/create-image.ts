@@ -156,8 +156,9 @@ async function named(file: FileHandle, making: string, place: string): Promise<b
   } catch (error) {
     const { code = '' } = error as NodeJS.ErrnoException
     if (code === 'EEXIST') return false
-    // A file system without hard links.
+    // A file system without hard links: an empty file of our own takes the name, and is replaced at once.
     if (!['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS', 'EMLINK'].includes(code)) throw error
+    await (await open(place, CREATE_FLAGS, 0o600)).close()
     await rename(making, place)
   }
   const [own, found] = [await file.stat({ bigint: true }), await lstat(place, { bigint: true })]

@@ -21,7 +21,7 @@ live in lib/core/limits.ts; the tables are made from it (a test compares them, a
 
 ## Memory of swamd as a whole
 
-With the defaults (windowMiB 256, indexMiB 256) swamd takes 300 to 450 MiB in the tests of two migrations at once; it is
+With the defaults (windowMiB 256, indexMiB 256) swamd takes up to 550 MiB in the tests of two migrations at once; it is
 held below 1.5 GiB in those of eight (test/long/swam-resources.test.ts). What it can be made to hold at most, whoever wants it:
 
 | what | at most |
