@@ -1,7 +1,7 @@
 /**
  * The images that `swam analyze` is told of: what was typed, looked at and opened. A format is what was said and never
  * what the bytes look like: a guest can write a qcow2 header into its disk. Where a file that nobody called raw begins
- * as a qcow2, that is a refusal which asks for the word.
+ * as a qcow2 or as a LUKS container, that is a refusal which asks for the word.
  *
  * What cannot be used is one line that names the path, with the class that makes its exit code: AnswerError (no such image, 5), a
  * cause of EACCES (not allowed, 4), UsageError (2), RefusedError (1).
@@ -25,6 +25,8 @@ export interface ImageName {
 
 const SECTOR_BYTES = 512
 const QCOW2_MAGIC: Buffer = Buffer.from('QFI\xfb', 'latin1')
+/** Of LUKS1 and LUKS2. */
+const LUKS_MAGIC: Buffer = Buffer.from('LUKS\xba\xbe', 'latin1')
 
 /** @param format of names that say none; undefined: raw, which a file that begins as a qcow2 must be called */
 export function imageName(text: string, format: ImageFormat | undefined): ImageName {
@@ -69,7 +71,7 @@ export async function openFile(name: ImageName): Promise<ImageSource> {
 export async function openRaw(name: ImageName): Promise<ImageSource> {
   const source = await openFile(name)
   try {
-    if (!name.explicit) await refuseQcow2(name.path, source)
+    if (!name.explicit) await refuseOther(name.path, source)
     return source
   } catch (error) {
     await source.close()
@@ -77,13 +79,18 @@ export async function openRaw(name: ImageName): Promise<ImageSource> {
   }
 }
 
-async function refuseQcow2(path: string, source: ImageSource): Promise<void> {
-  const head = Buffer.alloc(QCOW2_MAGIC.length)
+/** What a file begins as that is most likely not a guest's disk as the guest has it. */
+async function refuseOther(path: string, source: ImageSource): Promise<void> {
+  const head = Buffer.alloc(LUKS_MAGIC.length)
   await source.readInto(head, 0).catch((error: unknown) => {
     throw problem(path, error)
   })
-  if (head.equals(QCOW2_MAGIC)) {
+  if (head.subarray(0, QCOW2_MAGIC.length).equals(QCOW2_MAGIC))
     throw new UsageError(`${path} begins as a qcow2: say qcow2:${path} or raw:${path}`)
+  // QEMU sends what is in it; but where the guest itself encrypts, its disk is these bytes.
+  if (head.equals(LUKS_MAGIC)) {
+    const key = 'what is in it cannot be told without its key'
+    throw new UsageError(`${path} is encrypted (LUKS): ${key}; if its guest encrypts, say raw:${path}`)
   }
 }
 

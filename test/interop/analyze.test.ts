@@ -201,6 +201,17 @@ const rows: readonly Row[] = [
     line: /q: it is encrypted: what is in it cannot be told without its key$/,
   },
   {
+    name: 'an encrypted raw image (LUKS)',
+    args: async (folder) => {
+      const path = join(folder, 'a.luks')
+      const secret = ['--object', 'secret,id=s,data=abc', '-o', 'key-secret=s,iter-time=10']
+      await succeed('qemu-img', ['create', '-q', '-f', 'luks', ...secret, path, '8M'])
+      return [path]
+    },
+    code: 2,
+    line: /a\.luks is encrypted \(LUKS\): what is in it cannot be told without its key; if its guest encrypts, say raw:.*a\.luks$/,
+  },
+  {
     name: 'a qcow2 that is marked as corrupt',
     args: async (folder) => [`qcow2:${await poke(await qcow2(join(folder, 'q')), 79, [2])}`],
     code: 1,
