@@ -19,7 +19,7 @@ import {
 import type { Log } from '../lib/core/log.ts'
 import { CommandThread } from '../lib/host/command-thread.ts'
 import { Libvirt } from '../lib/host/libvirt.ts'
-import { tcpCounts } from '../lib/host/tcp-info.ts'
+import { TcpMeter } from '../lib/host/tcp-info.ts'
 import type { History } from './history.ts'
 import { LinkTests } from './link-test.ts'
 import type { MigrationRecord } from './migration/record.ts'
@@ -32,6 +32,7 @@ export class Site {
   readonly linkTests: LinkTests = new LinkTests()
   /** Programs of the host that run again and again: not on the thread that carries data. */
   readonly commands: CommandThread = new CommandThread()
+  readonly #tcp = new TcpMeter(this.commands.run)
   readonly libvirt: Libvirt = new Libvirt({ run: this.commands.run })
   readonly history: History
   readonly #begun = new Map<string, number>()
@@ -80,7 +81,7 @@ export class Site {
 
   /** A migration begins: what libvirt shows of the guest from now on may be this one's. */
   begun(record: MigrationRecord): void {
-    record.countTcp = (names) => tcpCounts(names, this.commands.run)
+    record.countTcp = (names) => this.#tcp.count(names)
     this.#running.add(record)
     this.#unwritten.add(record)
     void this.saveRunning().catch((error: unknown) =>

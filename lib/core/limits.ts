@@ -64,6 +64,8 @@ export const NFT_DEADLINE_MS: number = 5_000
 export const SS_DEADLINE_MS: number = 2_000
 /** Standard output of one `ss` call, which is filtered by both ports: a few lines. */
 export const SS_OUTPUT_BYTES_MAX: number = 1 * MIB
+/** Connections whose bytes one `ss` call counts: those of 16 migrations twice; further ones wait for the next call. */
+export const TCP_NAMES_ASKED_MAX: number = 64
 /** One look-up of a user by name; a directory service may have to answer. */
 export const USER_LOOKUP_DEADLINE_MS: number = 3_000
 /** One `qemu-img create`: writes a few KiB of metadata; slow disks take a second. */

@@ -3,7 +3,7 @@
  * payload both ways with retransmissions, plus 40 (IPv4) or 60 (IPv6) bytes of headers and 12 of timestamps for each
  * segment. Works for connections of other processes too: at the side that was dialed, sshd has them.
  */
-import { SS_DEADLINE_MS, SS_OUTPUT_BYTES_MAX } from '../core/limits.ts'
+import { SS_DEADLINE_MS, SS_OUTPUT_BYTES_MAX, TCP_NAMES_ASKED_MAX } from '../core/limits.ts'
 import { type RunCommand, runCommand } from './command.ts'
 
 export interface TcpName {
@@ -45,6 +45,39 @@ export async function tcpCounts(
       counts.set(`${name.localAddress}:${name.localPort}-${name.remotePort}`, { ipBytes })
   }
   return counts
+}
+
+/**
+ * Makes one call of what many ask at about the same time: with eight migrations each way sixteen processes, every few
+ * seconds, would cost more than what they measure.
+ */
+export class TcpMeter {
+  readonly #run: RunCommand
+  /** What is asked for next, and its answer; it starts in the next turn of the event loop, or when the call before it is over. */
+  #next: { readonly names: TcpName[]; readonly counts: Promise<Map<string, TcpCounts>> } | undefined
+  #last: Promise<unknown> = Promise.resolve()
+
+  constructor(run: RunCommand) {
+    this.#run = run
+  }
+
+  /** As tcpCounts; the answer may have what others asked for too. */
+  count(names: readonly TcpName[]): Promise<Map<string, TcpCounts>> {
+    if (this.#next !== undefined && this.#next.names.length + names.length <= TCP_NAMES_ASKED_MAX) {
+      this.#next.names.push(...names)
+      return this.#next.counts
+    }
+    const all = [...names]
+    const counts = this.#last
+      .then(() => new Promise((resolve) => setImmediate(resolve)))
+      .then(() => {
+        if (this.#next?.names === all) this.#next = undefined
+        return tcpCounts(all, this.#run)
+      })
+    this.#next = { names: all, counts }
+    this.#last = counts
+    return counts
+  }
 }
 
 /** IP bytes of one connection as `ss -HtinO` shows it. */

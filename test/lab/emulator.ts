@@ -1,6 +1,6 @@
 /**
  * QEMU as the lab's guests run it: software emulation, with qemu-dirty.c loaded, which mends what QEMU before 9.0 loses of
- * a guest's memory while it migrates, and makes guests yield. It lies in each host's lab folder; libvirt hands it over with the guest's definition.
+ * a guest's memory while it migrates. It lies in each host's lab folder; libvirt hands it over with the guest's definition.
  */
 import { copyFileSync } from 'node:fs'
 import { run } from './run.ts'
@@ -10,12 +10,8 @@ const NAME = 'qemu-dirty.so'
 /** The first tag of a guest's definition. */
 export const DOMAIN = "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
 
-/** The last element of a guest's definition. @param nice how much it yields to others: setpriority(2) */
-export function mended(nice = 0): string {
-  const env = (name: string, value: string | number): string => `<qemu:env name='${name}' value='${value}'/>`
-  const yields = nice === 0 ? '' : env('SWAM_LAB_NICE', nice)
-  return `<qemu:commandline>${env('LD_PRELOAD', `/var/lib/libvirt/lab/${NAME}`)}${yields}</qemu:commandline>`
-}
+/** The last element of a guest's definition. */
+export const MENDED: string = `<qemu:commandline><qemu:env name='LD_PRELOAD' value='/var/lib/libvirt/lab/${NAME}'/></qemu:commandline>`
 
 /** @param labDirs of the hosts, on the machine (`LabHost.labDir`) */
 export async function layOut(labDirs: readonly string[]): Promise<void> {

@@ -10,18 +10,13 @@
  * This replaces memory_global_after_dirty_log_sync(), which QEMU calls between taking over the bits and sending the first
  * page: there every virtual CPU leaves its code and, beyond what the original does, flushes its TLB. On a QEMU that is
  * mended (it exports tlb_reset_dirty_range_all) nothing is changed; one that is not and cannot be ends, with a message.
- *
- * And where SWAM_LAB_NICE says so it makes all of QEMU's threads yield to others, as on a host with systemd: there all guests
- * together (machine.slice) get no more of a busy processor than the services (system.slice).
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 typedef void on_cpu(void *cpu, uint64_t data);
@@ -41,8 +36,6 @@ static void unable(const char *what) {
 }
 
 __attribute__((constructor)) static void mend(void) {
-  const char *yields = getenv("SWAM_LAB_NICE");
-  if (yields && setpriority(PRIO_PROCESS, 0, atoi(yields))) unable("its priority stays");
   if (dlsym(RTLD_DEFAULT, "tlb_reset_dirty_range_all")) return;
   uint8_t *target = dlsym(RTLD_DEFAULT, "memory_global_after_dirty_log_sync");
   *(void **)&get_cpu = dlsym(RTLD_DEFAULT, "qemu_get_cpu");

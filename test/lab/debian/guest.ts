@@ -4,7 +4,7 @@
  * does. Its disk is always a fresh copy of one snapshot, guest.raw of the image cache; building that is build.ts.
  */
 import { copyFileSync, existsSync, readFileSync, rmSync, truncateSync } from 'node:fs'
-import { DOMAIN, mended } from '../emulator.ts'
+import { DOMAIN, MENDED } from '../emulator.ts'
 import type { Lab } from '../lab.ts'
 import { run, until } from '../run.ts'
 import type { HostName } from '../state.ts'
@@ -44,7 +44,7 @@ export class DebianGuest {
 <controller type='usb' model='none'/><memballoon model='none'/>
 ${serial('console', 0)}
 ${serial('beat', 1)}
-</devices>${mended()}</domain>
+</devices>${MENDED}</domain>
 `
   }
 

@@ -3,7 +3,7 @@
  *
  * It loads the virtio modules, then writes numbered records to /dev/vda and says "D n" on the first serial port only
  * after the fsync that covers record n has returned: a checker can so hold the disk to what the guest was told.
- * A second process sends a counter on the second serial port every 5 ms: the lab stamps these heartbeats.
+ * A second process sends a counter on the second serial port every 5 ms (swam.beat=MS): the lab stamps these heartbeats.
  *
  * Kernel command line: swam.write=RECORD_BYTES,INTERVAL_MS,PATTERN,BATCH,AREA_OFFSET,AREA_BYTES with PATTERN `sequential`,
  * `scattered` or `idle`, and swam.dirty=MIB,MIB_PER_S or swam.hammer=MIB for memory that changes and is held to what was
@@ -35,7 +35,7 @@
 #include <unistd.h>
 
 #define BLOCK 4096u
-#define BEAT_NS 5000000
+#define BEAT_MS 5
 #define MAGIC "SWAMREC1"
 /* As FILE_PLAN in disks.ts has it. */
 #define FILES 64
@@ -80,7 +80,7 @@ static void load_modules(void) {
   }
 }
 
-static void beat(void) {
+static void beat(long every_ns) {
   int fd = serial("/dev/ttyS1");
   if (fd < 0) fail("/dev/ttyS1");
   struct sched_param high = {.sched_priority = 50};
@@ -91,7 +91,7 @@ static void beat(void) {
     char line[16];
     int length = snprintf(line, sizeof line, "%u\n", n);
     if (write(fd, line, (size_t)length) < 0) fail("write of a heartbeat");
-    next.tv_nsec += BEAT_NS;
+    next.tv_nsec += every_ns;
     if (next.tv_nsec >= 1000000000) next.tv_nsec -= 1000000000, next.tv_sec++;
     while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &next, NULL)) {}
     struct timespec now; /* after a long stop do not catch up with a burst */
@@ -336,12 +336,16 @@ int main(void) {
   ssize_t length = read(fd, line, sizeof line - 1);
   line[length > 0 ? length : 0] = 0;
   struct plan plan = {.bytes = 65536, .interval = 200, .batch = 1, .area = 64ul << 20, .pattern = "sequential"};
-  unsigned dirty_mib = 0, dirty_rate = 0, hammer_mib = 0;
+  unsigned dirty_mib = 0, dirty_rate = 0, hammer_mib = 0, beat_ms = BEAT_MS;
   char *option = strstr(line, "swam.write=");
   if (option)
     sscanf(option + 11, "%lu,%lu,%15[a-z],%lu,%lu,%lu", &plan.bytes, &plan.interval, plan.pattern, &plan.batch, &plan.offset,
            &plan.area);
   if ((option = strstr(line, "swam.dirty="))) sscanf(option + 11, "%u,%u", &dirty_mib, &dirty_rate);
+  if ((option = strstr(line, "swam.beat=")) && (sscanf(option + 10, "%u", &beat_ms) != 1 || !beat_ms || beat_ms >= 1000)) {
+    errno = EINVAL;
+    fail("swam.beat");
+  }
   if ((option = strstr(line, "swam.hammer="))) sscanf(option + 12, "%u", &hammer_mib);
   uint64_t slots = plan.bytes ? plan.area / plan.bytes : 0;
   if (!plan.bytes || plan.bytes % BLOCK || !slots || (slots & (slots - 1)) || !plan.batch || plan.batch > slots) {
@@ -351,7 +355,7 @@ int main(void) {
 
   int disk = open_disk("/dev/vda");
   uint64_t n = newest_on("/dev/vda", plan.offset, plan.area);
-  if (!fork()) beat();
+  if (!fork()) beat(beat_ms * 1000000l);
   if (hammer_mib && !fork()) hammer(hammer_mib);
   if (dirty_mib && !fork()) dirty(dirty_mib, dirty_rate);
   if (strstr(line, "swam.control") && !fork()) control();

@@ -3,8 +3,9 @@ import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { type AddressInfo, connect, createServer } from 'node:net'
 import { test } from 'node:test'
+import { TCP_NAMES_ASKED_MAX } from '../../../lib/core/limits.ts'
 import { runCommand } from '../../../lib/host/command.ts'
-import { parseSs, tcpCounts } from '../../../lib/host/tcp-info.ts'
+import { parseSs, TcpMeter, type TcpName, tcpCounts } from '../../../lib/host/tcp-info.ts'
 
 const LINE =
   'ESTAB 0 0 10.8.0.1:22 10.8.0.2:47890\n' +
@@ -53,4 +54,48 @@ test('real connections are found by their ports in one call, one that is not the
     idle.destroy()
     server.close()
   }
+})
+
+test('who asks at the same time shares a call; who asks while it runs has the next one', async () => {
+  const name = (localPort: number): TcpName => ({
+    localAddress: '10.8.0.1',
+    localPort,
+    remoteAddress: '10.8.0.2',
+    remotePort: 22,
+  })
+  const asked: number[][] = []
+  const answer = Promise.withResolvers<void>()
+  const meter = new TcpMeter(async (argv) => {
+    const ports = argv.map((word) => Number(/^:(\d+)$/.exec(word)?.[1])).filter((port) => port > 22)
+    asked.push(ports)
+    await answer.promise
+    return ports
+      .map((port) => `ESTAB 0 0 10.8.0.1:${port} 10.8.0.2:22 bytes_sent:${port} segs_out:0\n`)
+      .join('')
+  })
+  const first = [meter.count([name(1001)]), meter.count([name(1002), name(1003)])]
+  await new Promise((resolve) => setTimeout(resolve, 20))
+  const second = [meter.count([name(1004)]), meter.count([name(1005)])]
+  await new Promise((resolve) => setTimeout(resolve, 20))
+  assert.deepEqual(asked, [[1001, 1002, 1003]])
+  answer.resolve()
+  for (const [at, port] of [1001, 1003].entries()) {
+    assert.equal((await first[at])?.get(`10.8.0.1:${port}-22`)?.ipBytes, port)
+  }
+  for (const [at, port] of [1004, 1005].entries()) {
+    assert.equal((await second[at])?.get(`10.8.0.1:${port}-22`)?.ipBytes, port)
+  }
+  assert.deepEqual(asked, [
+    [1001, 1002, 1003],
+    [1004, 1005],
+  ])
+  // More than one call takes go in several.
+  const many = Array.from({ length: 2 * TCP_NAMES_ASKED_MAX }, (_, at) => meter.count([name(2000 + at)]))
+  for (const [at, counts] of many.entries()) {
+    assert.equal((await counts).get(`10.8.0.1:${2000 + at}-22`)?.ipBytes, 2000 + at)
+  }
+  assert.deepEqual(
+    asked.slice(2).map((ports) => ports.length),
+    [TCP_NAMES_ASKED_MAX, TCP_NAMES_ASKED_MAX],
+  )
 })
