@@ -45,6 +45,11 @@ export class LoopTurn {
     this.#schedule()
   }
 
+  /** The same for what awaits: `if (loopTurn.over) await loopTurn.next()`. */
+  next(): Promise<void> {
+    return new Promise((resolve) => this.later(resolve))
+  }
+
   #schedule(): void {
     if (this.#scheduled) return
     this.#scheduled = true

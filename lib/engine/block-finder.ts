@@ -5,6 +5,7 @@
  * What is found is a guess of 8 bytes each; whoever uses it verifies the whole chunk (I3). A place that cannot be read is
  * none.
  */
+import { loopTurn } from '../core/loop-turn.ts'
 import { BLOCK_BYTES, HINT_BYTES } from '../core/units.ts'
 import { blockBits, fitsHint, hasBlock, isLookedFor, partOf, setBlock } from './chunk-blocks.ts'
 
@@ -43,7 +44,9 @@ export async function findBlocks(
   for (const place of places) {
     if (place.blockCount === 0) continue
     for (let index = 0; index < search.count; index++) {
-      if (search.seeks(index)) await search.lookInto(place, index)
+      if (!search.seeks(index)) continue
+      if (loopTurn.over) await loopTurn.next()
+      await search.lookInto(place, index)
     }
   }
   return search.result()

@@ -7,6 +7,7 @@
 import type { Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
 import { errorText, ProtocolError } from '../core/errors.ts'
+import { type LoopTurn, loopTurn } from '../core/loop-turn.ts'
 import { BlockDecoder, BlockEncoder } from './blocks.ts'
 
 export interface Counts {
@@ -18,12 +19,14 @@ export interface Counts {
 /**
  * Resolves when both directions are over; never rejects. The count goes on while it runs.
  * @param worthCompressing asked for each piece: whether the link, not the processor, is what limits
+ * @param turn of this thread: what is compressed here waits for a later one when this one has had its time
  */
 export function passThrough(
   socket: Socket,
   stream: Duplex,
   counts: Counts,
   worthCompressing: () => boolean,
+  turn: Pick<LoopTurn, 'over' | 'later'> = loopTurn,
 ): Promise<void> {
   return new Promise((resolve) => {
     const encoder = new BlockEncoder()
@@ -33,15 +36,32 @@ export function passThrough(
       open--
       if (open === 0) resolve()
     }
+    let full = false
+    let resting = false
+    const goOn = (): void => {
+      if (!full && !resting) socket.resume()
+    }
+    const rested = (): void => {
+      resting = false
+      goOn()
+    }
     socket.on('data', (bytes: Buffer) => {
       counts.toStream += bytes.length
       let room = true
+      if (turn.over) {
+        resting = true
+        turn.later(rested)
+      }
       stream.cork()
       for (const piece of encoder.encode(bytes, worthCompressing())) room = stream.write(piece)
       stream.uncork()
-      if (!room) socket.pause()
+      full = !room
+      if (full || resting) socket.pause()
     })
-    stream.on('drain', () => socket.resume())
+    stream.on('drain', () => {
+      full = false
+      goOn()
+    })
     socket.on('end', () => stream.end())
     stream.on('data', (bytes: Buffer) => {
       let room = true
