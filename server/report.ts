@@ -43,6 +43,8 @@ export interface DiskReport {
   readonly askedBytes: number
   readonly appliedBytes: number
   readonly bySource: BySource
+  /** When the last FLUSH of QEMU was answered, at the source; null at the far side, and before the first. */
+  readonly flushedAt?: number | null
 }
 
 export interface RamReport {

@@ -405,6 +405,8 @@ export const CHUNK_BLOCKS_MAX: number = 65
 export const HINTS_CHUNKS_MAX: number = 512
 /** Chunks in one PARTS: 72 KiB of them. */
 export const PARTS_CHUNKS_MAX: number = 4096
+/** Chunks in one SKETCHES: 135 KiB of them at most, some 20 as a rule. */
+export const SKETCHES_CHUNKS_MAX: number = 32
 /** Name of an NBD export, and the text of a failure, in a disk message: NBD's own ceiling. */
 export const EXPORT_NAME_BYTES_MAX: number = 4096
 
@@ -457,6 +459,10 @@ export const HINTS_TURN_CHUNKS_MAX: number = 64
 export const EAGER_RUN_BYTES_MAX: number = 256 * KIB
 /** What may be on its way while that is done outside of a FLUSH. */
 export const EAGER_OUTSTANDING_BYTES_MAX: number = 512 * KIB
+/** How often a receiver flushes its disk while the guest goes on, so that the last FLUSH finds little. */
+export const FLUSH_AHEAD_MS: number = 500
+/** Parts of a disk of which a sender remembers that it sent them: 16 MiB of bits, for 8 TiB parts of 64 KiB; for more larger ones. */
+export const SENT_PARTS_MAX: number = 2 ** 27
 /** What one disk's sender may have sent unasked, FLUSH or not; its receiver holds it and takes no more. */
 export const EARLY_BYTES_MAX: number = 8 * MIB
 /** So many applied bytes tell, by weight, how much of what is undetermined will have to be sent, and so how long it drains. */

@@ -16,3 +16,10 @@ export function alignUp(value: number, unit: number): number {
 }
 /** Of a block's SHA-256: enough to look for it. What is found is verified by a whole digest. */
 export const HINT_BYTES: number = 8
+/** The same where a block is looked for in its place only. */
+export const BRIEF_HINT_BYTES: number = 4
+/** The unit in which two versions of a block are compared over the link; of each 16 bits are told. */
+export const PIECE_BYTES: number = 128
+export const PIECE_HASH_BYTES: number = 2
+/** Of one block. */
+export const SKETCH_BYTES: number = (BLOCK_BYTES / PIECE_BYTES) * PIECE_HASH_BYTES

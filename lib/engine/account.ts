@@ -25,6 +25,8 @@ export class DiskAccount {
     literal: 0,
     digest: 0,
   }
+  /** When the last FLUSH was answered to QEMU, which while a guest is paused ends its wait for this disk; wall clock, milliseconds. */
+  flushedAt: number | undefined
   /** Payload bytes of literals on the wire, compressed. */
   literalWireBytes = 0
 
@@ -33,10 +35,14 @@ export class DiskAccount {
     this.size = size
   }
 
-  /** @param literalBytes those of `bytes` that were sent, where the source is `block` */
-  applied(source: SourceName, bytes: number, literalBytes = 0): void {
+  /**
+   * @param literalBytes those of `bytes` that were sent, where the source is `block`
+   * @param deltaBytes and those that older versions of its blocks had in place
+   */
+  applied(source: SourceName, bytes: number, literalBytes = 0, deltaBytes = 0): void {
     this.appliedBytes += bytes
-    this.bySource[source] += bytes - literalBytes
+    this.bySource[source] += bytes - literalBytes - deltaBytes
     this.bySource.literal += literalBytes
+    this.bySource.delta += deltaBytes
   }
 }

@@ -7,7 +7,10 @@
  */
 import { loopTurn } from '../core/loop-turn.ts'
 import { BLOCK_BYTES, HINT_BYTES } from '../core/units.ts'
-import { blockBits, fitsHint, hasBlock, isLookedFor, partOf, setBlock } from './chunk-blocks.ts'
+import { blockBits, blockCount, fitsHint, hasBlock, isLookedFor, partOf, setBlock } from './chunk-blocks.ts'
+import { sketchOf } from './pieces.ts'
+
+const ZEROES = Buffer.alloc(BLOCK_BYTES)
 
 /** Somewhere with blocks: `read` gives exactly `length` bytes from `offset` on, which is below `size`, or rejects. */
 export interface BlockPlace {
@@ -29,15 +32,22 @@ export interface FoundBlocks {
   /** A bit for each block that was not found. */
   readonly missing: Buffer
   readonly foundBytes: number
+  /** Those of which an older version lies in place, and stands in `bytes`; with what each of its pieces is like. */
+  readonly old?: { readonly blocks: Buffer; readonly sketches: Buffer }
 }
 
-/** @param old what lies at the chunk's blocks now, from the first one's start on, if it is worth a look */
+/**
+ * @param hints of HINT_BYTES each; brief ones are for `old` only
+ * @param old what lies at the chunk's blocks now, from the first one's start on, if it is worth a look
+ * @param sketched whether what is not found shall be held against it piece by piece
+ */
 export async function findBlocks(
   start: number,
   end: number,
   hints: Buffer,
   places: readonly BlockPlaces[],
   old: Buffer | undefined,
+  sketched = false,
 ): Promise<FoundBlocks> {
   const search = new Search(start, end, hints)
   if (old !== undefined) for (let index = 0; index < search.count; index++) search.take(index, old, index)
@@ -49,7 +59,7 @@ export async function findBlocks(
       await search.lookInto(place, index)
     }
   }
-  return search.result()
+  return search.result(sketched ? old : undefined)
 }
 
 class Search {
@@ -57,6 +67,7 @@ class Search {
   readonly #start: number
   readonly #end: number
   readonly #hints: Buffer
+  readonly #hintBytes: number
   readonly #bytes: Buffer
   readonly #found: Buffer
   #foundBytes = 0
@@ -65,13 +76,14 @@ class Search {
     this.#start = start
     this.#end = end
     this.#hints = hints
-    this.count = hints.length / HINT_BYTES
+    this.count = blockCount(start, end)
+    this.#hintBytes = hints.length / this.count
     this.#bytes = Buffer.allocUnsafe(end - start)
     this.#found = blockBits(this.count)
   }
 
   seeks(index: number): boolean {
-    return !hasBlock(this.#found, index) && isLookedFor(this.#hints, index)
+    return !hasBlock(this.#found, index) && isLookedFor(this.#hints, index, this.#hintBytes)
   }
 
   async lookInto(places: BlockPlaces, index: number): Promise<void> {
@@ -91,22 +103,44 @@ class Search {
     const block = bytes.subarray(at * BLOCK_BYTES, (at + 1) * BLOCK_BYTES)
     if (
       block.length < BLOCK_BYTES ||
-      !isLookedFor(this.#hints, index) ||
-      !fitsHint(block, this.#hints, index)
+      !isLookedFor(this.#hints, index, this.#hintBytes) ||
+      !fitsHint(block, this.#hints, index, this.#hintBytes)
     )
       return false
-    const { from, to } = partOf(this.#start, this.#end, index)
-    const skip = index === 0 ? this.#start % BLOCK_BYTES : 0
-    block.copy(this.#bytes, from, skip, skip + to - from)
+    this.#foundBytes += this.#place(index, block)
     setBlock(this.#found, index)
-    this.#foundBytes += to - from
     return true
   }
 
-  result(): FoundBlocks {
+  /** @param old of which blocks that were not found shall be sketched */
+  result(old: Buffer | undefined): FoundBlocks {
     const missing = blockBits(this.count)
-    for (let index = 0; index < this.count; index++)
-      if (!hasBlock(this.#found, index)) setBlock(missing, index)
-    return { bytes: this.#bytes, missing, foundBytes: this.#foundBytes }
+    const blocks = blockBits(this.count)
+    const sketches: Buffer[] = []
+    for (let index = 0; index < this.count; index++) {
+      if (hasBlock(this.#found, index)) continue
+      setBlock(missing, index)
+      const block = old?.subarray(index * BLOCK_BYTES, (index + 1) * BLOCK_BYTES)
+      // What was never written there is no older version.
+      if (
+        block?.length !== BLOCK_BYTES ||
+        !isLookedFor(this.#hints, index, this.#hintBytes) ||
+        block.equals(ZEROES)
+      )
+        continue
+      this.#place(index, block)
+      setBlock(blocks, index)
+      sketches.push(sketchOf(block))
+    }
+    const found = { bytes: this.#bytes, missing, foundBytes: this.#foundBytes }
+    return sketches.length === 0 ? found : { ...found, old: { blocks, sketches: Buffer.concat(sketches) } }
+  }
+
+  /** Puts what of the block lies in the chunk there. */
+  #place(index: number, block: Buffer): number {
+    const { from, to } = partOf(this.#start, this.#end, index)
+    const skip = index === 0 ? this.#start % BLOCK_BYTES : 0
+    block.copy(this.#bytes, from, skip, skip + to - from)
+    return to - from
   }
 }

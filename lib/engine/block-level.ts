@@ -13,26 +13,36 @@ import { sha256 } from '../chunk/digest.ts'
 import { ProtocolError } from '../core/errors.ts'
 import { FINDING_CHUNKS_MAX } from '../core/limits.ts'
 import { Turns } from '../core/turns.ts'
-import { alignDown, alignUp, BLOCK_BYTES, HINT_BYTES } from '../core/units.ts'
+import { alignDown, alignUp, BLOCK_BYTES, BRIEF_HINT_BYTES, HINT_BYTES, MIB } from '../core/units.ts'
 import { type BlockPlace, type BlockPlaces, type FoundBlocks, findBlocks } from './block-finder.ts'
 import { blockCount, isLookedFor, partsOf } from './chunk-blocks.ts'
+import { applyBody, bodyBytesMax, type MissingBlocks } from './pieces.ts'
 import type { Reports } from './reports.ts'
 import { unlessRefused } from './sources.ts'
 import type { Task } from './task.ts'
 
 /** A chunk in fewer whole blocks is not worth a round trip. */
 const BLOCKS_MIN = 2
+const SKETCH_SHARE_MIN = 0.1
+/** So many bytes of chunks tell, by weight, what sketches of the next ones will spare. */
+const SKETCH_SHARE_BYTES = MIB
+/** Before that is known, at most so many bytes of missing blocks are sketched: 128 KiB of sketches. */
+const SKETCH_GUESSED_BYTES = 8 * MIB
+/** Of those of which they will spare too little, one in so many is sketched all the same: the guest may do something else now. */
+const SKETCH_EVERY = 32
 
 export interface BlockLevelOptions {
   readonly device: BlockDevice
   readonly places: readonly BlockPlaces[]
   readonly sessionBytesMax: number
   readonly reports: Reports
+  /** Whether the far end knows FEATURE_DELTA. */
+  readonly deltas: boolean
   /** Whether the device may hold something at [start, end) that is not zero. */
   readonly mayHold: (start: number, end: number) => boolean
   readonly ended: () => boolean
-  /** The whole chunk, verified. @param literalBytes those of it that were sent */
-  readonly apply: (task: Task, bytes: Buffer, literalBytes: number) => void
+  /** The whole chunk, verified; `task` says what of it was sent. */
+  readonly apply: (task: Task, bytes: Buffer) => void
   /** The whole chunk, as the sender says. */
   readonly take: (task: Task, bytes: Buffer) => void
   readonly want: (task: Task) => void
@@ -44,6 +54,7 @@ export class BlockLevel {
   readonly #session: SessionBlocks
   readonly #places: readonly BlockPlaces[]
   readonly #finding: Turns
+  readonly #sketching = new SketchWorth()
 
   constructor(options: BlockLevelOptions) {
     this.#options = options
@@ -66,41 +77,60 @@ export class BlockLevel {
     task.asked = true
     // It may come unasked meanwhile.
     task.literal = (bytes) => take(task, bytes)
-    reports.ask(task.seq)
+    const { hints } = task
+    if (hints === undefined) reports.ask(task.seq)
+    else this.#finding.add(() => this.#find(task, hints))
     return true
   }
 
   /** @throws ProtocolError */
-  hints(task: Task, hints: Buffer): void {
+  hints(type: 'hints' | 'brief', task: Task, hints: Buffer): void {
     const count = blockCount(task.start, task.end)
-    if (!task.asked || task.hints !== undefined || hints.length !== count * HINT_BYTES) {
-      const what = `HINTS of chunk ${task.seq}: ${hints.length / HINT_BYTES} of ${count} blocks`
+    const [expected, bytes] =
+      type === 'hints' ? [task.asked, HINT_BYTES] : [this.#options.deltas, BRIEF_HINT_BYTES]
+    if (!expected || task.hints !== undefined || hints.length !== count * bytes) {
+      const what = `${type.toUpperCase()} of chunk ${task.seq}: ${hints.length / bytes} of ${count} blocks`
       throw new ProtocolError(`${what}, ${task.asked ? 'or a second time' : 'which was not asked for'}`)
     }
     // The message's buffer is much larger.
     const copy = Buffer.from(hints)
     task.hints = copy
-    this.#finding.add(() => this.#find(task, copy))
+    // Those that came unasked wait until they are needed.
+    this.#options.reports.unask(task.seq)
+    if (task.asked) this.#finding.add(() => this.#find(task, copy))
   }
 
   async #find(task: Task, hints: Buffer): Promise<void> {
     const { ended, reports, want } = this.#options
     if (task.taken || ended()) return
     const old = await this.#old(task)
-    const found = await findBlocks(task.start, task.end, hints, this.#places, old)
+    const sketched = old !== undefined && this.#options.deltas && this.#sketching.pays
+    // By brief ones no index can be asked.
+    const places = hints.length / blockCount(task.start, task.end) === HINT_BYTES ? this.#places : []
+    const found = await findBlocks(task.start, task.end, hints, places, old, sketched)
     if (task.taken || ended()) return
     const length = task.end - task.start
+    if (found.foundBytes === length) {
+      this.#judge(task, found.bytes)
+      return
+    }
+    const parts = { seq: task.seq, blocks: blockCount(task.start, task.end), missing: found.missing }
+    if (found.old !== undefined) {
+      const { blocks, sketches } = found.old
+      const missing = { start: task.start, end: task.end, missing: found.missing, old: blocks }
+      task.bodyBytesMax = bodyBytesMax(missing)
+      this.#sketching.asked(task.bodyBytesMax)
+      task.literal = (bytes) => this.#fillPieces(task, found.bytes, missing, bytes)
+      reports.sketches({ ...parts, old: blocks, sketches })
+      return
+    }
     if (found.foundBytes === 0) {
       want(task)
       return
     }
-    if (found.foundBytes === length) {
-      this.#judge(task, found.bytes, 0)
-      return
-    }
     task.partsBytes = length - found.foundBytes
     task.literal = (bytes) => this.#fill(task, found, bytes)
-    reports.parts({ seq: task.seq, blocks: hints.length / HINT_BYTES, missing: found.missing })
+    reports.parts(parts)
   }
 
   /** What lies in place: the device has it, or what it was before. */
@@ -122,18 +152,69 @@ export class BlockLevel {
       bytes.copy(found.bytes, from, at, at + to - from)
       at += to - from
     }
-    this.#judge(task, found.bytes, bytes.length)
+    task.literalBytes = bytes.length
+    this.#judge(task, found.bytes)
   }
 
-  #judge(task: Task, bytes: Buffer, literalBytes: number): void {
+  /** @param bytes of the chunk, with older versions of some blocks in their places */
+  #fillPieces(task: Task, bytes: Buffer, missing: MissingBlocks, body: Buffer): void {
+    // The sender found nothing to spare.
+    if (body.length === bytes.length) {
+      this.#sketching.told(0, bytes.length)
+      this.#options.take(task, body)
+      return
+    }
+    const applied = applyBody(missing, body, bytes)
+    if (applied === undefined)
+      throw new ProtocolError(
+        `LITERAL of chunk ${task.seq}: ${body.length} bytes are no pieces of its blocks`,
+      )
+    this.#sketching.told(applied.deltaBytes, applied.deltaBytes + applied.literalBytes)
+    task.literalBytes = applied.literalBytes
+    task.deltaBytes = applied.deltaBytes
+    this.#judge(task, bytes)
+  }
+
+  #judge(task: Task, bytes: Buffer): void {
     task.partsBytes = 0
-    if (sha256(bytes).equals(task.digest!)) this.#options.apply(task, bytes, literalBytes)
-    else this.#options.want(task)
+    task.bodyBytesMax = 0
+    if (sha256(bytes).equals(task.digest!)) {
+      this.#options.apply(task, bytes)
+      return
+    }
+    task.literalBytes = 0
+    task.deltaBytes = 0
+    this.#options.want(task)
   }
 
   /** The chunk lies on the device now. */
   delivered({ start, end, hints }: Task): void {
-    if (hints !== undefined) this.#session.add(start, end, hints)
+    if (hints?.length === blockCount(start, end) * HINT_BYTES) this.#session.add(start, end, hints)
+  }
+}
+
+/** Whether sketches pay: they cost 2% of a block, which where a disk's files were replaced by others is for nothing. */
+class SketchWorth {
+  /** Of the bytes of chunks that were sketched, those that need not be sent. */
+  #share = 1
+  #askedBytes = 0
+  #toldBytes = 0
+  #unasked = 0
+
+  get pays(): boolean {
+    const waits = this.#toldBytes < SKETCH_SHARE_BYTES && this.#askedBytes >= SKETCH_GUESSED_BYTES
+    if (!waits && this.#share >= SKETCH_SHARE_MIN) return true
+    return ++this.#unasked % SKETCH_EVERY === 0
+  }
+
+  /** The first few tell whether more shall be. */
+  asked(bytes: number): void {
+    this.#askedBytes += bytes
+  }
+
+  told(savedBytes: number, bytes: number): void {
+    this.#toldBytes += bytes
+    this.#share += (savedBytes / bytes - this.#share) * Math.min(1, bytes / SKETCH_SHARE_BYTES)
   }
 }
 

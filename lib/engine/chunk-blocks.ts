@@ -48,27 +48,42 @@ export function partsOf(
   return parts.reverse()
 }
 
-/** Whether `block` is what the hint at `index` of `hints` was made of, as far as 8 bytes can say. */
-export function fitsHint(block: Uint8Array, hints: Buffer, index: number): boolean {
-  return sha256(block).compare(hints, index * HINT_BYTES, (index + 1) * HINT_BYTES, 0, HINT_BYTES) === 0
+/**
+ * Whether `block` is what the hint at `index` of `hints` was made of, as far as its bytes can say.
+ * @param bytes of a hint
+ */
+export function fitsHint(
+  block: Uint8Array,
+  hints: Buffer,
+  index: number,
+  bytes: number = HINT_BYTES,
+): boolean {
+  return sha256(block).compare(hints, index * bytes, (index + 1) * bytes, 0, bytes) === 0
 }
 
-export function isLookedFor(hints: Buffer, index: number): boolean {
-  return NONE.compare(hints, index * HINT_BYTES, (index + 1) * HINT_BYTES) !== 0
+export function isLookedFor(hints: Buffer, index: number, bytes: number = HINT_BYTES): boolean {
+  return NONE.compare(hints, index * bytes, (index + 1) * bytes, 0, bytes) !== 0
 }
 
 /**
  * @param run bytes of the disk from `runStart` on, in which the chunk [start, end) lies; what a block has beyond them nobody
  * can say, and it gets no hint
+ * @param bytes of a hint
  */
-export function hintsOf(run: Uint8Array, runStart: number, start: number, end: number): Buffer {
+export function hintsOf(
+  run: Uint8Array,
+  runStart: number,
+  start: number,
+  end: number,
+  bytes: number = HINT_BYTES,
+): Buffer {
   const count = blockCount(start, end)
-  const hints = Buffer.alloc(count * HINT_BYTES)
+  const hints = Buffer.alloc(count * bytes)
   const first = alignDown(start, BLOCK_BYTES) - runStart
   for (let index = 0; index < count; index++) {
     const at = first + index * BLOCK_BYTES
     if (at < 0 || at + BLOCK_BYTES > run.length) continue
-    hintOf(run.subarray(at, at + BLOCK_BYTES)).copy(hints, index * HINT_BYTES)
+    hintOf(run.subarray(at, at + BLOCK_BYTES)).copy(hints, index * bytes, 0, bytes)
   }
   return hints
 }

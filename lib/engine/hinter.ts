@@ -1,5 +1,7 @@
 /** Answers ASK: digests the blocks of chunks that the far side lacks, a few milliseconds of the event loop at a time. */
 import { HINTS_TURN_CHUNKS_MAX } from '../core/limits.ts'
+import { loopTurn } from '../core/loop-turn.ts'
+import { BRIEF_HINT_BYTES, HINT_BYTES } from '../core/units.ts'
 import type { ChunkHints } from '../wire/disk.ts'
 import { hintsOf } from './chunk-blocks.ts'
 import type { ChunkRecord } from './sender-parts.ts'
@@ -8,7 +10,7 @@ export interface HinterOptions {
   /** Whether the far side still lacks it: else its memory is gone. */
   readonly isNeeded: (record: ChunkRecord) => boolean
   /** Resolves when the message has passed pacing. */
-  readonly send: (chunks: readonly ChunkHints[]) => Promise<void>
+  readonly send: (type: 'hints' | 'brief', chunks: readonly ChunkHints[]) => Promise<void>
 }
 
 export class Hinter {
@@ -30,9 +32,19 @@ export class Hinter {
     this.#working = true
     while (this.#queue.length > 0) {
       const some = this.#queue.splice(0, HINTS_TURN_CHUNKS_MAX).filter(this.#options.isNeeded)
-      if (some.length === 0) continue
-      await this.#options.send(some.map(hintsOfRecord))
-      await new Promise((resolve) => setImmediate(resolve))
+      // Those that nobody asked for are of what most likely lies in place.
+      for (const [type, bytes] of [
+        ['hints', HINT_BYTES],
+        ['brief', BRIEF_HINT_BYTES],
+      ] as const) {
+        const chunks = some.filter(({ hinted }) => hinted === (type === 'brief'))
+        if (chunks.length > 0)
+          await this.#options.send(
+            type,
+            chunks.filter(this.#options.isNeeded).map((one) => hintsOfRecord(one, bytes)),
+          )
+      }
+      if (loopTurn.over) await loopTurn.next()
     }
     this.#working = false
   }
@@ -42,8 +54,9 @@ export class Hinter {
   }
 }
 
-function hintsOfRecord({ seq, offset, length, slab, slabOffset, runStart, runEnd }: ChunkRecord): ChunkHints {
+function hintsOfRecord(record: ChunkRecord, bytes: number): ChunkHints {
+  const { seq, offset, length, slab, slabOffset, runStart, runEnd } = record
   const at = slabOffset - (offset - runStart)
   const run = slab!.bytes.subarray(at, at + (runEnd - runStart))
-  return { seq, hints: hintsOf(run, runStart, offset, offset + length) }
+  return { seq, hints: hintsOf(run, runStart, offset, offset + length, bytes) }
 }

@@ -41,7 +41,7 @@ export class IncomingLiterals {
     for (const { seq, length } of chunks) {
       const task = tasks.get(seq)
       const whole = task === undefined || task.end - task.start === length
-      if (seq >= nextSeq() || !(whole || task.partsBytes === length)) {
+      if (seq >= nextSeq() || !(whole || task.partsBytes === length || length <= task.bodyBytesMax)) {
         throw new ProtocolError(`LITERAL: chunk ${seq} of ${length} bytes was not described`)
       }
       if (task?.came === true) throw new ProtocolError(`LITERAL: chunk ${seq} came twice`)

@@ -19,6 +19,8 @@ export interface FrameChannel {
   /** What both ends can do beyond the first version of the protocol. */
   readonly features: ReadonlySet<string>
   readonly rateBytesPerSecond: number
+  /** The shortest lately seen; 0 while none is known. Milliseconds. */
+  readonly roundTripMs: number
   /** For how long the far end gave no sign although it was asked for one; 0 while all is well. Milliseconds. */
   readonly silentMs: number
   readonly closed: Promise<Error | undefined>
@@ -53,6 +55,10 @@ export class DiskLink {
 
   get rateBytesPerSecond(): number {
     return this.#channel.rateBytesPerSecond
+  }
+
+  get roundTripMs(): number {
+    return this.#channel.roundTripMs
   }
 
   get silentMs(): number {

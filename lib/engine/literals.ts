@@ -139,7 +139,12 @@ export class LiteralSender {
 function plainOf(batch: readonly ChunkRecord[]): Buffer {
   const plain = Buffer.allocUnsafe(batch.reduce((sum, { wantedBytes }) => sum + wantedBytes, 0))
   let at = 0
-  for (const { slab, slabOffset, offset, length, missing } of batch) {
+  for (const { slab, slabOffset, offset, length, missing, body } of batch) {
+    if (body !== undefined) {
+      body.copy(plain, at)
+      at += body.length
+      continue
+    }
     const parts =
       missing === undefined ? [{ from: 0, to: length }] : partsOf(offset, offset + length, missing)
     for (const { from, to } of parts) {

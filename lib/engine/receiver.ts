@@ -34,6 +34,7 @@ import {
   type DiskMessage,
   type DiskMessageBody,
   FEATURE_BLOCKS,
+  FEATURE_DELTA,
   FEATURE_SURVEY,
   ROOT_CHUNKS,
   type SourceName,
@@ -42,6 +43,7 @@ import type { DiskAccount } from './account.ts'
 import { type ArrivalSession, Arrivals } from './arrivals.ts'
 import type { BlockPlaces } from './block-finder.ts'
 import { BlockLevel } from './block-level.ts'
+import { FlushAhead } from './flush-ahead.ts'
 import { IncomingLiterals, misfit } from './incoming-literals.ts'
 import { IncomingReads } from './incoming-reads.ts'
 import { CLASS_CONTROL, type DiskEndpoint, type DiskLink } from './link.ts'
@@ -98,6 +100,7 @@ export class DiskReceiver implements DiskEndpoint {
   /** Undefined where the far end does not know it. */
   readonly #blocks: BlockLevel | undefined
   readonly #roots: RootLevel
+  readonly #ahead: FlushAhead
   #barriers: { barrier: number; resolve: () => void }[] = []
   #failed: Error | undefined
   #closed = false
@@ -124,6 +127,7 @@ export class DiskReceiver implements DiskEndpoint {
     })
     this.#reports = new Reports((message) => this.#send(message), options.link.features.has(FEATURE_SURVEY))
     this.#roots = this.#rootLevel()
+    this.#ahead = new FlushAhead({ device: options.device, fail: this.#onError })
     this.#literals = new IncomingLiterals({
       features: options.link.features,
       budget: this.#budget,
@@ -174,10 +178,8 @@ export class DiskReceiver implements DiskEndpoint {
       reports: this.#reports,
       mayHold: (start, end) => !this.#zeroes.isKnown(start, end),
       ended: this.#ended,
-      apply: (task, bytes, literalBytes) => {
-        task.literalBytes = literalBytes
-        this.#apply(task, bytes, 'block')
-      },
+      deltas: this.#options.link.features.has(FEATURE_DELTA),
+      apply: (task, bytes) => this.#apply(task, bytes, 'block'),
       take: (task, bytes) => this.#take(task, bytes),
       want: (task) => this.#want(task),
       fail: this.#onError,
@@ -215,7 +217,8 @@ export class DiskReceiver implements DiskEndpoint {
         this.#roots.digests(this.#tasks, message.firstSeq, message.digests)
         return
       case 'hints':
-        for (const { seq, hints } of message.chunks) this.#hints(seq, hints)
+      case 'brief':
+        for (const { seq, hints } of message.chunks) this.#hints(message.type, seq, hints)
         return
       case 'flush':
         if (++this.#flushes > RECEIVER_FLUSHES_MAX)
@@ -402,7 +405,7 @@ export class DiskReceiver implements DiskEndpoint {
     if (arrival === undefined) {
       this.#others.asked(task)
       // While a FLUSH waits a round trip is downtime, unless what lies before it takes longer than that anyway.
-      const hurried = flushWaits && this.#tasks.size <= HURRIED_CHUNKS_MAX
+      const hurried = flushWaits && task.hints === undefined && this.#tasks.size <= HURRIED_CHUNKS_MAX
       if (hurried || this.#blocks?.ask(task) !== true) this.#want(task)
       return
     }
@@ -424,12 +427,12 @@ export class DiskReceiver implements DiskEndpoint {
     this.#reports.want(task.seq)
   }
 
-  #hints(seq: number, hints: Buffer): void {
+  #hints(type: 'hints' | 'brief', seq: number, hints: Buffer): void {
     const task = this.#tasks.get(seq)
     if (seq >= this.#nextSeq || this.#blocks === undefined)
       throw new ProtocolError(`HINTS: chunk ${seq} was not asked for`)
     // Else it came unasked, and is applied already.
-    if (task !== undefined && !task.taken) this.#blocks.hints(task, hints)
+    if (task !== undefined && !task.taken) this.#blocks.hints(type, task, hints)
   }
 
   /** I3: nothing that does not match the sender's digest is ever written. */
@@ -478,11 +481,12 @@ export class DiskReceiver implements DiskEndpoint {
   }
 
   #finish(task: Task, source: SourceName): void {
+    if (source !== 'inPlace') this.#ahead.wrote()
     this.#literals.keep(task, undefined)
     if (this.#tasks.delete(task.seq)) this.#budget.tasks--
     this.#latest.deleteValue(task.start, task.end, task)
     task.finish()
-    this.account.applied(source, task.end - task.start, task.literalBytes)
+    this.account.applied(source, task.end - task.start, task.literalBytes, task.deltaBytes)
     this.#reports.applied(task.seq, source)
     this.#checkBarriers()
   }
@@ -529,6 +533,7 @@ export class DiskReceiver implements DiskEndpoint {
     // The account of what was applied goes first, so that both ends agree on it when the FLUSH is answered.
     this.#reports.now()
     this.#send({ type: 'flushed', id })
+    this.#ahead.start()
   }
 
   #checkBarriers(): void {
@@ -584,6 +589,7 @@ export class DiskReceiver implements DiskEndpoint {
     this.#others.end()
     this.#share.close()
     this.#reports.close()
+    this.#ahead.stop()
     this.#literals.close()
     for (const { resolve } of this.#barriers.splice(0)) resolve()
     this.#resolving.clear()

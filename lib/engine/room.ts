@@ -27,6 +27,7 @@ export class Room {
 
   /** The part of it that lay in place. */
   #inPlaceShare = 0
+  #held = 0
 
   constructor(limits: { readonly windowBytes: number; readonly drainMs: number }) {
     this.#windowBytes = limits.windowBytes
@@ -45,7 +46,13 @@ export class Room {
 
   /** The far side has so much at the place of this disk: an older version of it, until its answers tell otherwise. */
   held(bytes: number): void {
+    this.#held = bytes
     if (bytes >= HELD_BYTES_MIN) this.#inPlaceShare = 1
+  }
+
+  /** Whether it has anything there. */
+  get holds(): boolean {
+    return this.#held > 0
   }
 
   /** Whether the far side most likely has in place what comes next. */

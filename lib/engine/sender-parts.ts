@@ -5,6 +5,7 @@ import type { Slab, SlabPool } from '../chunk/slab.ts'
 import type { DiskAccount } from './account.ts'
 import type { DiskLink } from './link.ts'
 import type { SendWindow } from './send-window.ts'
+import type { SenderGroup } from './sender-group.ts'
 
 export interface SenderLimits {
   /** What all disks of the daemon share; none in tests of one disk. */
@@ -27,6 +28,8 @@ export interface SenderOptions {
   readonly slabs: SlabPool
   readonly describe: (bytes: Uint8Array) => Promise<DescribedRun[]>
   readonly limits: SenderLimits
+  /** Of the guest's disks. */
+  readonly group?: SenderGroup
   /**
    * Nobody waits for what is written (an image is read, no guest writes): it leaves the stage when that is full or a FLUSH
    * comes, and nothing is sent unasked. What is described and wanted then depends on the bytes, not on the time. Of the
@@ -59,8 +62,13 @@ export interface ChunkRecord {
   asked: boolean
   /** The blocks of it that are wanted (PARTS), until it is wanted as a whole. */
   missing: Buffer | undefined
-  /** What went out of it as missing blocks. */
+  /** What went out of it as missing blocks, and what need not, because older versions of them lie at the far side. */
   partsBytes: number
+  deltaBytes: number
+  /** What goes out of it, where that is not the missing blocks as they are. */
+  body: Buffer | undefined
+  /** Its hints went unasked. */
+  hinted: boolean
   /** While the far side knows only a root that it is part of. */
   digest: Uint8Array | undefined
 }
@@ -91,6 +99,9 @@ export function newRecord(
     asked: false,
     missing: undefined,
     partsBytes: 0,
+    deltaBytes: 0,
+    body: undefined,
+    hinted: false,
     digest: undefined,
   }
 }

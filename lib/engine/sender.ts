@@ -26,9 +26,7 @@ import type { Slab } from '../chunk/slab.ts'
 import { errorText, LostError, ProtocolError, RefusedError, SwamError } from '../core/errors.ts'
 import {
   DESCRIBING_RUNS_MAX,
-  EAGER_OUTSTANDING_BYTES_MAX,
   EAGER_RUN_BYTES_MAX,
-  EARLY_BYTES_MAX,
   EMITTED_RUNS_MAX,
   LITERAL_BYTES_MAX,
   RUN_BYTES_MAX,
@@ -42,6 +40,7 @@ import {
   type DiskMessage,
   type DiskMessageBody,
   FEATURE_BLOCKS,
+  FEATURE_DELTA,
   FEATURE_SURVEY,
   type SeqRun,
 } from '../wire/disk.ts'
@@ -56,6 +55,7 @@ import type { SenderOptions, Waiter } from './sender-parts.ts'
 import { SentChunks } from './sent-chunks.ts'
 import { Stage, type StagedRun } from './stage.ts'
 import { surveyOf } from './survey.ts'
+import { asOneChunk, Unasked } from './unasked.ts'
 
 /** NBD errno values that reach QEMU. */
 const EIO = 5
@@ -65,6 +65,7 @@ const ENOSPC = 28
 const FEATURES: Partial<Record<DiskMessage['type'], string>> = {
   ask: FEATURE_BLOCKS,
   parts: FEATURE_BLOCKS,
+  sketches: FEATURE_DELTA,
   detail: FEATURE_SURVEY,
   held: FEATURE_SURVEY,
 }
@@ -82,6 +83,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   readonly #room: Room
   readonly #literals: LiteralSender
   readonly #hinter: Hinter
+  readonly #unasked: Unasked
   /** Delivers descriptions in the order in which their runs left the stage. */
   #chain: Promise<void> = Promise.resolve()
   /** Everything that arrived before this number leaves the stage now. */
@@ -119,17 +121,20 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
           ),
         ),
     })
+    this.#unasked = new Unasked(options.link)
     this.#sent = new SentChunks({
+      size: options.size,
       account: options.account,
       room: this.#room,
       onWanted: (record) => this.#literals.queue(record),
       onAsked: (record) => this.#hinter.queue(record),
+      onHinted: (bytes, sentBytes) => this.#unasked.applied(bytes, sentBytes),
     })
     const isNeeded = this.#sent.has.bind(this.#sent)
     this.#hinter = new Hinter({
       isNeeded,
-      send: async (chunks) => {
-        this.account.bySource.digest += await this.#send({ type: 'hints', chunks }, CLASS_FINAL)
+      send: async (type, chunks) => {
+        this.account.bySource.digest += await this.#send({ type, chunks }, CLASS_FINAL)
       },
     })
     this.#literals = new LiteralSender({
@@ -145,6 +150,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
       onError: (error) => this.#fail(error),
     })
     options.limits.window?.join(this)
+    options.group?.join(this)
     options.link.register(options.disk, this)
   }
 
@@ -221,10 +227,15 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   async flush(): Promise<void> {
     this.#check()
     const changes = this.#changes
-    if (changes === this.#flushedChanges) return
+    if (changes !== this.#flushedChanges) await this.#flushChanges(changes)
+    this.account.flushedAt = Date.now()
+  }
+
+  async #flushChanges(changes: number): Promise<void> {
     if (this.#flushing?.changes === changes) return await this.#flushing.done
     const done = this.#patience.run(this.#flushNow(changes))
     this.#flushing = { changes, done }
+    this.#options.group?.flushing(this)
     try {
       await done
     } finally {
@@ -409,28 +420,37 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     this.account.bySource.digest += await this.#send(surveyOf(nextSeq, offset, runs, roots), CLASS_FINAL)
   }
 
-  async #sendDescription(base: number, slab: Slab, run: DescribedRun): Promise<void> {
+  /** Of chunks that are to be looked for block by block most likely: their hints go unasked, which is a round trip less. */
+  #hintEarly(first: number, end: number): void {
+    this.#sent.hintEarly(first, end)
+    void this.#hinter.pump().catch((error: unknown) => this.#fail(error))
+  }
+
+  async #sendDescription(base: number, slab: Slab, cut: DescribedRun): Promise<void> {
     const firstSeq = this.#sent.nextSeq
-    const eager = this.#isEager(run.length)
+    const unasked = this.#whatUnasked(base + cut.offset, cut.length)
+    const run = unasked === 'hints' ? asOneChunk(slab, cut) : cut
     this.#sent.addRun(base, slab, run)
-    const bytes = await this.#send(
+    const sent = this.#send(
       { type: 'describe', firstSeq, offset: base + run.offset, lengths: run.lengths, digests: run.digests },
       CLASS_FINAL,
     )
-    this.account.bySource.digest += bytes
-    if (!eager) return
-    this.#sent.sendEarly(firstSeq, firstSeq + run.lengths.length)
-    this.#literals.pump()
+    const end = firstSeq + run.lengths.length
+    // Right behind it, or the far side asks.
+    if (unasked === 'hints') this.#hintEarly(firstSeq, end)
+    this.account.bySource.digest += await sent
+    if (unasked === 'bytes') {
+      this.#sent.sendEarly(firstSeq, end)
+      this.#literals.pump()
+    }
   }
 
-  /**
-   * Whether a run is sent without asking first. Hash before send pays in the bulk; a small run while the link has
-   * nothing else to do, or while a FLUSH waits for it, gains a whole round trip, which in the end is downtime.
-   */
-  #isEager(length: number): boolean {
-    if (this.#options.bulkOnly === true) return false
-    if (length > EAGER_RUN_BYTES_MAX || this.#sent.earlyBytes + length > EARLY_BYTES_MAX) return false
-    return this.#flushing !== undefined || this.#sent.bytes + length <= EAGER_OUTSTANDING_BYTES_MAX
+  #whatUnasked(offset: number, length: number): ReturnType<Unasked['of']> {
+    if (this.#options.bulkOnly === true) return 'nothing'
+    const { earlyBytes, bytes } = this.#sent
+    const flushing = this.#flushing !== undefined
+    const rewritten = this.#sent.wereSent(offset, length)
+    return this.#unasked.of(length, { flushing, earlyBytes, bytes, rewritten, held: this.#room.holds })
   }
 
   async #sendZeroes(offset: number, length: number): Promise<void> {
@@ -502,6 +522,10 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
         for (const { seq, blocks, missing } of message.chunks) this.#sent.parts(seq, blocks, missing)
         this.#literals.pump()
         return
+      case 'sketches':
+        for (const chunk of message.chunks) this.#sent.sketches(chunk)
+        this.#literals.pump()
+        return
       case 'applied':
         for (const run of message.runs) this.#sent.applied(run, run.source)
         this.#settledSome()
@@ -563,6 +587,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     this.#reads.clear()
     this.#options.link.unregister(this.#options.disk, this)
     this.#options.limits.window?.leave(this)
+    this.#options.group?.leave(this)
     if (report) this.#options.onLost?.(cause instanceof SwamError ? cause : lost)
   }
 }

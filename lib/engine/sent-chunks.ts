@@ -3,27 +3,44 @@
  * chunk goes through want, ask, parts and detail at most once each; anything else is a breach of the protocol. Nothing is
  * forgotten before it is applied, so that every want can be met.
  */
+import { RangeBits } from '../block/range-bits.ts'
 import type { DescribedRun } from '../chunk/describer.ts'
 import type { Slab } from '../chunk/slab.ts'
 import { ProtocolError } from '../core/errors.ts'
-import { SURVEY_CHUNKS_MAX } from '../core/limits.ts'
-import { DIGEST_BYTES, type DiskMessageBody, type SeqRun, type SourceName } from '../wire/disk.ts'
+import { SENT_PARTS_MAX, SURVEY_CHUNKS_MAX } from '../core/limits.ts'
+import { alignDown, alignUp, BLOCK_BYTES, KIB } from '../core/units.ts'
+import {
+  type ChunkSketches,
+  DIGEST_BYTES,
+  type DiskMessageBody,
+  type SeqRun,
+  type SourceName,
+} from '../wire/disk.ts'
 import type { DiskAccount } from './account.ts'
 import { blockCount, partsOf } from './chunk-blocks.ts'
+import { bodyOf } from './pieces.ts'
 import type { Room } from './room.ts'
 import { type ChunkRecord, newRecord } from './sender-parts.ts'
 
+/** What QEMU mirrors at once; what was sent of a disk is remembered in such parts. */
+const SENT_UNIT_BYTES = 64 * KIB
+
 export interface SentChunksOptions {
+  /** Of the disk. */
+  readonly size: number
   readonly account: DiskAccount
   readonly room: Room
   /** Wanted, as a whole or in parts; it leaves when the caller says so. */
   readonly onWanted: (record: ChunkRecord) => void
   readonly onAsked: (record: ChunkRecord) => void
+  /** One whose hints went unasked is applied, and so much of it was sent. */
+  readonly onHinted?: (bytes: number, sentBytes: number) => void
 }
 
 export class SentChunks {
   readonly #options: SentChunksOptions
   readonly #records = new Map<number, ChunkRecord>()
+  readonly #data: RangeBits
   #nextSeq = 0
   /** Data bytes described and not yet applied; those among them that the far side wants; those that were sent unasked. */
   #bytes = 0
@@ -32,6 +49,10 @@ export class SentChunks {
 
   constructor(options: SentChunksOptions) {
     this.#options = options
+    this.#data = new RangeBits(
+      options.size,
+      Math.max(SENT_UNIT_BYTES, alignUp(Math.ceil(options.size / SENT_PARTS_MAX), SENT_UNIT_BYTES)),
+    )
   }
 
   get nextSeq(): number {
@@ -58,9 +79,15 @@ export class SentChunks {
     return this.#records.has(seq)
   }
 
+  /** Whether any of it was described as data before. */
+  wereSent(offset: number, length: number): boolean {
+    return this.#data.overlaps(offset, length)
+  }
+
   /** @param base where the slab's bytes lie on the disk @param detailed whether the digests can still be asked for */
   addRun(base: number, slab: Slab, run: DescribedRun, detailed = false): void {
     let at = run.offset
+    this.#data.set(base + at, run.length)
     for (const [index, length] of run.lengths.entries()) {
       slab.retain()
       const record = newRecord(this.#nextSeq++, base + at, length, { slab, slabOffset: at, base, run })
@@ -110,6 +137,9 @@ export class SentChunks {
   #wantWhole(record: ChunkRecord): void {
     record.wanted = true
     record.missing = undefined
+    record.body = undefined
+    record.partsBytes = 0
+    record.deltaBytes = 0
     this.#wantedBytes += record.length - record.wantedBytes
     record.wantedBytes = record.length
     this.#options.onWanted(record)
@@ -120,24 +150,60 @@ export class SentChunks {
       const record = this.#wantable('ASK', seq)
       if (record.asked) throw new ProtocolError(`ASK of chunk ${seq}, which was asked for before`)
       record.asked = true
-      if (!record.eager) this.#options.onAsked(record)
+      if (!record.eager && !record.hinted) this.#options.onAsked(record)
+    }
+  }
+
+  /** The hints of these go unasked. */
+  hintEarly(first: number, end: number): void {
+    for (let seq = first; seq < end; seq++) {
+      const record = this.#records.get(seq)
+      if (record?.slab === undefined || record.wanted || record.asked || record.hinted) continue
+      record.hinted = true
+      this.#options.onAsked(record)
     }
   }
 
   parts(seq: number, blocks: number, missing: Buffer): void {
     const record = this.#wantable('PARTS', seq)
     if (record.eager) return
-    const { offset, length, asked } = record
-    const count = blockCount(offset, offset + length)
-    const parts = partsOf(offset, offset + length, missing)
-    const bytes = parts.reduce((sum, { from, to }) => sum + to - from, 0)
-    if (!asked || record.missing !== undefined || blocks !== count || bytes === 0) {
-      const what = `PARTS of chunk ${seq}: ${bytes} bytes in ${blocks} blocks`
-      throw new ProtocolError(`${what} of a chunk in ${count}${asked ? '' : ', which was not asked for'}`)
-    }
+    const bytes = checkParts('PARTS', record, blocks, missing)
     // The message's buffer is much larger.
     record.missing = Buffer.from(missing)
     record.partsBytes = bytes
+    this.#wantPart(record, bytes)
+  }
+
+  /** PARTS of a chunk of which older versions of blocks lie at the far side. */
+  sketches({ seq, blocks, missing, old, sketches }: ChunkSketches): void {
+    const record = this.#wantable('SKETCHES', seq)
+    if (record.eager) return
+    checkParts('SKETCHES', record, blocks, missing)
+    const { offset, length, slab, slabOffset, runStart, runEnd } = record
+    const blockAt = (index: number): Uint8Array => {
+      const start = alignDown(offset, BLOCK_BYTES) + index * BLOCK_BYTES
+      // No hint of such a one was told, so that nobody can have looked for it.
+      if (start < runStart || start + BLOCK_BYTES > runEnd)
+        throw new ProtocolError(`SKETCHES of chunk ${seq}: block ${index} is not whole in its run`)
+      const at = slabOffset + start - offset
+      return slab!.bytes.subarray(at, at + BLOCK_BYTES)
+    }
+    const chunk = slab!.bytes.subarray(slabOffset, slabOffset + length)
+    const blocksOf = { start: offset, end: offset + length, missing, old }
+    const { body, literalBytes, deltaBytes } = bodyOf(blocksOf, sketches, chunk, blockAt)
+    // By its length the far side knows what it is.
+    if (body.length >= length) {
+      this.#wantWhole(record)
+      return
+    }
+    record.missing = Buffer.from(missing)
+    record.body = body
+    record.partsBytes = literalBytes
+    record.deltaBytes = deltaBytes
+    this.#wantPart(record, body.length)
+  }
+
+  #wantPart(record: ChunkRecord, bytes: number): void {
     record.wantedBytes = bytes
     this.#wantedBytes += bytes
     this.#options.onWanted(record)
@@ -172,12 +238,13 @@ export class SentChunks {
       account.applied('zero', length)
       return
     }
-    const literalBytes = given === 'block' ? record.partsBytes : 0
-    account.applied(given, length, literalBytes)
+    const [literalBytes, deltaBytes] = given === 'block' ? [record.partsBytes, record.deltaBytes] : [0, 0]
+    account.applied(given, length, literalBytes, deltaBytes)
     room.applied(length, given === 'literal' ? length : literalBytes, given === 'inPlace')
     this.#bytes -= length
     this.#wantedBytes -= record.wantedBytes
     if (record.eager) this.#earlyBytes -= length
+    if (record.hinted) this.#options.onHinted?.(length, record.wantedBytes)
     slab.release()
   }
 
@@ -186,4 +253,16 @@ export class SentChunks {
     for (const { slab } of this.#records.values()) slab?.release()
     this.#records.clear()
   }
+}
+
+/** Bytes of the chunk in these blocks. @throws ProtocolError */
+function checkParts(what: string, record: ChunkRecord, blocks: number, missing: Buffer): number {
+  const { seq, offset, length } = record
+  const asked = record.asked || record.hinted
+  const count = blockCount(offset, offset + length)
+  const parts = partsOf(offset, offset + length, missing)
+  const bytes = parts.reduce((sum, { from, to }) => sum + to - from, 0)
+  if (asked && record.missing === undefined && blocks === count && bytes > 0) return bytes
+  const much = `${what} of chunk ${seq}: ${bytes} bytes in ${blocks} blocks`
+  throw new ProtocolError(`${much} of a chunk in ${count}${asked ? '' : ', which was not asked for'}`)
 }

@@ -47,8 +47,11 @@ export interface Task {
   hints: Buffer | undefined
   /** Bytes of the missing blocks that were then asked for; 0: it is wanted as a whole, or not at all. */
   partsBytes: number
-  /** Those of its bytes that were sent, where the others were found block by block. */
+  /** The same where only what changed in them comes: at most so many. */
+  bodyBytesMax: number
+  /** Those of its bytes that were sent, where the others were found block by block; and those that older blocks had. */
   literalBytes: number
+  deltaBytes: number
 }
 
 export function newTask(
@@ -83,7 +86,9 @@ export function newTask(
     asked: false,
     hints: undefined,
     partsBytes: 0,
+    bodyBytesMax: 0,
     literalBytes: 0,
+    deltaBytes: 0,
   }
 }
 

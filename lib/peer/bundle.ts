@@ -220,6 +220,11 @@ export class Bundle {
     return this.#pacing.rateBytesPerSecond
   }
 
+  /** 0 while none is known. */
+  get roundTripMs(): number {
+    return this.#pacing.minRttMs ?? 0
+  }
+
   get rttMs(): { readonly smoothed: number | undefined; readonly min: number | undefined } {
     return { smoothed: this.#pacing.smoothedRttMs, min: this.#pacing.minRttMs }
   }

@@ -19,10 +19,11 @@ import {
   PARTS_CHUNKS_MAX,
   RUN_BYTES_MAX,
   SEQ_RUNS_MAX,
+  SKETCHES_CHUNKS_MAX,
   SURVEY_CHUNKS_MAX,
   SURVEY_SEGMENTS_MAX,
 } from '../core/limits.ts'
-import { HINT_BYTES } from '../core/units.ts'
+import { BRIEF_HINT_BYTES, HINT_BYTES, SKETCH_BYTES } from '../core/units.ts'
 import { PayloadReader, PayloadWriter, varint } from './bytes.ts'
 
 export const DISK_OPEN: number = 16
@@ -45,6 +46,8 @@ export const DISK_SURVEY: number = 32
 export const DISK_DETAIL: number = 33
 export const DISK_DIGESTS: number = 34
 export const DISK_HELD: number = 35
+export const DISK_SKETCHES: number = 36
+export const DISK_BRIEF: number = 37
 
 export const DIGEST_BYTES: number = 32
 
@@ -54,8 +57,18 @@ export const FEATURE_BLOCKS = 'blocks'
 export const FEATURE_STREAM = 'stream'
 /** In both HELLOs: what was written together is described by one SURVEY, and an APPLIED run may go over zeroes. */
 export const FEATURE_SURVEY = 'survey'
+/**
+ * In both HELLOs, with FEATURE_BLOCKS: of blocks that lie in place in an older version only what changed is sent (SKETCHES), and
+ * BRIEF hints come unasked.
+ */
+export const FEATURE_DELTA = 'delta'
 /** What this end knows of these, for its HELLO on a disk bundle. */
-export const ENGINE_FEATURES: readonly string[] = [FEATURE_BLOCKS, FEATURE_STREAM, FEATURE_SURVEY]
+export const ENGINE_FEATURES: readonly string[] = [
+  FEATURE_BLOCKS,
+  FEATURE_STREAM,
+  FEATURE_SURVEY,
+  FEATURE_DELTA,
+]
 
 /** Chunks of a SURVEY that one root stands for. */
 export const ROOT_CHUNKS: number = 32
@@ -104,6 +117,14 @@ export interface ChunkParts {
   readonly missing: Buffer
 }
 
+/** The same, where older versions of some of these blocks lie in place. */
+export interface ChunkSketches extends ChunkParts {
+  /** Which of the missing blocks; a bit each, as in `missing`. */
+  readonly old: Buffer
+  /** SKETCH_BYTES for each of those (engine/pieces.ts). */
+  readonly sketches: Buffer
+}
+
 interface Head {
   readonly disk: number
   readonly epoch: number
@@ -149,7 +170,10 @@ export type DiskMessageBody =
   | { readonly type: 'digests'; readonly firstSeq: number; readonly digests: Uint8Array }
   | { readonly type: 'ask'; readonly runs: readonly SeqRun[] }
   | { readonly type: 'hints'; readonly chunks: readonly ChunkHints[] }
+  /** The same, unasked, with BRIEF_HINT_BYTES for each block. */
+  | { readonly type: 'brief'; readonly chunks: readonly ChunkHints[] }
   | { readonly type: 'parts'; readonly chunks: readonly ChunkParts[] }
+  | { readonly type: 'sketches'; readonly chunks: readonly ChunkSketches[] }
   | { readonly type: 'flush'; readonly id: number; readonly barrier: number }
   | { readonly type: 'flushed'; readonly id: number }
   | { readonly type: 'failed'; readonly errno: number; readonly text: string }
@@ -232,21 +256,34 @@ export function encodeDiskMessage(message: DiskMessage): EncodedMessage {
       return { type: DISK_HELD, payload: [start(8).u64(message.bytes).done()] }
     case 'digests':
       return { type: DISK_DIGESTS, payload: [start(8).u64(message.firstSeq).done(), message.digests] }
-    case 'hints': {
+    case 'hints':
+    case 'brief': {
+      const [type, hintBytes] =
+        message.type === 'hints' ? [DISK_HINTS, HINT_BYTES] : [DISK_BRIEF, BRIEF_HINT_BYTES]
       const bytes = message.chunks.reduce((sum, { hints }) => sum + 9 + hints.length, 0)
       const payload = start(2 + bytes).u16(message.chunks.length)
       for (const { seq, hints } of message.chunks)
         payload
           .u64(seq)
-          .u8(hints.length / HINT_BYTES)
+          .u8(hints.length / hintBytes)
           .raw(hints)
-      return { type: DISK_HINTS, payload: [payload.done()] }
+      return { type, payload: [payload.done()] }
     }
     case 'parts': {
       const bytes = message.chunks.reduce((sum, { missing }) => sum + 9 + missing.length, 0)
       const payload = start(2 + bytes).u16(message.chunks.length)
       for (const { seq, blocks, missing } of message.chunks) payload.u64(seq).u8(blocks).raw(missing)
       return { type: DISK_PARTS, payload: [payload.done()] }
+    }
+    case 'sketches': {
+      const bytes = message.chunks.reduce(
+        (sum, { missing, old, sketches }) => sum + 9 + missing.length + old.length + sketches.length,
+        0,
+      )
+      const payload = start(2 + bytes).u16(message.chunks.length)
+      for (const { seq, blocks, missing, old, sketches } of message.chunks)
+        payload.u64(seq).u8(blocks).raw(missing).raw(old).raw(sketches)
+      return { type: DISK_SKETCHES, payload: [payload.done()] }
     }
     case 'literal': {
       const payload = start(3 + 12 * message.chunks.length)
@@ -299,6 +336,21 @@ function blockCount(reader: PayloadReader, name: string): number {
   if (value === 0 || value > CHUNK_BLOCKS_MAX)
     throw new ProtocolError(`${name}: a chunk in ${value} blocks, expected 1 to ${CHUNK_BLOCKS_MAX}`)
   return value
+}
+
+function bitCount(bytes: Uint8Array): number {
+  let sum = 0
+  for (let rest of bytes) for (; rest !== 0; rest &= rest - 1) sum++
+  return sum
+}
+
+function hints(reader: PayloadReader, name: string, hintBytes: number): ChunkHints[] {
+  const chunks: ChunkHints[] = []
+  for (let left = count(reader, name, HINTS_CHUNKS_MAX); left > 0; left--) {
+    const seq = reader.u64('sequence')
+    chunks.push({ seq, hints: reader.bytes('hints', blockCount(reader, name) * hintBytes) })
+  }
+  return chunks
 }
 
 function seqRuns(reader: PayloadReader, name: string): SeqRun[] {
@@ -456,14 +508,10 @@ function decodeBody(type: number, head: Head, reader: PayloadReader): DiskMessag
         throw new ProtocolError(`DIGESTS: ${reader.rest} bytes, expected 1 to ${SURVEY_CHUNKS_MAX} digests`)
       return { ...head, type: 'digests', firstSeq, digests: reader.bytes('digests', reader.rest) }
     }
-    case DISK_HINTS: {
-      const chunks: ChunkHints[] = []
-      for (let left = count(reader, 'HINTS', HINTS_CHUNKS_MAX); left > 0; left--) {
-        const seq = reader.u64('sequence')
-        chunks.push({ seq, hints: reader.bytes('hints', blockCount(reader, 'HINTS') * HINT_BYTES) })
-      }
-      return { ...head, type: 'hints', chunks }
-    }
+    case DISK_HINTS:
+      return { ...head, type: 'hints', chunks: hints(reader, 'HINTS', HINT_BYTES) }
+    case DISK_BRIEF:
+      return { ...head, type: 'brief', chunks: hints(reader, 'BRIEF', BRIEF_HINT_BYTES) }
     case DISK_PARTS: {
       const chunks: ChunkParts[] = []
       for (let left = count(reader, 'PARTS', PARTS_CHUNKS_MAX); left > 0; left--) {
@@ -472,6 +520,29 @@ function decodeBody(type: number, head: Head, reader: PayloadReader): DiskMessag
         chunks.push({ seq, blocks, missing: reader.bytes('missing', Math.ceil(blocks / 8)) })
       }
       return { ...head, type: 'parts', chunks }
+    }
+    case DISK_SKETCHES: {
+      const chunks: ChunkSketches[] = []
+      for (let left = count(reader, 'SKETCHES', SKETCHES_CHUNKS_MAX); left > 0; left--) {
+        const seq = reader.u64('sequence')
+        const blocks = blockCount(reader, 'SKETCHES')
+        const missing = reader.bytes('missing', Math.ceil(blocks / 8))
+        const old = reader.bytes('old', Math.ceil(blocks / 8))
+        const sketched = bitCount(old)
+        const beyond = blocks % 8 === 0 ? 0 : old.at(-1)! >> (blocks % 8)
+        if (sketched === 0 || beyond !== 0 || old.some((bits, at) => (bits & ~missing[at]!) !== 0))
+          throw new ProtocolError(
+            `SKETCHES: ${sketched} sketches of a chunk in ${blocks} blocks, or of one that is there`,
+          )
+        chunks.push({
+          seq,
+          blocks,
+          missing,
+          old,
+          sketches: reader.bytes('sketches', sketched * SKETCH_BYTES),
+        })
+      }
+      return { ...head, type: 'sketches', chunks }
     }
     case DISK_LITERAL:
       return literal(head, reader)

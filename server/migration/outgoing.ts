@@ -30,6 +30,7 @@ import type { Log } from '../../lib/core/log.ts'
 import { DiskAccount } from '../../lib/engine/account.ts'
 import { DiskLink } from '../../lib/engine/link.ts'
 import { DiskSender } from '../../lib/engine/sender.ts'
+import { SenderGroup } from '../../lib/engine/sender-group.ts'
 import type { SenderLimits } from '../../lib/engine/sender-parts.ts'
 import {
   REDIRECT_LISTEN_ADDRESS_4,
@@ -110,6 +111,7 @@ export class OutgoingMigration {
   readonly #clock: Clock
   readonly #ports = new Map<number, Port>()
   readonly #sockets = new Set<Socket>()
+  readonly #group = new SenderGroup(() => this.record.phase === 'ready')
   readonly #senders = new Map<string, { sender: Promise<DiskSender>; users: number }>()
   #disk: { bundle: Bundle; link: DiskLink } | undefined
   #ram: { bundle: Bundle; mux: StreamMux } | undefined
@@ -495,6 +497,7 @@ export class OutgoingMigration {
       slabs: this.#options.slabs,
       describe: this.#options.describe,
       limits: this.#options.limits,
+      group: this.#group,
       onLost: (error) => {
         this.record.error ??= errorText(error)
         this.#log.warn({ error, export: info.name }, 'the disk session is lost: QEMU gets an error')

@@ -123,6 +123,7 @@ export class MigrationRecord {
       askedBytes: account.askedBytes,
       appliedBytes: account.appliedBytes,
       bySource: { ...account.bySource },
+      flushedAt: account.flushedAt ?? null,
     }))
     const asked = this.#streams.reduce((sum, counts) => sum + counts.toStream + counts.fromStream, 0)
     const ramWire = this.#wireBytes('ram')

@@ -27,6 +27,7 @@ export type Read = (offset: number, length: number) => Buffer
 export class FarEnd implements FrameChannel {
   readonly features: ReadonlySet<string> = new Set(ENGINE_FEATURES)
   readonly rateBytesPerSecond = 1e9
+  readonly roundTripMs = 0
   readonly silentMs = 0
   readonly closed: Promise<Error | undefined>
   onFrame: ((type: number, payload: Buffer, cls: 0 | 1 | 2 | 3) => void) | undefined

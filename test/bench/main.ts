@@ -16,6 +16,8 @@ interface Bench {
 const BENCHES: Readonly<Record<string, () => Promise<Bench>>> = {
   catalog: () => import('./catalog.ts'),
   chunk: () => import('./chunk.ts'),
+  delta: () => import('./delta.ts'),
+  downtime: () => import('./downtime.ts'),
   nbd: () => import('./nbd.ts'),
   peer: () => import('./peer.ts'),
   pipeline: () => import('./pipeline.ts'),

@@ -36,6 +36,7 @@ interface Literal extends Frame {
 export class NearEnd implements FrameChannel {
   readonly features: ReadonlySet<string> = new Set(ENGINE_FEATURES)
   readonly rateBytesPerSecond = 1e9
+  readonly roundTripMs = 0
   readonly silentMs = 0
   readonly closed: Promise<Error | undefined> = new Promise(() => undefined)
   onFrame: ((type: number, payload: Buffer, cls: 0 | 1 | 2 | 3) => void) | undefined

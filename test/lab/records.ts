@@ -13,7 +13,8 @@ export interface WritePlan {
   readonly bytes: number
   /** Between two batches; 0: as fast as the disk goes. */
   readonly intervalMs: number
-  readonly pattern: 'sequential' | 'scattered' | 'idle'
+  /** `pages`: a database's, of 8 KiB, of which each change is one row. */
+  readonly pattern: 'sequential' | 'scattered' | 'pages' | 'idle'
   /** Records before each fsync. */
   readonly batch: number
   /** The part of the disk that holds records; areaBytes / bytes is a power of two. */
@@ -55,7 +56,7 @@ function seedOf(n: number, index: number): number {
 
 export function slotOf(plan: WritePlan, n: number): number {
   const slots = plan.areaBytes / plan.bytes
-  const mixed = plan.pattern === 'scattered' ? Math.imul(n, 2654435761) : n
+  const mixed = plan.pattern === 'scattered' || plan.pattern === 'pages' ? Math.imul(n, 2654435761) : n
   return (mixed & (slots - 1)) >>> 0
 }
 
@@ -83,6 +84,7 @@ export async function checkRecords(image: string, plan: WritePlan, durable: numb
       `record area of ${plan.areaBytes} bytes: expected 2^k records of ${plan.bytes}`,
     )
   }
+  if (plan.pattern === 'pages') return await checkPages(image, plan, durable)
   const perRecord = plan.bytes / BLOCK
   const faults: string[] = []
   let blocks = 0
@@ -117,4 +119,74 @@ export async function checkRecords(image: string, plan: WritePlan, durable: numb
     await file.close()
   }
   return { ok: faults.length === 0, blocks, newest, faults: faults.slice(0, FAULTS_MAX) }
+}
+
+const PAGE_MAGIC = Buffer.from('SWAMPAGE', 'latin1')
+const PAGE_BYTES = 8192
+const ROWS = 64
+const ROWS_AT = 1024
+const ROW_BYTES = 104
+
+function stream(into: Buffer, seed: number): void {
+  let x = seed
+  for (let at = 0; at < into.length; at += 4) {
+    x ^= x << 13
+    x ^= x >>> 17
+    x ^= x << 5
+    into.writeInt32LE(x | 0, at)
+  }
+}
+
+/**
+ * Holds the pages of a guest's database to what it was told. A page is "SWAMPAGE", the number of its last change (u64), and the
+ * stream of its slot, in which rows lie that changed: each with the number of its last change, and that one's stream.
+ */
+async function checkPages(image: string, plan: WritePlan, durable: number): Promise<RecordCheck> {
+  const slots = plan.areaBytes / PAGE_BYTES
+  const faults: string[] = []
+  let newest = 0
+  /** The newest durable change of each row that must be there. */
+  const told = new Map<number, number>()
+  for (let n = 1; n <= durable; n++) told.set(slotOf(plan, n) * ROWS + (seedOf(n, 1) % ROWS), n)
+  const file = await open(image, 'r')
+  const page = Buffer.alloc(PAGE_BYTES)
+  const row = Buffer.alloc(ROW_BYTES)
+  try {
+    for (let slot = 0; slot < slots; slot++) {
+      await file.read(page, 0, PAGE_BYTES, plan.areaOffset + slot * PAGE_BYTES)
+      const last = Number(page.readBigUInt64LE(8))
+      const wanted = Buffer.alloc(PAGE_BYTES)
+      stream(wanted, seedOf(slot, 0))
+      PAGE_MAGIC.copy(wanted)
+      wanted.writeBigUInt64LE(BigInt(last), 8)
+      let newestRow = 0
+      for (let index = 0; index < ROWS; index++) {
+        const at = ROWS_AT + index * ROW_BYTES
+        const n = Number(page.readBigUInt64LE(at))
+        const isRow = n > 0 && n <= last && slotOf(plan, n) === slot && seedOf(n, 1) % ROWS === index
+        const must = told.get(slot * ROWS + index) ?? 0
+        if (must > (isRow ? n : 0))
+          faults.push(
+            `page ${slot}, row ${index}: change ${isRow ? n : 'none'}, although ${must} was told durable`,
+          )
+        if (!isRow) continue
+        newestRow = Math.max(newestRow, n)
+        row.writeBigUInt64LE(BigInt(n))
+        stream(row.subarray(8), seedOf(n, 2))
+        row.copy(wanted, at)
+      }
+      newest = Math.max(newest, last)
+      if (newestRow !== last)
+        faults.push(`page ${slot}: its header says change ${last}, its rows ${newestRow}`)
+      if (!page.equals(wanted)) faults.push(`page ${slot}: wrong content`)
+    }
+  } finally {
+    await file.close()
+  }
+  return {
+    ok: faults.length === 0,
+    blocks: (slots * PAGE_BYTES) / BLOCK,
+    newest,
+    faults: faults.slice(0, FAULTS_MAX),
+  }
 }

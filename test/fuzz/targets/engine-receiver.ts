@@ -9,9 +9,11 @@ import { zstdCompressSync } from 'node:zlib'
 import { ByteBudget } from '../../../lib/core/byte-budget.ts'
 import { LostError, ProtocolError, RefusedError } from '../../../lib/core/errors.ts'
 import { LITERAL_BYTES_MAX } from '../../../lib/core/limits.ts'
+import { alignDown, BLOCK_BYTES, BRIEF_HINT_BYTES, HINT_BYTES } from '../../../lib/core/units.ts'
 import { DiskAccount } from '../../../lib/engine/account.ts'
 import { hintsOf, partsOf } from '../../../lib/engine/chunk-blocks.ts'
 import { DiskLink } from '../../../lib/engine/link.ts'
+import { bodyOf } from '../../../lib/engine/pieces.ts'
 import { DiskReceiver } from '../../../lib/engine/receiver.ts'
 import type { DiskMessage, SurveyedRun } from '../../../lib/wire/disk.ts'
 import { DurableDevice } from '../../unit/engine/rig.ts'
@@ -132,12 +134,18 @@ class CheckedDevice extends DurableDevice {
   }
 }
 
+/** What is asked for of a chunk: these blocks of it, and what of them lies there in an older version. */
+interface Parted {
+  readonly missing: Buffer
+  readonly sketched?: { readonly old: Buffer; readonly sketches: Buffer }
+}
+
 class LyingSender extends Liar {
   readonly wanted = new Set<number>()
   readonly applied = new Set<number>()
   /** Chunks that were asked for block by block, those whose missing blocks were, and those whose digest was. */
   readonly asked = new Set<number>()
-  readonly parted = new Map<number, Buffer>()
+  readonly parted = new Map<number, Parted>()
   readonly detailed = new Set<number>()
   /** What of these has its answer. */
   readonly hinted = new Set<number>()
@@ -160,7 +168,12 @@ class LyingSender extends Liar {
       else if (message.type === 'parts') {
         for (const { seq, missing } of message.chunks) {
           assert.ok(this.hinted.has(seq) && !this.parted.has(seq), `PARTS of chunk ${seq} at a wrong time`)
-          this.parted.set(seq, missing)
+          this.parted.set(seq, { missing })
+        }
+      } else if (message.type === 'sketches') {
+        for (const { seq, missing, old, sketches } of message.chunks) {
+          assert.ok(this.hinted.has(seq) && !this.parted.has(seq), `SKETCHES of chunk ${seq} at a wrong time`)
+          this.parted.set(seq, { missing, sketched: { old, sketches } })
         }
       } else if (message.type === 'applied') {
         this.#each(message.runs, (seq) => this.#once(this.applied, seq, 'applied'))
@@ -283,7 +296,7 @@ function step(
       // Bytes that are no message, or one that nobody expects.
       if (!script.once(4)) return nothing
       liar.sayBytes(
-        16 + script.below(21),
+        16 + script.below(23),
         Buffer.concat([Buffer.from([0, 0, 0, 0, 0, EPOCH]), script.take(40)]),
       )
       // It may have been a chunk: what the oracle knows is not all any more.
@@ -298,8 +311,11 @@ function step(
       return { chunks: survey(script, liar, model, seq), flushes: 0 }
     case 11: {
       const asked = [...liar.asked].filter((one) => !liar.hinted.has(one))
-      const chunk = model.chunks[asked[script.below(asked.length + 1)] ?? -1]
-      if (chunk !== undefined) hints(liar, chunk, script.once(6) ? script.take(8) : undefined)
+      // Or of one that was not asked for yet.
+      const which = script.once(3) ? script.below(seq + 1) : (asked[script.below(asked.length + 1)] ?? -1)
+      const chunk = model.chunks[which]
+      if (chunk !== undefined && !chunk.zero && !liar.hinted.has(chunk.seq))
+        hints(liar, chunk, script.once(6) ? script.take(8) : undefined)
       return nothing
     }
     case 12: {
@@ -355,16 +371,29 @@ function survey(script: Script, liar: LyingSender, model: Model, firstSeq: numbe
 /** @param lie in the place of the first block's hint */
 function hints(liar: LyingSender, { seq, start, bytes, length }: Chunk, lie?: Buffer): void {
   liar.hinted.add(seq)
-  const own = hintsOf(bytes ?? Buffer.alloc(length), start, start, start + length)
+  const brief = !liar.asked.has(seq)
+  const hintBytes = brief ? BRIEF_HINT_BYTES : HINT_BYTES
+  const own = hintsOf(bytes ?? Buffer.alloc(length), start, start, start + length, hintBytes)
   if (lie !== undefined) lie.copy(own)
-  liar.say({ type: 'hints', chunks: [{ seq, hints: own }] })
+  liar.say({ type: brief ? 'brief' : 'hints', chunks: [{ seq, hints: own }] })
 }
 
 function fill(liar: LyingSender, { seq, start, bytes }: Chunk, lies: boolean): void {
   liar.filled.add(seq)
   if (bytes === undefined) return
-  const parts = partsOf(start, start + bytes.length, liar.parted.get(seq)!)
-  const sent = Buffer.concat(parts.map(({ from, to }) => bytes.subarray(from, to)))
+  const { missing, sketched } = liar.parted.get(seq)!
+  const end = start + bytes.length
+  let sent: Buffer
+  if (sketched === undefined) {
+    sent = Buffer.concat(partsOf(start, end, missing).map(({ from, to }) => bytes.subarray(from, to)))
+  } else {
+    const first = alignDown(start, BLOCK_BYTES) - start
+    const at = (index: number): number => first + index * BLOCK_BYTES
+    const { body } = bodyOf({ start, end, missing, old: sketched.old }, sketched.sketches, bytes, (index) =>
+      bytes.subarray(at(index), at(index) + BLOCK_BYTES),
+    )
+    sent = body.length < bytes.length ? body : Buffer.from(bytes)
+  }
   if (lies) sent[0]! ^= 1
   literal(liar, seq, sent, false)
 }

@@ -8,6 +8,7 @@ import { Chunker, unflatten } from '../../../lib/chunk/chunker.ts'
 import { SlabPool } from '../../../lib/chunk/slab.ts'
 import { LostError, ProtocolError, RefusedError } from '../../../lib/core/errors.ts'
 import { LITERAL_BYTES_MAX } from '../../../lib/core/limits.ts'
+import { SKETCH_BYTES } from '../../../lib/core/units.ts'
 import { DiskAccount } from '../../../lib/engine/account.ts'
 import { DiskLink } from '../../../lib/engine/link.ts'
 import { DiskSender } from '../../../lib/engine/sender.ts'
@@ -145,7 +146,14 @@ export const diskSender: FuzzTarget = {
           const missing = script.take(9)
           const blocks = script.once(3) ? 1 + script.below(65) : 1 + script.below(17)
           const bits = Buffer.concat([missing, Buffer.alloc(9)]).subarray(0, Math.ceil(blocks / 8))
-          liar.say({ type: 'parts', chunks: [{ seq: script.below(liar.chunks + 2), blocks, missing: bits }] })
+          const parts = { seq: script.below(liar.chunks + 2), blocks, missing: bits }
+          if (script.once(2)) {
+            liar.say({ type: 'parts', chunks: [parts] })
+            break
+          }
+          const old = Buffer.from(bits.map((byte) => byte & script.below(256)))
+          const sketches = Buffer.alloc(SKETCH_BYTES * ones(old), script.below(256))
+          liar.say({ type: 'sketches', chunks: [{ ...parts, old, sketches }] })
           break
         }
         case 11: {
@@ -172,7 +180,7 @@ export const diskSender: FuzzTarget = {
         case 14:
           if (script.once(4)) {
             const head = Buffer.from([0, 0, 0, 0, 0, EPOCH])
-            liar.sayBytes(16 + script.below(21), Buffer.concat([head, script.take(30)]))
+            liar.sayBytes(16 + script.below(22), Buffer.concat([head, script.take(30)]))
           }
           break
         default:
@@ -191,6 +199,10 @@ export const diskSender: FuzzTarget = {
     for (let turns = 0; slabs.used > 0 && turns < 100; turns++) await turn()
     assert.equal(slabs.used, 0, 'slabs that nobody gave back')
   },
+}
+
+function ones(bytes: Uint8Array): number {
+  return bytes.reduce((sum, byte) => sum + [...byte.toString(2)].filter((bit) => bit === '1').length, 0)
 }
 
 /** What QEMU may see: EIO, ENOSPC where the far side said so, and what a far side gave as the errno of one READ. */

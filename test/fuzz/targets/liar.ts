@@ -20,6 +20,7 @@ export abstract class Liar {
       onFrame: undefined,
       features: new Set(ENGINE_FEATURES),
       rateBytesPerSecond: 1e8,
+      roundTripMs: 0,
       silentMs: 0,
       closed: this.#closed.promise,
       close: async (reason) => this.#closed.resolve(reason),

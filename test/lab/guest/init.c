@@ -6,7 +6,7 @@
  * A second process sends a counter on the second serial port every 5 ms (swam.beat=MS): the lab stamps these heartbeats.
  *
  * Kernel command line: swam.write=RECORD_BYTES,INTERVAL_MS,PATTERN,BATCH,AREA_OFFSET,AREA_BYTES with PATTERN `sequential`,
- * `scattered` or `idle`, and swam.dirty=MIB,MIB_PER_S or swam.hammer=MIB for memory that changes and is held to what was
+ * `scattered`, `pages` (a database's, of 8 KiB, made anew at every boot) or `idle`, and swam.dirty=MIB,MIB_PER_S or swam.hammer=MIB for memory that changes and is held to what was
  * written there ("F memory" if it is not). The layout of a record is in records.ts.
  * swam.disk=NAME, any number of times: the same records on that disk too, told as "Db n" for vdb. swam.fs=NAME,TYPE: the
  * disk's file system is mounted and record n lies in its file `n mod FILES`, renamed into place; told in the same way.
@@ -293,6 +293,59 @@ static void write_records(int disk, const char *tag, uint64_t n, const struct pl
   }
 }
 
+#define PAGE 8192u
+#define PAGE_MAGIC "SWAMPAGE"
+#define ROWS 64u
+#define ROWS_AT 1024u
+#define ROW_BYTES 104u
+
+static void stream(uint8_t *at, uint32_t bytes, uint32_t x) {
+  for (uint32_t i = 0; i < bytes; i += 4) {
+    x ^= x << 13;
+    x ^= x >> 17;
+    x ^= x << 5;
+    memcpy(at + i, &x, 4);
+  }
+}
+
+/*
+ * A database at work, for ever: pages that are full of old content, each change of which is the number in its header and one row
+ * of 104 bytes. It keeps its pages in memory and writes past the page cache, as databases do.
+ */
+static void write_pages(const struct plan *plan) {
+  int disk = open("/dev/vda", O_RDWR | O_DIRECT);
+  uint8_t *table = aligned_alloc(BLOCK, plan->area);
+  if (disk < 0 || !table || plan->bytes != PAGE) fail("pages");
+  const uint64_t slots = plan->area / PAGE;
+  for (uint64_t slot = 0; slot < slots; slot++) {
+    uint8_t *page = table + slot * PAGE;
+    stream(page, PAGE, seed_of(slot, 0));
+    memcpy(page, PAGE_MAGIC, 8);
+    memset(page + 8, 0, 8);
+  }
+  for (uint64_t at = 0; at < plan->area; at += 1 << 20)
+    if (pwrite(disk, table + at, 1 << 20, (off_t)(plan->offset + at)) != 1 << 20) fail("write of a table");
+  if (fdatasync(disk)) fail("fsync");
+  say("R 0\n");
+  struct timespec next;
+  clock_gettime(CLOCK_MONOTONIC, &next);
+  for (uint64_t n = 0;;) {
+    for (unsigned long i = 0; i < plan->batch; i++) {
+      n++;
+      uint64_t slot = (n * 2654435761u) & (slots - 1);
+      uint8_t *page = table + slot * PAGE;
+      uint32_t row = seed_of(n, 1) % ROWS;
+      memcpy(page + 8, &n, 8);
+      memcpy(page + ROWS_AT + row * ROW_BYTES, &n, 8);
+      stream(page + ROWS_AT + row * ROW_BYTES + 8, ROW_BYTES - 8, seed_of(n, 2));
+      if (pwrite(disk, page, PAGE, (off_t)(plan->offset + slot * PAGE)) != (ssize_t)PAGE) fail("write of a page");
+    }
+    if (fdatasync(disk)) fail("fsync");
+    say("D %lu\n", n);
+    if (plan->interval) wait_next(&next, plan->interval);
+  }
+}
+
 /* Records in the files of a file system, for ever: data, a new inode and a rename each time. */
 static void write_files(const char *path, const char *type, const char *tag, const struct plan *plan) {
   close(open_disk(path));
@@ -372,6 +425,7 @@ int main(void) {
     snprintf(path, sizeof path, "/dev/%s", value);
     write_files(path, type, value + 2, &plan);
   }
+  if (!strcmp(plan.pattern, "pages")) write_pages(&plan);
   say("R %lu\n", n);
   write_records(disk, "", n, &plan);
 }

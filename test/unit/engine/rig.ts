@@ -141,6 +141,7 @@ export function wire(features: readonly string[] = ENGINE_FEATURES): Wire {
     onFrame: undefined,
     features: new Set(features),
     rateBytesPerSecond: 100 * MIB,
+    roundTripMs: 0,
     silentMs: 0,
     closed: closed.promise,
     async close(reason?: Error) {

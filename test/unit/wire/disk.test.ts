@@ -14,13 +14,16 @@ import {
   PARTS_CHUNKS_MAX,
   RUN_BYTES_MAX,
   SEQ_RUNS_MAX,
+  SKETCHES_CHUNKS_MAX,
   SURVEY_CHUNKS_MAX,
   SURVEY_SEGMENTS_MAX,
 } from '../../../lib/core/limits.ts'
+import { SKETCH_BYTES } from '../../../lib/core/units.ts'
 import { varint } from '../../../lib/wire/bytes.ts'
 import {
   DISK_APPLIED,
   DISK_ASK,
+  DISK_BRIEF,
   DISK_DESCRIBE,
   DISK_DETAIL,
   DISK_DIGESTS,
@@ -32,6 +35,7 @@ import {
   DISK_OPENED,
   DISK_PARTS,
   DISK_READ,
+  DISK_SKETCHES,
   DISK_SURVEY,
   DISK_WANT,
   DISK_ZERO,
@@ -73,9 +77,16 @@ const runs = (count: number, more: Buffer): Buffer[] => [
   u16(count),
   ...times(count, Buffer.concat([u64(0), u32(1), more])),
 ]
-const hinted = (blocks: number): Buffer => Buffer.concat([u64(0), u8(blocks), Buffer.alloc(8 * blocks)])
+const hinted = (blocks: number, bytes = 8): Buffer =>
+  Buffer.concat([u64(0), u8(blocks), Buffer.alloc(bytes * blocks)])
 const parted = (blocks: number): Buffer =>
   Buffer.concat([u64(0), u8(blocks), Buffer.alloc(Math.ceil(blocks / 8))])
+/** `missing` and `old` are the first bytes of their bits. */
+const sketched = (blocks: number, missing: number, old: number): Buffer => {
+  const bits = (first: number): Buffer => Buffer.concat([u8(first), Buffer.alloc(Math.ceil(blocks / 8) - 1)])
+  const count = [...old.toString(2)].filter((bit) => bit === '1').length
+  return Buffer.concat([u64(0), u8(blocks), bits(missing), bits(old), Buffer.alloc(SKETCH_BYTES * count)])
+}
 const times1 = (count: number): number[] => new Array<number>(count).fill(1)
 /** `count` runs that are all alike. */
 const survey = (count: number, run: readonly number[], chunks = 0, offset = 0): Buffer[] => [
@@ -162,6 +173,18 @@ for (const { name, type, most, over, disk = 0 } of [
     over: [u16(HINTS_CHUNKS_MAX + 1), ...times(HINTS_CHUNKS_MAX + 1, hinted(1))],
   },
   {
+    name: 'chunks of a BRIEF',
+    type: DISK_BRIEF,
+    most: [u16(HINTS_CHUNKS_MAX), ...times(HINTS_CHUNKS_MAX, hinted(1, 4))],
+    over: [u16(HINTS_CHUNKS_MAX + 1), ...times(HINTS_CHUNKS_MAX + 1, hinted(1, 4))],
+  },
+  {
+    name: 'blocks of a chunk in BRIEF',
+    type: DISK_BRIEF,
+    most: [u16(1), hinted(CHUNK_BLOCKS_MAX, 4)],
+    over: [u16(1), hinted(CHUNK_BLOCKS_MAX + 1, 4)],
+  },
+  {
     name: 'blocks of a chunk in HINTS',
     type: DISK_HINTS,
     most: [u16(1), hinted(CHUNK_BLOCKS_MAX)],
@@ -178,6 +201,36 @@ for (const { name, type, most, over, disk = 0 } of [
     type: DISK_PARTS,
     most: [u16(1), parted(CHUNK_BLOCKS_MAX)],
     over: [u16(1), parted(CHUNK_BLOCKS_MAX + 1)],
+  },
+  {
+    name: 'chunks of a SKETCHES',
+    type: DISK_SKETCHES,
+    most: [u16(SKETCHES_CHUNKS_MAX), ...times(SKETCHES_CHUNKS_MAX, sketched(1, 1, 1))],
+    over: [u16(SKETCHES_CHUNKS_MAX + 1), ...times(SKETCHES_CHUNKS_MAX + 1, sketched(1, 1, 1))],
+  },
+  {
+    name: 'blocks of a chunk in SKETCHES',
+    type: DISK_SKETCHES,
+    most: [u16(1), sketched(CHUNK_BLOCKS_MAX, 1, 1)],
+    over: [u16(1), sketched(CHUNK_BLOCKS_MAX + 1, 1, 1)],
+  },
+  {
+    name: 'older blocks in SKETCHES: one beyond the chunk',
+    type: DISK_SKETCHES,
+    most: [u16(1), sketched(7, 0x7f, 0x40)],
+    over: [u16(1), sketched(7, 0xff, 0x80)],
+  },
+  {
+    name: 'older blocks in SKETCHES: none',
+    type: DISK_SKETCHES,
+    most: [u16(1), sketched(8, 0xff, 0xff)],
+    over: [u16(1), sketched(8, 0xff, 0)],
+  },
+  {
+    name: 'older blocks in SKETCHES: one that is there',
+    type: DISK_SKETCHES,
+    most: [u16(1), sketched(8, 3, 2)],
+    over: [u16(1), sketched(8, 1, 2)],
   },
   {
     name: 'runs of a SURVEY',

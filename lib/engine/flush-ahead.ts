@@ -1,0 +1,49 @@
+/**
+ * Flushes a device in the background while a guest goes on writing, so that the FLUSH for which it is paused finds little. Only
+ * once it was asked for a FLUSH: before that a disk is being copied, and every flush would only slow that down. A failure is
+ * the session's (I2): a disk that could not write something back may say yes to the next flush all the same.
+ */
+import type { BlockDevice } from '../block/device.ts'
+import { FLUSH_AHEAD_MS } from '../core/limits.ts'
+
+export interface FlushAheadOptions {
+  readonly device: Pick<BlockDevice, 'flush'>
+  readonly fail: (error: unknown) => void
+}
+
+export class FlushAhead {
+  readonly #options: FlushAheadOptions
+  #written = false
+  #timer: NodeJS.Timeout | undefined
+  #busy = false
+
+  constructor(options: FlushAheadOptions) {
+    this.#options = options
+  }
+
+  /** Something was written since. */
+  wrote(): void {
+    this.#written = true
+  }
+
+  /** A FLUSH was asked for. */
+  start(): void {
+    this.#timer ??= setInterval(() => void this.#flush().catch(this.#options.fail), FLUSH_AHEAD_MS).unref()
+  }
+
+  stop(): void {
+    clearInterval(this.#timer)
+    this.#timer = undefined
+  }
+
+  async #flush(): Promise<void> {
+    if (this.#busy || !this.#written) return
+    this.#busy = true
+    this.#written = false
+    try {
+      await this.#options.device.flush()
+    } finally {
+      this.#busy = false
+    }
+  }
+}

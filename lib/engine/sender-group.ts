@@ -1,0 +1,38 @@
+/**
+ * The disks of one guest: when it is paused QEMU flushes them one after the other, and waits for each. So the first FLUSH
+ * starts one on all of them, and those that QEMU asks for then are under way or answered. Before the guest's memory is on its
+ * way it does nothing: then a FLUSH is that of one disk, and others are still being copied.
+ */
+export interface GroupMember {
+  flush(): Promise<void>
+}
+
+export class SenderGroup {
+  readonly #members = new Set<GroupMember>()
+  readonly #isFinal: () => boolean
+  #starting = false
+
+  /** @param isFinal whether all disks are copied */
+  constructor(isFinal: () => boolean) {
+    this.#isFinal = isFinal
+  }
+
+  join(member: GroupMember): void {
+    this.#members.add(member)
+  }
+
+  leave(member: GroupMember): void {
+    this.#members.delete(member)
+  }
+
+  /** A FLUSH of this one begins. A failure of another one's is its own, and told when it is asked. */
+  flushing(by: GroupMember): void {
+    if (this.#starting || !this.#isFinal()) return
+    this.#starting = true
+    try {
+      for (const member of this.#members) if (member !== by) void member.flush().catch(() => undefined)
+    } finally {
+      this.#starting = false
+    }
+  }
+}

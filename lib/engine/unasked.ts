@@ -1,0 +1,77 @@
+/**
+ * What goes along with the description of a small run although nobody asked for it. Its bytes, where a FLUSH waits and they are on
+ * their way sooner than an answer could come; else the hints of its blocks, which spare the far side a question, where it may have
+ * most of them in an older version: QEMU mirrors 64 KiB of which the guest wrote 4. Where that did not help lately, the bytes again.
+ */
+import type { DescribedRun } from '../chunk/describer.ts'
+import { sha256 } from '../chunk/digest.ts'
+import type { Slab } from '../chunk/slab.ts'
+import { EAGER_OUTSTANDING_BYTES_MAX, EAGER_RUN_BYTES_MAX, EARLY_BYTES_MAX } from '../core/limits.ts'
+import { KIB, MIB } from '../core/units.ts'
+import { FEATURE_DELTA } from '../wire/disk.ts'
+import type { DiskLink } from './link.ts'
+
+/** Of the bytes of runs whose hints went along, those that need not be sent: below that they do not pay. */
+const SPARED_SHARE_MIN = 0.25
+/** So many bytes tell, by weight, what hints of the next ones will spare. */
+const SPARED_BYTES = MIB
+/** When they do not pay, those of one run in so many go all the same: the guest may do something else now. */
+const HINT_EVERY = 16
+/** The granularity of a mirror job. */
+const MIRRORED_BYTES = 64 * KIB
+
+export interface UnderWay {
+  /** Whether a FLUSH waits. */
+  readonly flushing: boolean
+  /** Bytes that went unasked and are not applied; bytes that are described and not applied. */
+  readonly earlyBytes: number
+  readonly bytes: number
+  /** Whether this session sent an older version of it. */
+  readonly rewritten: boolean
+  /** Whether the far side had something at the place of this disk: most of what is described lies there as it is. */
+  readonly held: boolean
+}
+
+/** A rewritten run of what QEMU mirrors at once is not cut: its chunks would lie nowhere, and each costs a digest. */
+export function asOneChunk(slab: Slab, run: DescribedRun): DescribedRun {
+  if (run.zero || run.lengths.length === 1 || run.length > MIRRORED_BYTES) return run
+  const bytes = slab.bytes.subarray(run.offset, run.offset + run.length)
+  return { ...run, lengths: Uint32Array.of(run.length), digests: sha256(bytes) }
+}
+
+export class Unasked {
+  readonly #link: Pick<DiskLink, 'features' | 'rateBytesPerSecond' | 'roundTripMs'>
+  #sparedShare = 1
+  #unhinted = 0
+
+  constructor(link: Pick<DiskLink, 'features' | 'rateBytesPerSecond' | 'roundTripMs'>) {
+    this.#link = link
+  }
+
+  /** @param length of the run */
+  of(
+    length: number,
+    { flushing, earlyBytes, bytes, rewritten, held }: UnderWay,
+  ): 'bytes' | 'hints' | 'nothing' {
+    const { features, rateBytesPerSecond, roundTripMs } = this.#link
+    const early = earlyBytes + length
+    const small = length <= EAGER_RUN_BYTES_MAX && early <= EARLY_BYTES_MAX
+    const hinted = (rewritten || (held && flushing)) && features.has(FEATURE_DELTA) && this.#hintsPay()
+    if (flushing) {
+      const sooner = early * 1000 <= rateBytesPerSecond * roundTripMs
+      if (small && (sooner || !hinted)) return 'bytes'
+      return hinted ? 'hints' : 'nothing'
+    }
+    if (hinted) return 'hints'
+    return small && bytes + length <= EAGER_OUTSTANDING_BYTES_MAX ? 'bytes' : 'nothing'
+  }
+
+  /** A chunk whose hints went along is applied. */
+  applied(bytes: number, sentBytes: number): void {
+    this.#sparedShare += (1 - sentBytes / bytes - this.#sparedShare) * Math.min(1, bytes / SPARED_BYTES)
+  }
+
+  #hintsPay(): boolean {
+    return this.#sparedShare >= SPARED_SHARE_MIN || ++this.#unhinted % HINT_EVERY === 0
+  }
+}

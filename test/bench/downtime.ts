@@ -1,0 +1,252 @@
+/**
+ * How long a guest stands still: plain and SWAM in turn, the same guest there and back, at two round trips, with four kinds of
+ * guests. By the world's clock (the gap between heartbeats, stamped by the lab), by libvirt's, and the disk's part of it: from the
+ * moment at which QEMU paused the guest until the last FLUSH of its disk was answered. After each migration the guest's records must
+ * be on the disk that it arrived on; after the last one both disks are compared.
+ */
+import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
+import { entry, history, startBoth } from '../e2e/swam-lab.ts'
+import { Lab, type MigrateResult } from '../lab/lab.ts'
+import type { WritePlan } from '../lab/records.ts'
+import { until } from '../lab/run.ts'
+import type { HostName } from '../lab/state.ts'
+import type { TinyGuest } from '../lab/tiny.ts'
+
+const RTTS = (process.env['SWAM_BENCH_RTTS'] ?? '20,100').split(',').map(Number)
+const RUNS = Number(process.env['SWAM_BENCH_RUNS'] ?? 10)
+const ONLY = process.env['SWAM_BENCH_GUESTS']?.split(',')
+const MBIT = 200
+const MIB = 1 << 20
+const SIZES = { diskMiB: 512, randomMiB: 32, ramMiB: 112 }
+
+/** What each guest writes: 5 MB/s but for the idle one. */
+const GUESTS: Readonly<Record<string, Partial<WritePlan>>> = {
+  idle: { pattern: 'idle' },
+  scattered: {
+    pattern: 'scattered',
+    bytes: 4096,
+    batch: 122,
+    intervalMs: 100,
+    areaOffset: 128 * MIB,
+    areaBytes: 256 * MIB,
+  },
+  hot: {
+    pattern: 'scattered',
+    bytes: 65_536,
+    batch: 8,
+    intervalMs: 100,
+    areaOffset: 128 * MIB,
+    areaBytes: 64 * MIB,
+  },
+  database: {
+    pattern: 'pages',
+    bytes: 8192,
+    batch: 61,
+    intervalMs: 100,
+    areaOffset: 128 * MIB,
+    areaBytes: 32 * MIB,
+  },
+}
+
+interface Run {
+  /** Between two heartbeats, by the lab's clock. */
+  readonly worldMs: number
+  readonly libvirtMs: number
+  /** From the pause to the last FLUSH answered; SWAM only. */
+  readonly diskMs: number | null
+  readonly totalMs: number
+  readonly wireBytes: number
+  readonly diskWireBytes: number | null
+}
+
+interface Case {
+  readonly guest: string
+  readonly rttMs: number
+  readonly plainMs: number
+  readonly swamMs: number
+  readonly diskMsP90: number
+  readonly plain: readonly Run[]
+  readonly swam: readonly Run[]
+}
+
+export async function run(): Promise<{ readonly mbit: number; readonly cases: readonly Case[] }> {
+  const cases: Case[] = []
+  for (const rttMs of RTTS) {
+    for (const name of Object.keys(GUESTS)) {
+      if (ONLY !== undefined && !ONLY.includes(name)) continue
+      const one = await caseOf(name, rttMs)
+      cases.push(one)
+      process.stderr.write(`${line(one)}\n`)
+    }
+  }
+  return { mbit: MBIT, cases }
+}
+
+function line({ guest, rttMs, plainMs, swamMs, diskMsP90, plain, swam }: Case): string {
+  const mean = (runs: readonly Run[], of: (run: Run) => number): number =>
+    runs.reduce((sum, one) => sum + of(one), 0) / runs.length
+  return (
+    `${guest.padEnd(10)} rtt ${String(rttMs).padStart(3)} ms: plain ${plainMs.toFixed(0)} ms, SWAM ${swamMs.toFixed(0)} ms ` +
+    `(${(swamMs / plainMs).toFixed(2)}), disk's part in 9 of 10 at most ${diskMsP90.toFixed(0)} ms; total ` +
+    `${mean(plain, (one) => one.totalMs / 1000).toFixed(1)} and ${mean(swam, (one) => one.totalMs / 1000).toFixed(1)} s, ` +
+    `${mean(plain, (one) => one.wireBytes / 1e6).toFixed(1)} and ${mean(swam, (one) => one.wireBytes / 1e6).toFixed(1)} MB`
+  )
+}
+
+export function table(result: object): string {
+  return (result as { cases: readonly Case[] }).cases.map(line).join('\n')
+}
+
+async function caseOf(name: string, rttMs: number): Promise<Case> {
+  await using lab = await Lab.up({ name: `bench-downtime-${process.pid}`, rttMs, mbit: MBIT, swam: true })
+  const guest = lab.tinyGuest({ ...SIZES, write: GUESTS[name]! })
+  await guest.create('hosta')
+  await guest.waitBoot(120_000)
+  const plain: Run[] = []
+  const swam: Run[] = []
+  let at: HostName = 'hosta'
+  // The first one makes the far image, and is not counted. Then each goes there as often as back.
+  const order = [
+    'swam',
+    ...Array.from({ length: RUNS }, (_, pair) =>
+      pair % 2 === 0 ? ['plain', 'swam'] : ['swam', 'plain'],
+    ).flat(),
+  ]
+  for (const [index, kind] of order.entries()) {
+    const to: HostName = at === 'hosta' ? 'hostb' : 'hosta'
+    const one = kind === 'plain' ? await goPlain(lab, guest, at, to) : await goThrough(lab, guest, at, to)
+    if (index > 0) (kind === 'plain' ? plain : swam).push(one)
+    at = to
+    await verify(lab, guest, at)
+  }
+  const median = (runs: readonly Run[]): number =>
+    sorted(runs.map((one) => one.worldMs))[Math.floor(runs.length / 2)]!
+  const disk = sorted(swam.map((one) => one.diskMs!))
+  return {
+    guest: name,
+    rttMs,
+    plainMs: median(plain),
+    swamMs: median(swam),
+    diskMsP90: disk[Math.ceil(disk.length * 0.9) - 1]!,
+    plain,
+    swam,
+  }
+}
+
+/** What the guest was told is on the disk that it runs from. */
+async function verify(lab: Lab, guest: TinyGuest, at: HostName): Promise<void> {
+  if (guest.plan.pattern === 'idle') return
+  await guest.waitProgress(1)
+  await lab.host(at).virsh('suspend', guest.name)
+  const check = await guest.check(guest.imagePath(at))
+  assert.ok(check.ok, check.faults.join('\n'))
+  await lab.host(at).virsh('resume', guest.name)
+}
+
+async function goPlain(lab: Lab, guest: TinyGuest, from: HostName, to: HostName): Promise<Run> {
+  for (const host of lab.hosts()) await host.stopSwamd()
+  const { result, worldMs, wireBytes } = await go(lab, guest, from, to)
+  return {
+    worldMs,
+    libvirtMs: libvirtMs(result),
+    diskMs: null,
+    totalMs: result.totalMs,
+    wireBytes,
+    diskWireBytes: null,
+  }
+}
+
+async function goThrough(lab: Lab, guest: TinyGuest, from: HostName, to: HostName): Promise<Run> {
+  await startBoth(lab)
+  const since = Date.now()
+  const pauses = await watchPauses(lab, guest, from)
+  const { result, worldMs, wireBytes } = await go(lab, guest, from, to)
+  const report = await entry(lab, from, guest, since)
+  const into = await entry(lab, to, guest, since)
+  assert.ok(report.accelerated && into.accelerated && report.phase === 'done', JSON.stringify([report, into]))
+  const pausedAt = await until('libvirt to tell of the pause', 10_000, () =>
+    pauses.at.findLast((ms) => ms >= since),
+  )
+  pauses.stop()
+  const flushedAt = Math.max(...report.disks.map((disk) => disk.flushedAt ?? 0))
+  assert.ok(
+    flushedAt >= pausedAt,
+    `the last FLUSH was answered at ${flushedAt}, the guest paused at ${pausedAt}`,
+  )
+  const diskWireBytes = report.wireBytes - report.ram.wireBytes
+  return {
+    worldMs,
+    libvirtMs: libvirtMs(result),
+    diskMs: flushedAt - pausedAt,
+    totalMs: result.totalMs,
+    wireBytes,
+    diskWireBytes,
+  }
+}
+
+async function go(
+  lab: Lab,
+  guest: TinyGuest,
+  from: HostName,
+  to: HostName,
+): Promise<{ result: MigrateResult; worldMs: number; wireBytes: number }> {
+  await lab.createTarget(guest.name, from, to)
+  await lab.wan.reset()
+  const result = await lab.migrate(guest, from, to)
+  assert.ok(result.ok, `${result.stderr}\n${JSON.stringify(await history(lab, from).catch(() => []))}`)
+  const worldMs = await guest.downtimeMs(result.startedAt, result.endedAt + 1000)
+  const { connections } = await lab.wan.stats()
+  const wireBytes = connections.reduce((sum, each) => sum + each.bytesAB + each.bytesBA, 0)
+  return { result, worldMs, wireBytes }
+}
+
+function libvirtMs(result: MigrateResult): number {
+  const text = result.jobinfo['Total downtime'] ?? result.jobinfo['Downtime w/o network'] ?? ''
+  const ms = Number(/^(\d+) ms$/.exec(text)?.[1])
+  assert.ok(Number.isFinite(ms), JSON.stringify(result.jobinfo))
+  return ms
+}
+
+/** When libvirt said that the guest was paused, by the wall clock. */
+async function watchPauses(
+  lab: Lab,
+  guest: TinyGuest,
+  host: HostName,
+): Promise<{ readonly at: number[]; stop(): void }> {
+  const at: number[] = []
+  let text = ''
+  const ask = [
+    '-c',
+    'qemu:///system',
+    'event',
+    '--domain',
+    guest.name,
+    '--event',
+    'lifecycle',
+    '--loop',
+    '--timestamp',
+  ]
+  const words = [...lab.host(host).enter(), 'virsh', ...ask]
+  const child = spawn(words[0]!, words.slice(1), { stdio: ['ignore', 'pipe', 'ignore'] })
+  child.stdout.setEncoding('utf8').on('data', (piece: string) => {
+    text += piece
+    const lines = text.split('\n')
+    text = lines.pop()!
+    for (const each of lines) {
+      const time = /^(\d{4}-\d{2}-\d{2}) (\d{2}:\d{2}:\d{2}\.\d+)\+0000: .* Suspended /.exec(each)
+      if (time !== null) at.push(Date.parse(`${time[1]}T${time[2]}Z`))
+    }
+  })
+  await new Promise((resolve) => setTimeout(resolve, 300))
+  const stop = (): void => {
+    // virsh itself lives in the host, and ends when it has nobody to tell.
+    child.stdout.destroy()
+    child.kill()
+  }
+  return { at, stop }
+}
+
+function sorted(figures: readonly number[]): number[] {
+  return figures.toSorted((x, y) => x - y)
+}

@@ -1,0 +1,383 @@
+/**
+ * Deltas: of a block that lies in place in an older version only what changed crosses, whichever end has that version. What is
+ * written is verified (I3), and either end that lies about pieces breaks the protocol.
+ */
+import assert from 'node:assert/strict'
+import { after, test } from 'node:test'
+import fc from 'fast-check'
+import { sha256 } from '../../../lib/chunk/digest.ts'
+import {
+  BLOCK_BYTES as BLOCK,
+  BRIEF_HINT_BYTES,
+  KIB,
+  MIB,
+  PIECE_BYTES,
+  SKETCH_BYTES,
+} from '../../../lib/core/units.ts'
+import { blockCount, hintsOf, setBlock } from '../../../lib/engine/chunk-blocks.ts'
+import { applyBody, bodyBytesMax, bodyOf, sketchOf } from '../../../lib/engine/pieces.ts'
+import {
+  DISK_HINTS,
+  DISK_SURVEY,
+  DISK_WANT,
+  type DiskMessageBody,
+  decodeDiskMessage,
+  ENGINE_FEATURES,
+  encodeDiskMessage,
+  FEATURE_BLOCKS,
+  FEATURE_DELTA,
+} from '../../../lib/wire/disk.ts'
+import { random } from '../../random.ts'
+import { closeRigs, loneReceiver, noise, rig } from './rig.ts'
+
+after(closeRigs)
+
+const PAGE = 8 * KIB
+const ROW = 100
+
+/** A database at work: some of its pages change in 100 bytes each. Gives how many 4 KiB blocks did. */
+function work(disk: Buffer, pages: number, seed: number): number {
+  const next = random(seed)
+  const changed = new Set<number>()
+  for (let at = 0; at < pages; at++) {
+    const page = Math.floor(next() * (disk.length / PAGE)) * PAGE
+    const row = page + Math.floor(next() * (PAGE - ROW))
+    noise(ROW, seed * 1000 + at).copy(disk, row)
+    for (let byte = row; byte < row + ROW; byte += ROW - 1) changed.add(Math.floor(byte / BLOCK))
+  }
+  return changed.size * BLOCK
+}
+
+/** What QEMU mirrors: the 64 KiB in which something differs. */
+async function mirror(
+  write: (offset: number, bytes: Buffer) => Promise<void>,
+  before: Buffer,
+  now: Buffer,
+): Promise<void> {
+  for (let at = 0; at < now.length; at += 64 * KIB) {
+    const bytes = now.subarray(at, at + 64 * KIB)
+    if (!bytes.equals(before.subarray(at, at + 64 * KIB))) await write(at, Buffer.from(bytes))
+  }
+}
+
+test('the way back: pages that changed in 100 bytes cost at most 0.15 of their blocks', async () => {
+  const contents = noise(16 * MIB, 3)
+  const disk = Buffer.from(contents)
+  const changed = work(disk, 400, 4)
+  const { sender, device, wire } = await rig({ contents: Buffer.from(contents), minimum: 4096 })
+  for (let at = 0; at < disk.length; at += MIB) await sender.write(at, disk.subarray(at, at + MIB))
+  // A FLUSH that waits would have the last of them sent whole.
+  await sender.settle()
+  await sender.flush()
+  assert.ok(device.durable.equals(disk))
+  const { bySource } = sender.account
+  assert.ok(bySource.delta > changed * 0.8, `${bySource.delta} bytes of ${changed} in older versions`)
+  assert.equal(bySource.inPlace + bySource.block + bySource.delta + bySource.literal, disk.length)
+  // The digests of what lies in place are not theirs: 32 bytes a chunk, and the hints of chunks that changed.
+  const { digest } = bySource
+  assert.ok(wire.bytes - digest < changed * 0.15, `${wire.bytes} bytes, ${digest} of digests, for ${changed}`)
+})
+
+test('while it runs: rounds of a mirror cost at most 0.15 of the blocks that changed', async () => {
+  const disk = noise(8 * MIB, 5)
+  const { sender, device, wire } = await rig({ contents: Buffer.alloc(8 * MIB), minimum: 4096 })
+  await sender.write(0, Buffer.from(disk))
+  await sender.flush()
+  const atFirst = { bytes: wire.bytes, digest: sender.account.bySource.digest }
+  let changed = 0
+  for (let round = 1; round <= 6; round++) {
+    const before = Buffer.from(disk)
+    changed += work(disk, 60, round)
+    await mirror((offset, bytes) => sender.write(offset, bytes), before, disk)
+    // The last ones as a guest that is paused has them: a FLUSH waits.
+    if (round > 3) await sender.flush()
+    else await sender.settle()
+    assert.ok(device.bytes.equals(disk), `round ${round}`)
+  }
+  const { digest, delta } = sender.account.bySource
+  const described = digest - atFirst.digest
+  assert.ok(delta > changed * 0.8, `${delta} bytes of ${changed} in older versions`)
+  const cost = wire.bytes - atFirst.bytes - described
+  assert.ok(cost < changed * 0.15, `${cost} bytes and ${described} of digests and hints, for ${changed}`)
+})
+
+test('I3: pieces that are alike only in their 16 bits are not believed: the chunk is sent as a whole', async () => {
+  const contents = noise(MIB, 6)
+  const disk = Buffer.from(contents)
+  // Another content of a piece of which the sketch cannot tell.
+  const block = disk.subarray(5 * BLOCK, 6 * BLOCK)
+  const sketch = sketchOf(block)
+  for (let n = 0; sketchOf(block).compare(sketch) !== 0 || n === 0; n++)
+    noise(PIECE_BYTES, n + 1).copy(block, 3 * PIECE_BYTES)
+  // And one that is seen, or nothing would be sketched.
+  noise(12, 99).copy(block, 20 * PIECE_BYTES)
+  const { sender, device } = await rig({ contents: Buffer.from(contents), minimum: 4096 })
+  await sender.write(0, disk)
+  await sender.flush()
+  assert.ok(device.durable.equals(disk))
+  assert.equal(sender.account.bySource.delta, 0)
+  assert.ok(sender.account.bySource.literal >= 16 * KIB)
+})
+
+test('an end that does not know deltas is spoken to without them', async () => {
+  const contents = noise(4 * MIB, 7)
+  const disk = Buffer.from(contents)
+  work(disk, 50, 8)
+  const features = ENGINE_FEATURES.filter((feature) => feature !== FEATURE_DELTA)
+  const { sender, device } = await rig({ contents: Buffer.from(contents), minimum: 4096, features })
+  await sender.write(0, disk)
+  await sender.flush()
+  assert.ok(device.durable.equals(disk))
+  assert.equal(sender.account.bySource.delta, 0)
+})
+
+test('where old content is of no use it is hardly sketched', async () => {
+  const { sender, wire } = await rig({ contents: noise(16 * MIB, 9), minimum: 4096 })
+  const disk = noise(16 * MIB, 10)
+  // One block a chunk is found, or the chunk is wanted as a whole at once.
+  for (let at = 0; at < disk.length; at += MIB) await sender.write(at, disk.subarray(at, at + MIB))
+  await sender.flush()
+  const { literal, digest } = sender.account.bySource
+  assert.equal(literal, 16 * MIB)
+  const spent = wire.bytes - literal - digest
+  // Of the first 8 MiB; what comes then is known not to pay.
+  assert.ok(spent < 192 * KIB, `${spent} bytes beside literals and digests`)
+})
+
+test('property: a body puts a chunk together, wherever it begins and whatever changed', () => {
+  fc.assert(
+    fc.property(
+      fc.nat(3 * BLOCK),
+      fc.integer({ min: 1, max: 6 * BLOCK }),
+      fc.nat(),
+      fc.array(fc.tuple(fc.nat(9 * BLOCK), fc.integer({ min: 1, max: 600 })), { maxLength: 12 }),
+      fc.nat(255),
+      fc.nat(255),
+      (start, length, seed, changes, missingBits, oldBits) => {
+        const end = start + length
+        const before = noise(10 * BLOCK, seed)
+        const now = Buffer.from(before)
+        for (const [at, bytes] of changes) noise(604, seed + at).copy(now, at, 0, bytes)
+        const count = blockCount(start, end)
+        const missing = Buffer.alloc(Math.ceil(count / 8))
+        const old = Buffer.from(missing)
+        const first = Math.floor(start / BLOCK)
+        const blockOf = (disk: Buffer, index: number): Buffer =>
+          disk.subarray((first + index) * BLOCK, (first + index + 1) * BLOCK)
+        const chunk = Buffer.from(now.subarray(start, end))
+        const target = Buffer.from(chunk)
+        const sketches: Buffer[] = []
+        for (let index = 0; index < count; index++) {
+          if ((missingBits & (1 << (index % 8))) === 0) continue
+          setBlock(missing, index)
+          const from = Math.max(start, (first + index) * BLOCK)
+          const to = Math.min(end, (first + index + 1) * BLOCK)
+          const isOld = (oldBits & (1 << (index % 8))) !== 0
+          if (isOld) {
+            setBlock(old, index)
+            sketches.push(sketchOf(blockOf(before, index)))
+          }
+          if (isOld) before.copy(target, from - start, from, to)
+          else target.fill(0xee, from - start, to - start)
+        }
+        const blocks = { start, end, missing, old }
+        const { body, literalBytes, deltaBytes } = bodyOf(blocks, Buffer.concat(sketches), chunk, (index) =>
+          blockOf(now, index),
+        )
+        assert.ok(body.length <= bodyBytesMax(blocks))
+        assert.deepEqual(applyBody(blocks, body, target), { literalBytes, deltaBytes })
+        assert.ok(target.equals(chunk))
+        // Cut short or too long it is no body.
+        if (body.length > 0)
+          assert.equal(applyBody(blocks, body.subarray(1), Buffer.from(target)) ?? null, null)
+        assert.equal(
+          applyBody(blocks, Buffer.concat([body, Buffer.alloc(1)]), Buffer.from(target)),
+          undefined,
+        )
+      },
+    ),
+    { numRuns: 300 },
+  )
+})
+
+// ---- ends that lie ------------------------------------------------------------------------------------------------
+
+const OLD = noise(MIB, 1).subarray(0, 8 * BLOCK)
+const CHUNK = Buffer.from(OLD)
+noise(ROW, 50).copy(CHUNK, 7 * BLOCK + 1000)
+const DESCRIBED: DiskMessageBody = {
+  type: 'describe',
+  firstSeq: 0,
+  offset: 0,
+  lengths: Uint32Array.of(CHUNK.length),
+  digests: sha256(CHUNK),
+}
+const HINTED: DiskMessageBody = {
+  type: 'hints',
+  chunks: [{ seq: 0, hints: hintsOf(CHUNK, 0, 0, CHUNK.length) }],
+}
+const BRIEF: DiskMessageBody = {
+  type: 'brief',
+  chunks: [{ seq: 0, hints: hintsOf(CHUNK, 0, 0, CHUNK.length, BRIEF_HINT_BYTES) }],
+}
+const literal = (data: Buffer): DiskMessageBody => ({
+  type: 'literal',
+  codec: 'raw',
+  chunks: [{ seq: 0, length: data.length }],
+  data,
+})
+const BLOCKS = {
+  start: 0,
+  end: CHUNK.length,
+  missing: Buffer.from([0x80]),
+  old: Buffer.from([0x80]),
+}
+
+test('a receiver sketches what it has, and takes the pieces', async () => {
+  const { say, heard, device, ended } = loneReceiver()
+  await say(DESCRIBED)
+  await say(HINTED)
+  const sketches = sketchOf(OLD.subarray(7 * BLOCK))
+  assert.equal(sketches.length, SKETCH_BYTES)
+  assert.deepEqual(heard.at(-1), {
+    type: 'sketches',
+    disk: 0,
+    epoch: 1,
+    chunks: [{ seq: 0, blocks: 8, missing: BLOCKS.missing, old: BLOCKS.old, sketches }],
+  })
+  const { body } = bodyOf(BLOCKS, sketches, CHUNK, (index) =>
+    CHUNK.subarray(index * BLOCK, (index + 1) * BLOCK),
+  )
+  assert.ok(body.length <= 4 + 2 * PIECE_BYTES)
+  await say(literal(body))
+  assert.equal(ended(), undefined)
+  assert.ok(device.bytes.subarray(0, CHUNK.length).equals(CHUNK))
+})
+
+test('hints that come before they are asked for are used when they are needed', async () => {
+  const { say, heard } = loneReceiver(ENGINE_FEATURES, async () => {
+    for (let turns = 0; turns < 40; turns++) await new Promise((resolve) => setImmediate(resolve))
+  })
+  await say(DESCRIBED)
+  await say(BRIEF)
+  for (let turns = 0; turns < 200; turns++) await new Promise((resolve) => setImmediate(resolve))
+  assert.deepEqual(
+    heard.map(({ type }) => type).filter((type) => type !== 'held'),
+    ['sketches'],
+  )
+})
+
+for (const [name, before, message, says] of [
+  ['that were not agreed on', [DESCRIBED], BRIEF, /or a second time|not asked for/],
+  ['a second time', [DESCRIBED, BRIEF], BRIEF, /a second time/],
+  [
+    'of too few blocks',
+    [DESCRIBED],
+    { type: 'brief', chunks: [{ seq: 0, hints: Buffer.alloc(28) }] },
+    /7 of 8 blocks/,
+  ],
+  ['of a chunk that was not described', [], BRIEF, /chunk 0 was not/],
+] as const satisfies readonly (readonly [string, readonly DiskMessageBody[], DiskMessageBody, RegExp])[]) {
+  test(`BRIEF hints ${name} are a breach`, async () => {
+    const agreed = name === 'that were not agreed on' ? [FEATURE_BLOCKS] : ENGINE_FEATURES
+    const { say, ended, device } = loneReceiver(agreed)
+    for (const one of before) await say(one)
+    assert.equal(ended(), undefined)
+    await say(message)
+    assert.match(ended()?.message ?? '', says)
+    assert.equal(device.writes, 0)
+  })
+}
+
+for (const [name, body, says] of [
+  ['of another chunk', Buffer.concat([Buffer.from([0, 0, 0, 1]), noise(PIECE_BYTES, 4)]), undefined],
+  ['of too few bytes', Buffer.from([0, 0, 0]), /are no pieces/],
+  ['that names more than it has', Buffer.from([0xff, 0xff, 0xff, 0xff, 1]), /are no pieces/],
+  ['with bytes behind its pieces', Buffer.alloc(200), /are no pieces/],
+  ['longer than its blocks', noise(BLOCK + 8, 4), /was not described/],
+] as const) {
+  test(`a body ${name} is never written`, async () => {
+    const { say, heard, device, ended } = loneReceiver()
+    await say(DESCRIBED)
+    await say(HINTED)
+    await say(literal(Buffer.from(body)))
+    assert.equal(device.writes, 0)
+    if (says !== undefined) assert.match(ended()?.message ?? '', says)
+    else assert.equal(heard.at(-1)?.type, 'want')
+  })
+}
+
+for (const [name, sketches, says] of [
+  [
+    'of a chunk that nobody asked for',
+    {
+      seq: 0,
+      blocks: 8,
+      missing: Buffer.from([1]),
+      old: Buffer.from([1]),
+      sketches: Buffer.alloc(SKETCH_BYTES),
+    },
+    /which was not asked for/,
+  ],
+  [
+    'of a block that is there',
+    {
+      seq: 0,
+      blocks: 8,
+      missing: Buffer.from([2]),
+      old: Buffer.from([1]),
+      sketches: Buffer.alloc(SKETCH_BYTES),
+    },
+    /or of one that is there/,
+  ],
+  [
+    'beyond the chunk',
+    {
+      seq: 0,
+      blocks: 7,
+      missing: Buffer.from([0x80]),
+      old: Buffer.from([0x80]),
+      sketches: Buffer.alloc(SKETCH_BYTES),
+    },
+    /SKETCHES/,
+  ],
+] as const) {
+  test(`SKETCHES ${name} are a breach`, async () => {
+    const { sender, wire } = await rig({ contents: Buffer.alloc(MIB) })
+    // It is wanted, and the sender does not hear of it.
+    wire.dropped.add(DISK_WANT)
+    const described = Promise.withResolvers<void>()
+    wire.tamper = (type, payload) => {
+      if (type === DISK_SURVEY) described.resolve()
+      return payload
+    }
+    await sender.write(0, noise(600 * KIB, 2))
+    await described.promise
+    const { type, payload } = encodeDiskMessage({ type: 'sketches', disk: 0, epoch: 7, chunks: [sketches] })
+    wire.a.onFrame?.(type, Buffer.concat(payload as Uint8Array[]), 0)
+    await assert.rejects(sender.flush(), says)
+  })
+}
+
+test('a block that is not whole in its run has no hint, and no sketch of it is taken', async () => {
+  const { sender, wire } = await rig({ contents: noise(MIB, 1), minimum: 512 })
+  let asked = false
+  wire.tamper = (type, payload) => {
+    if (type !== DISK_HINTS) return payload
+    const message = decodeDiskMessage(type, payload)
+    assert.ok(message.type === 'hints')
+    asked = true
+    const { seq, hints } = message.chunks[0]!
+    assert.ok(hints.subarray(0, 8).equals(Buffer.alloc(8)))
+    const blocks = hints.length / 8
+    const missing = Buffer.alloc(Math.ceil(blocks / 8))
+    setBlock(missing, 0)
+    const chunks = [{ seq, blocks, missing, old: missing, sketches: Buffer.alloc(SKETCH_BYTES) }]
+    const lie = encodeDiskMessage({ type: 'sketches', disk: 0, epoch: 7, chunks })
+    wire.a.onFrame?.(lie.type, Buffer.concat(lie.payload as Uint8Array[]), 0)
+    return undefined
+  }
+  await sender.write(512, noise(300 * KIB, 2))
+  await assert.rejects(sender.flush(), /block 0 is not whole in its run/)
+  assert.ok(asked)
+})
