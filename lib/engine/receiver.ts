@@ -253,9 +253,8 @@ export class DiskReceiver implements DiskEndpoint {
         `${what}: ${length} bytes at ${offset} are no multiple of the block size ${unit}`,
       )
     }
-    if (this.#tasks.size >= RECEIVER_TASKS_MAX) {
+    if (this.#tasks.size >= RECEIVER_TASKS_MAX)
       throw new ProtocolError(`${what}: ${this.#tasks.size} chunks are under way already`)
-    }
     if (this.#budget.tasks >= MIGRATION_TASKS_MAX)
       throw new ProtocolError(`${what}: ${this.#budget.tasks} chunks of all disks are under way already`)
   }
@@ -458,21 +457,23 @@ export class DiskReceiver implements DiskEndpoint {
   async #inPlace(task: Task): Promise<void> {
     task.taken = true
     task.finding()
-    this.#zeroes.overwritten(task.start, task.end)
+    this.#zeroes.writing(task.start, task.end)
     await task.writer!.inPlace(task.start, task.end - task.start)
     if (this.#failed !== undefined) return
+    this.#zeroes.written(task.start, task.end)
     this.#session.delivered(task.digest!, task.start)
     this.#finish(task, 'inPlace')
   }
 
   async #write(task: Task, bytes: Buffer, source: SourceName): Promise<void> {
-    this.#zeroes.overwritten(task.start, task.end)
+    this.#zeroes.writing(task.start, task.end)
     await task.writer!.chunk(task.start, bytes, source === 'inPlace', () => {
       task.bytes = undefined
       this.#others.taken(task)
       this.#letGo(task)
     })
     if (this.#failed !== undefined) return
+    this.#zeroes.written(task.start, task.end)
     this.#session.delivered(task.digest!, task.start)
     this.#same.applied(task)
     this.#others.applied(task)

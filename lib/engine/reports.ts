@@ -29,6 +29,7 @@ export class Reports {
   }
 
   want(seq: number): void {
+    this.unask(seq)
     this.#wants.push(seq)
     this.#later()
   }
@@ -38,7 +39,7 @@ export class Reports {
     this.#later()
   }
 
-  /** It has its answer. */
+  /** It has its answer, or needs none any more. */
   unask(seq: number): void {
     this.#freshAsks.delete(seq)
     this.#asks.delete(seq)
@@ -55,6 +56,7 @@ export class Reports {
   }
 
   applied(seq: number, source: SourceName): void {
+    this.unask(seq)
     this.#applied.push({ seq, source })
     this.#later()
   }

@@ -1,14 +1,15 @@
 /**
  * Stage: where a disk's writes wait before they are cut into chunks. It puts writes that came out of order in order,
- * and drops what a newer write supersedes before it costs anything. It takes out runs: touching data, or touching
- * zeroes, around the oldest thing staged. Nothing here knows of the network; the sender decides when to take.
+ * and drops what a newer write supersedes before it costs anything; the newer one then stands for the older one, and is as
+ * old as it: a FLUSH that waits for that may not be answered before one of them is applied (I1). It takes out runs: touching
+ * data, or touching zeroes, around the oldest thing staged. Nothing here knows of the network; the sender decides when to take.
  *
  * Deliberately not here: reads (the sender waits until a range is applied) and any promise.
  */
 import { IntervalMap } from '../block/extents.ts'
 
 interface Piece {
-  /** Arrival number: which put() brought it. */
+  /** Arrival number: which put() brought it, or the oldest of what it took the place of. */
   readonly order: number
   /** Undefined for zeroes. */
   readonly bytes: Buffer | undefined
@@ -59,14 +60,31 @@ export class Stage {
   }
 
   #insert(start: number, end: number, bytes: Buffer | undefined): void {
+    const arrived = this.#order++
+    let order = arrived
     for (const old of this.#map.overlapping(start, end)) {
+      order = Math.min(order, old.value.order)
       if (old.value.bytes !== undefined)
         this.#dataBytes -= Math.min(old.end, end) - Math.max(old.start, start)
     }
     if (bytes !== undefined) this.#dataBytes += bytes.length
-    const order = this.#order++
     this.#map.set(start, end, { order, bytes, base: start })
-    this.#arrivals.push({ order, start, end })
+    if (order === arrived) this.#arrivals.push({ order, start, end })
+    else this.#widen(order, start, end)
+  }
+
+  /** Something of that arrival is staged here, too. */
+  #widen(order: number, start: number, end: number): void {
+    let low = this.#head
+    let high = this.#arrivals.length - 1
+    while (low < high) {
+      const middle = (low + high) >>> 1
+      if (this.#arrivals[middle]!.order < order) low = middle + 1
+      else high = middle
+    }
+    const arrival = this.#arrivals[low]!
+    arrival.start = Math.min(arrival.start, start)
+    arrival.end = Math.max(arrival.end, end)
   }
 
   #oldest(): { order: number; at: number } | undefined {

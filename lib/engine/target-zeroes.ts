@@ -11,7 +11,7 @@ import {
   SCANNED_EXTENTS_MAX,
   SETTLING_ZEROES_MAX,
 } from '../core/limits.ts'
-import { GIB } from '../core/units.ts'
+import { alignDown, alignUp, GIB } from '../core/units.ts'
 import { unlessRefused } from './sources.ts'
 
 export interface TargetZeroesOptions {
@@ -66,10 +66,14 @@ export class TargetZeroes {
     return this.#known.covers(start, end)
   }
 
-  /** Something else is written there. */
-  overwritten(start: number, end: number): void {
-    this.#pending.delete(start, end)
+  /** Something else is being written there. What is pending stays so: a FLUSH must not be answered before one of them is there. */
+  writing(start: number, end: number): void {
     this.#known.delete(start, end)
+  }
+
+  /** It is there, and nothing newer can have come: that would have waited for it. */
+  written(start: number, end: number): void {
+    this.#pending.delete(start, end)
   }
 
   /** True when so many are pending that they must be settled. */
@@ -102,11 +106,17 @@ export class TargetZeroes {
   async #settleRange(start: number, end: number): Promise<void> {
     const { device, ended } = this.#options
     if (ended()) return
+    const unit = device.blockSizes.minimum
     for (const pending of this.#pending.overlapping(start, end)) {
-      const from = Math.max(pending.start, start)
-      const to = Math.min(pending.end, end)
+      // While its turn was waited for, newer zeroes may have come that begin elsewhere: those of a part of a block have time.
+      const from = alignUp(Math.max(pending.start, start), unit)
+      const to = pending.end <= end ? pending.end : alignDown(end, unit)
+      if (from >= to) continue
       const gaps = this.#known.gaps(from, to)
-      for (const gap of gaps) await device.writeZeroes(gap.start, gap.end - gap.start)
+      for (const gap of gaps) {
+        const first = alignDown(gap.start, unit)
+        await device.writeZeroes(first, Math.min(to, alignUp(gap.end, unit)) - first)
+      }
       if (this.#known.count >= KNOWN_ZEROES_MAX) this.#known.clear()
       if (gaps.length > 0) this.#known.set(from, to, true)
       this.#pending.delete(from, to)

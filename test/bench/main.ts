@@ -21,6 +21,7 @@ const BENCHES: Readonly<Record<string, () => Promise<Bench>>> = {
   nbd: () => import('./nbd.ts'),
   peer: () => import('./peer.ts'),
   pipeline: () => import('./pipeline.ts'),
+  resume: () => import('./resume.ts'),
   'wan-bytes': () => import('./wan-bytes.ts'),
 }
 

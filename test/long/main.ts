@@ -1,6 +1,6 @@
 /**
- * `make test-long`: the tests of the lab one after another, the soak last, and beside them an hour of fuzzing, SCHED_IDLE so
- * that it takes what processor time they leave. With arguments only those files. It writes out/test-long.md: when,
+ * `make test-long`: the tests of the lab one after another, the soak last, and beside them an hour of fuzzing and the engine's
+ * seeds, SCHED_IDLE so that they take what processor time is left. With arguments only those files. It writes out/test-long.md: when,
  * which commit, which machine, every test with its time and what it said; as far as it came, if it is cut short.
  */
 import { spawn } from 'node:child_process'
@@ -15,6 +15,7 @@ const OUT = 'out'
 const FUZZ_SECONDS = 1200 // three turns of two groups: an hour
 const SOAK_MINUTES = 60
 const LAST = 'test/long/swam-resources.test.ts'
+const SEEDS = 'test/long/engine-seeds.test.ts'
 
 interface Part {
   readonly name: string
@@ -96,7 +97,7 @@ async function summary(parts: readonly Part[], startedAt: Date, whole: string): 
 
 const { positionals } = parseArgs({ allowPositionals: true })
 const files = positionals.length > 0 ? positionals : globSync('test/{fuzz,long}/**/*.test.ts').sort()
-const isFuzz = (file: string): boolean => file.startsWith('test/fuzz/')
+const isFuzz = (file: string): boolean => file.startsWith('test/fuzz/') || file === SEEDS
 const labs = files.filter((file) => !isFuzz(file) && file !== LAST)
 const parts: readonly Part[] = [
   { name: 'fuzz', files: files.filter(isFuzz), before: ['chrt', '--idle', '0'] },

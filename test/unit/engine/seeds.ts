@@ -1,0 +1,317 @@
+/**
+ * Both ends of the engine and everything that a guest, a link and a far host may do to them, from a seed: writes of new, old and
+ * slightly changed content, whole and in part, zeroes, overlaps, FLUSHes, reads, frames that come late, links that are cut, hosts
+ * that lose what was not flushed, an old version of the disk of which a byte is not what it was. Held against a model of the disk:
+ *   I1  after an acknowledged FLUSH the durable disk is the model; between two of them each sector is one of its versions since
+ *   I2  after a loss nothing succeeds any more
+ *   I3  the device is never written with bytes that the guest did not write there
+ * After a loss the next session begins, on what lies there, as the same virsh command again would. Throws with the seed.
+ */
+import assert from 'node:assert/strict'
+import { Chunker, unflatten } from '../../../lib/chunk/chunker.ts'
+import { SlabPool } from '../../../lib/chunk/slab.ts'
+import { ByteBudget } from '../../../lib/core/byte-budget.ts'
+import { LostError } from '../../../lib/core/errors.ts'
+import { KIB, MIB } from '../../../lib/core/units.ts'
+import { DiskAccount } from '../../../lib/engine/account.ts'
+import { DiskLink } from '../../../lib/engine/link.ts'
+import { DiskReceiver } from '../../../lib/engine/receiver.ts'
+import { DiskSender } from '../../../lib/engine/sender.ts'
+import { SenderGroup } from '../../../lib/engine/sender-group.ts'
+import { ENGINE_FEATURES } from '../../../lib/wire/disk.ts'
+import { random } from '../../random.ts'
+import { DurableDevice, noise, type Wire, wire } from './rig.ts'
+
+const SIZE = 512 * KIB
+const SECTOR = 512
+const SESSIONS = 3
+const STEPS = 40
+
+const chunker = new Chunker()
+/** Content that guests write: made once, since making it is what takes time. */
+const POOL = noise(2 * MIB, 77)
+
+type Next = () => number
+
+/** Knows how many writes it is at. */
+class WatchedDevice extends DurableDevice {
+  busy = 0
+
+  override async write(offset: number, data: Buffer): Promise<void> {
+    await this.#watched(super.write(offset, data))
+  }
+
+  override async writeZeroes(offset: number, length: number): Promise<void> {
+    await this.#watched(super.writeZeroes(offset, length))
+  }
+
+  async #watched(work: Promise<void>): Promise<void> {
+    this.busy++
+    try {
+      await work
+    } finally {
+      this.busy--
+    }
+  }
+}
+
+interface Session {
+  readonly sender: DiskSender
+  readonly wire: Wire
+}
+
+/** The versions that each sector may have: since the last acknowledged FLUSH, the first being what it was then. */
+class Model {
+  readonly bytes: Buffer
+  readonly #versions: Buffer[][]
+  /** Of each sector, how many versions were before those. */
+  readonly #before: number[] = new Array<number>(SIZE / SECTOR).fill(0)
+
+  constructor(bytes: Buffer) {
+    this.bytes = bytes
+    this.#versions = Array.from({ length: SIZE / SECTOR }, (_, at) => [this.#sector(at)])
+  }
+
+  #sector(at: number): Buffer {
+    return Buffer.from(this.bytes.subarray(at * SECTOR, (at + 1) * SECTOR))
+  }
+
+  write(offset: number, data: Buffer): void {
+    data.copy(this.bytes, offset)
+    for (let at = offset / SECTOR; at < (offset + data.length) / SECTOR; at++)
+      this.#versions[at]!.push(this.#sector(at))
+  }
+
+  /** How many versions each sector has now: a FLUSH that begins here makes the last of these durable. */
+  mark(): number[] {
+    return this.#versions.map((versions, at) => this.#before[at]! + versions.length)
+  }
+
+  flushed(mark: readonly number[]): void {
+    for (const [at, count] of mark.entries()) {
+      const old = count - 1 - this.#before[at]!
+      // A later FLUSH may have been answered before.
+      if (old <= 0) continue
+      this.#versions[at]!.splice(0, old)
+      this.#before[at]! += old
+    }
+  }
+
+  assertVersions(disk: Buffer, what: string): void {
+    for (const [at, versions] of this.#versions.entries()) {
+      const sector = disk.subarray(at * SECTOR, (at + 1) * SECTOR)
+      const known = versions.some((version) => version.equals(sector))
+      assert.ok(known, `${what}: the sector at ${at * SECTOR} is none of its ${versions.length} versions`)
+    }
+  }
+
+  /** What lies on the disk now is what it was before anything of the next session. */
+  begin(disk: Buffer): void {
+    for (const [at, versions] of this.#versions.entries()) {
+      const there = Buffer.from(disk.subarray(at * SECTOR, (at + 1) * SECTOR))
+      this.#before[at]! += versions.length
+      versions.splice(0, versions.length, there, this.#sector(at))
+    }
+  }
+}
+
+export async function runSeed(seed: number): Promise<void> {
+  const next = random(seed * 7919 + 1)
+  try {
+    const contents = Buffer.alloc(SIZE)
+    // An older version of the disk, in part, or nothing.
+    if (next() < 0.7) POOL.copy(contents, 0, 0, Math.floor((next() * SIZE) / SECTOR) * SECTOR)
+    const model = new Model(Buffer.from(contents))
+    const minimum = [1, 512, 4096][Math.floor(next() * 3)]!
+    const device = new WatchedDevice(contents, minimum, async () => {
+      for (let turns = Math.floor(next() * 3); turns > 0; turns--) await turn()
+    })
+    for (let session = 0; session < SESSIONS; session++) {
+      if (session > 0 && next() < 0.5) flip(device, next)
+      model.begin(device.bytes)
+      const last = session === SESSIONS - 1
+      await runSession(
+        next,
+        model,
+        device,
+        Math.max(512, minimum),
+        last ? 'whole' : next() < 0.8 ? 'cut' : 'whole',
+      )
+      // A host that went down keeps what was flushed; one that did not, everything.
+      if (next() < 0.5) device.durable.copy(device.bytes)
+      else device.durable = Buffer.from(device.bytes)
+      model.assertVersions(device.bytes, `after session ${session}`)
+    }
+    assert.ok(device.durable.equals(model.bytes), 'the disk at the end')
+  } catch (error) {
+    throw new Error(`seed ${seed}: ${(error as Error).message}`, { cause: error })
+  }
+}
+
+/** A bad disk: a byte of the old version is another one. */
+function flip(device: WatchedDevice, next: Next): void {
+  const at = Math.floor(next() * SIZE)
+  device.bytes[at]! ^= 1 << Math.floor(next() * 8)
+  device.durable = Buffer.from(device.bytes)
+}
+
+async function begin(next: Next, device: WatchedDevice): Promise<Session> {
+  const joined = wire(
+    next() < 0.8 ? ENGINE_FEATURES : ENGINE_FEATURES.slice(0, Math.floor(next() * ENGINE_FEATURES.length)),
+  )
+  Object.assign(joined.a, { roundTripMs: next() < 0.5 ? 0 : 20 })
+  const far: DiskLink = new DiskLink(joined.b, (message) => {
+    if (message.type !== 'open') return undefined
+    const receiver = new DiskReceiver({
+      link: far,
+      disk: 0,
+      epoch: message.epoch,
+      device,
+      account: new DiskAccount('vda', SIZE),
+      sources: [],
+      memory: new ByteBudget({ bytesMax: next() < 0.3 ? 20_000 : 8 * MIB }),
+      sessionEntriesMax: 100,
+    })
+    void receiver
+      .scanTarget()
+      .then(() => far.send({ type: 'opened', disk: 0, epoch: message.epoch, errno: 0, text: '' }, 0))
+      .catch(() => undefined)
+    return { onMessage: () => undefined, onLost: () => undefined }
+  })
+  const sender = new DiskSender({
+    link: new DiskLink(joined.a),
+    disk: 0,
+    epoch: 1 + Math.floor(next() * 1000),
+    size: SIZE,
+    blockSizes: device.blockSizes,
+    account: new DiskAccount('vda', SIZE),
+    slabs: new SlabPool({ bytesMax: 4 * MIB }),
+    describe: async (bytes) => {
+      for (let turns = Math.floor(next() * 3); turns > 0; turns--) await turn()
+      return unflatten(chunker.describe(bytes))
+    },
+    limits: { windowBytes: 4 * MIB, drainMs: 1000, flushDeadlineMs: 5000 },
+    group: new SenderGroup(() => true),
+  })
+  await sender.open(49_153, 'drive-virtio-disk0')
+  return { sender, wire: joined }
+}
+
+async function runSession(
+  next: Next,
+  model: Model,
+  device: WatchedDevice,
+  unit: number,
+  ends: 'whole' | 'cut',
+): Promise<void> {
+  const { sender, wire } = await begin(next, device)
+  let lost = false
+  const cutAt = ends === 'cut' ? Math.floor(next() * (STEPS + SIZE / (64 * KIB))) : Number.POSITIVE_INFINITY
+  const asked: Promise<void>[] = []
+  const ask = (work: Promise<unknown>): void => {
+    asked.push(
+      work.then(
+        () => undefined,
+        (error: unknown) => {
+          if (!lost) throw error
+        },
+      ),
+    )
+  }
+  const flush = (): void => {
+    const mark = model.mark()
+    ask(
+      sender.flush().then(() => {
+        model.flushed(mark)
+        model.assertVersions(device.durable, 'I1: after a FLUSH')
+      }),
+    )
+  }
+  const write = (offset: number, data: Buffer): void => {
+    model.write(offset, data)
+    ask(sender.write(offset, data))
+  }
+  let step = 0
+  const tick = async (): Promise<boolean> => {
+    if (step++ === cutAt) {
+      lost = true
+      wire.cut(new LostError('cut'))
+    }
+    for (let turns = Math.floor(next() * 4); turns > 0; turns--) await turn()
+    return !lost
+  }
+  // The bulk of a mirror: the whole disk, in order, while the guest goes on.
+  for (let at = 0; at < SIZE && (await tick()); at += 64 * KIB) {
+    write(at, Buffer.from(model.bytes.subarray(at, at + 64 * KIB)))
+    if (next() < 0.2) change(next, model, unit, write, ask, sender)
+  }
+  for (let count = 0; count < STEPS && (await tick()); count++) {
+    const kind = next()
+    if (kind < 0.7) change(next, model, unit, write, ask, sender)
+    else if (kind < 0.85) flush()
+    else if (kind < 0.92) ask(sender.settle())
+    else {
+      const offset = Math.floor((next() * SIZE) / unit) * unit
+      // Answered some time: by then it may be something newer.
+      ask(sender.read(offset, unit))
+    }
+  }
+  if (!lost && ends === 'whole') {
+    flush()
+    await Promise.all(asked)
+    assert.ok(device.durable.equals(model.bytes), 'I1: after the last FLUSH')
+    await sender.close()
+    return
+  }
+  if (!lost) {
+    lost = true
+    wire.cut(new LostError('cut'))
+  }
+  await Promise.all(asked)
+  const later = await Promise.allSettled([
+    sender.write(0, Buffer.alloc(unit)),
+    sender.flush(),
+    sender.writeZeroes(0, unit),
+  ])
+  for (const { status } of later) assert.equal(status, 'rejected', 'I2: success after a loss')
+  // A write that is under way is one of this session; the next one's QEMU is another.
+  for (let still = 0; still < 20; still = device.busy === 0 ? still + 1 : 0) await turn()
+}
+
+/** What the guest does next. */
+function change(
+  next: Next,
+  model: Model,
+  unit: number,
+  write: (offset: number, data: Buffer) => void,
+  ask: (work: Promise<unknown>) => void,
+  sender: DiskSender,
+): void {
+  const kind = next()
+  if (kind < 0.5) {
+    // A little of what a mirror brings as 64 KiB.
+    const offset = Math.floor((next() * SIZE) / (64 * KIB)) * 64 * KIB
+    const data = Buffer.from(model.bytes.subarray(offset, offset + 64 * KIB))
+    for (let rows = 1 + Math.floor(next() * 3); rows > 0; rows--) {
+      const at = Math.floor(next() * (data.length - 200))
+      POOL.copy(data, at, Math.floor(next() * MIB), Math.floor(next() * MIB) + 100)
+    }
+    write(offset, data)
+    return
+  }
+  const offset = Math.floor((next() * SIZE) / unit) * unit
+  const length = Math.min(SIZE - offset, unit * (1 + Math.floor(next() * (next() < 0.2 ? 200 : 20))))
+  if (kind < 0.8) {
+    const from = Math.floor((next() * (POOL.length - length)) / SECTOR) * SECTOR
+    const data = Buffer.from(POOL.subarray(from, from + length))
+    if (next() < 0.2) data.fill(0, 0, Math.min(length, 8192))
+    write(offset, data)
+    return
+  }
+  model.write(offset, Buffer.alloc(length))
+  ask(sender.writeZeroes(offset, length))
+}
+
+function turn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve))
+}
