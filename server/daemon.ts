@@ -188,7 +188,14 @@ export class Daemon {
     await this.#listen(source)
     this.#timer = setInterval(() => {
       void this.#refresh()
-      for (const record of this.#records()) void record.measure()
+      for (const record of this.#records()) {
+        void record.measure()
+        if (record.fallsBehind)
+          this.#log.warn(
+            { guest: record.guest, peer: record.peer, ...record.report().convergence },
+            'the guest writes faster than the link takes: its migration does not converge',
+          )
+      }
       this.#changed(this.#peers.settle())
       void this.#site
         .saveRunning()

@@ -47,6 +47,15 @@ export interface DiskReport {
   readonly flushedAt?: number | null
 }
 
+/** How the source catches up with its guest, once the disks are copied. Bytes a second. */
+export interface ConvergenceReport {
+  /** What QEMU writes: each 64 KiB in which the guest wrote something. */
+  readonly dirtyBytesPerSecond: number
+  readonly linkBytesPerSecond: number
+  /** False while writes wait for the link all the time. */
+  readonly converges: boolean
+}
+
 export interface RamReport {
   readonly askedBytes: number
   readonly wireBytes: number
@@ -86,6 +95,8 @@ export interface MigrationReport {
   /** How often the link under it broke and was resumed, and whether it is broken now. */
   readonly breaks: number
   readonly linkBroken: boolean
+  /** At the source; null while disks are being copied. */
+  readonly convergence?: ConvergenceReport | null
 }
 
 export interface RedirectReport {

@@ -21,7 +21,7 @@ import type { Reports } from './reports.ts'
 import { unlessRefused } from './sources.ts'
 import type { Task } from './task.ts'
 
-/** A chunk in fewer whole blocks is not worth a round trip. */
+/** A chunk in fewer whole blocks is not worth a round trip; where its hints came unasked it costs none. */
 const BLOCKS_MIN = 2
 const SKETCH_SHARE_MIN = 0.1
 /** So many bytes of chunks tell, by weight, what sketches of the next ones will spare. */
@@ -71,7 +71,7 @@ export class BlockLevel {
   /** False where it would be of no use. */
   ask(task: Task): boolean {
     const { mayHold, reports, take } = this.#options
-    if (task.end - task.start < BLOCKS_MIN * BLOCK_BYTES) return false
+    if (task.hints === undefined && task.end - task.start < BLOCKS_MIN * BLOCK_BYTES) return false
     const known = this.#places.some((places) => places.blockCount > 0)
     if (!known && !mayHold(task.start, task.end)) return false
     task.asked = true

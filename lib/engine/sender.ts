@@ -267,6 +267,11 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     return this.#lost
   }
 
+  /** A write of QEMU waits for room. */
+  get waits(): boolean {
+    return this.#admissions.length > 0
+  }
+
   /** Bytes acknowledged and not yet applied. */
   get unsettledBytes(): number {
     return this.#stage.dataBytes + this.#describingBytes + this.#sent.bytes

@@ -95,6 +95,14 @@ function details(migration: MigrationReport): string[] {
     (disk) => `${name} ${plainText(disk.target)}: ${bySourceText(disk.bySource)}`,
   )
   if (migration.linkBroken) lines.push(`${name}: the link broke, waiting for it to come back`)
+  const { convergence } = migration
+  if (convergence !== undefined && convergence !== null) {
+    const [dirty, link] = [convergence.dirtyBytesPerSecond, convergence.linkBytesPerSecond].map((bytes) =>
+      rateText(bytes, 1000),
+    )
+    const rates = `the guest dirties ${dirty}, the link takes ${link}`
+    lines.push(`${name}: ${rates}${convergence.converges ? '' : ': it does not converge'}`)
+  }
   if (migration.ram.askedBytes > 0) {
     const { askedBytes, wireBytes } = migration.ram
     lines.push(`${name} memory: ${bytesText(askedBytes)} asked, ${bytesText(wireBytes)} on the wire`)

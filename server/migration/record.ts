@@ -9,6 +9,7 @@ import { type TcpCounts, type TcpName, tcpCounts } from '../../lib/host/tcp-info
 import type { Bundle } from '../../lib/peer/bundle.ts'
 import type { Counts } from '../../lib/ram/passthrough.ts'
 import { type ConnectionReport, emptyBySource, type MigrationPhase, type MigrationReport } from '../report.ts'
+import { Convergence } from './convergence.ts'
 
 export class MigrationRecord {
   readonly id: string
@@ -31,8 +32,10 @@ export class MigrationRecord {
   readonly #senders: DiskSender[] = []
   readonly #bundles: Bundle[] = []
   readonly #streams: Counts[] = []
+  readonly #convergence = new Convergence()
   #wire = new Map<string, TcpCounts>()
   #measuredAt = 0
+  #told = false
   /** Asks the kernel; the daemon sets one that does not hold up its event loop. */
   countTcp: (names: readonly TcpName[]) => Promise<Map<string, TcpCounts>> = tcpCounts
 
@@ -70,7 +73,26 @@ export class MigrationRecord {
   async measure(): Promise<void> {
     if (Date.now() - this.#measuredAt < 300) return
     this.#measuredAt = Date.now()
+    this.#catchUp()
     for (const [name, counts] of await this.countTcp(this.connections)) this.#wire.set(name, counts)
+  }
+
+  #catchUp(): void {
+    const disks = this.#senders.map(({ size, account, waits }) => ({
+      size,
+      askedBytes: account.askedBytes,
+      waits,
+    }))
+    const disk = this.#bundles.find(({ kind }) => kind === 'disk')
+    if (disk !== undefined) this.#convergence.look(disks, disk.rateBytesPerSecond, performance.now())
+  }
+
+  /** Told once each time that it begins: the guest writes faster than the link takes. */
+  get fallsBehind(): boolean {
+    const stuck = !this.ended && this.#convergence.report()?.converges === false
+    const told = this.#told
+    this.#told = stuck
+    return stuck && !told
   }
 
   /** QEMU's connections to this daemon (or of this daemon to QEMU), whenever their number changes. */
@@ -149,6 +171,7 @@ export class MigrationRecord {
       connections: this.connections,
       breaks: this.#bundles.reduce((sum, bundle) => sum + bundle.resumes, 0),
       linkBroken: !this.ended && this.#bundles.some((bundle) => bundle.broken),
+      convergence: this.ended || this.#senders.length === 0 ? null : this.#convergence.report(),
     }
   }
 

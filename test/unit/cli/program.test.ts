@@ -64,6 +64,7 @@ const migration: MigrationReport = {
   ],
   breaks: 1,
   linkBroken: true,
+  convergence: { dirtyBytesPerSecond: 20 * MIB, linkBytesPerSecond: 12 * MIB, converges: false },
 }
 
 const status: StatusReport = {
@@ -160,6 +161,10 @@ test('status for people', async () => {
     /^web\?\[31m {2}to {2}fra1 {2}copying {2}25 % {2}564\.0 MiB {2}11\.9 MiB {2}10\.0 Mbit\/s {2}30\.0 s$/m,
   )
   assert.match(out, /^web\?\[31m vda: zero 200\.0 MiB, in place 40\.0 MiB, sent 10\.0 MiB$/m)
+  assert.match(
+    out,
+    /^web\?\[31m: the guest dirties 167\.8 Mbit\/s, the link takes 100\.7 Mbit\/s: it does not converge$/m,
+  )
   assert.ok(!out.includes('\u001b'))
 })
 

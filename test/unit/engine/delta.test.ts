@@ -101,6 +101,29 @@ test('while it runs: rounds of a mirror cost at most 0.15 of the blocks that cha
   assert.ok(cost < changed * 0.15, `${cost} bytes and ${described} of digests and hints, for ${changed}`)
 })
 
+test('guest-sized writes: one block that is rewritten costs what changed in it', async () => {
+  const disk = noise(MIB, 11)
+  const delay = async (): Promise<void> => {
+    for (let turns = 0; turns < 20; turns++) await new Promise((resolve) => setImmediate(resolve))
+  }
+  const { sender, device } = await rig({ contents: Buffer.alloc(MIB), minimum: 4096, delay })
+  await sender.write(0, Buffer.from(disk))
+  await sender.flush()
+  const before = sender.account.bySource.literal
+  for (let block = 0; block < 20; block++) {
+    noise(8, block + 1).copy(disk, block * 3 * BLOCK + 500)
+    await sender.write(
+      block * 3 * BLOCK,
+      Buffer.from(disk.subarray(block * 3 * BLOCK, (block * 3 + 1) * BLOCK)),
+    )
+    await sender.settle()
+  }
+  await sender.flush()
+  assert.ok(device.durable.equals(disk))
+  const { literal, delta } = sender.account.bySource
+  assert.deepEqual([literal - before, delta], [20 * PIECE_BYTES, 20 * (BLOCK - PIECE_BYTES)])
+})
+
 test('I3: pieces that are alike only in their 16 bits are not believed: the chunk is sent as a whole', async () => {
   const contents = noise(MIB, 6)
   const disk = Buffer.from(contents)

@@ -1,0 +1,60 @@
+/**
+ * Whether a migration catches up with its guest: once each disk was copied, what QEMU goes on writing is what the guest dirties, and
+ * a write that waits for room is one for which the link is too slow. It does not converge while one has waited at every look for
+ * some time: then no disk gets ready, or the guest will be paused for as long as the rest takes. Rates are of the last looks.
+ */
+import type { ConvergenceReport } from '../report.ts'
+
+/** What is looked at of a disk that is sent. */
+export interface WatchedDisk {
+  readonly size: number
+  readonly askedBytes: number
+  /** A write of QEMU waits for room. */
+  readonly waits: boolean
+}
+
+const LOOKS_MAX = 8
+/** So many looks one after the other, some ten seconds, at which a write waits. */
+const WAITING_LOOKS = 5
+
+interface Look {
+  readonly atMs: number
+  readonly askedBytes: number
+  readonly waits: boolean
+}
+
+export class Convergence {
+  #looks: Look[] = []
+  #linkBytesPerSecond = 0
+
+  /** @param linkBytesPerSecond as the link is measured now */
+  look(disks: readonly WatchedDisk[], linkBytesPerSecond: number, nowMs: number): void {
+    this.#linkBytesPerSecond = linkBytesPerSecond
+    const copied = disks.length > 0 && disks.every(({ size, askedBytes }) => askedBytes >= size)
+    if (!copied) {
+      // Another disk has come.
+      this.#looks = []
+      return
+    }
+    const askedBytes = disks.reduce((sum, disk) => sum + disk.askedBytes, 0)
+    this.#looks.push({ atMs: nowMs, askedBytes, waits: disks.some(({ waits }) => waits) })
+    this.#looks = this.#looks.slice(-LOOKS_MAX)
+  }
+
+  /** Null while disks are being copied. */
+  report(): ConvergenceReport | null {
+    const [first] = this.#looks
+    const last = this.#looks.at(-1)
+    if (first === undefined || last === undefined || last.atMs <= first.atMs) return null
+    const dirtyBytesPerSecond = Math.round(
+      ((last.askedBytes - first.askedBytes) * 1000) / (last.atMs - first.atMs),
+    )
+    const lately = this.#looks.slice(-WAITING_LOOKS)
+    const stuck = lately.length === WAITING_LOOKS && lately.every(({ waits }) => waits)
+    return {
+      dirtyBytesPerSecond,
+      linkBytesPerSecond: Math.round(this.#linkBytesPerSecond),
+      converges: !stuck,
+    }
+  }
+}
