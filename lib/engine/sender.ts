@@ -55,7 +55,7 @@ import type { SenderOptions, Waiter } from './sender-parts.ts'
 import { SentChunks } from './sent-chunks.ts'
 import { Stage, type StagedRun } from './stage.ts'
 import { surveyOf } from './survey.ts'
-import { asOneChunk, Unasked } from './unasked.ts'
+import { asOneChunk, isSooner, Unasked } from './unasked.ts'
 
 /** NBD errno values that reach QEMU. */
 const EIO = 5
@@ -244,6 +244,8 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   }
 
   async #flushNow(changes: number): Promise<void> {
+    this.#sent.hurry((length) => isSooner(this.#options.link, this.#sent.earlyBytes + length))
+    this.#literals.pump()
     await this.#emitAll()
     const id = this.#nextId++
     const flushed = new Promise<void>((resolve, reject) => this.#flushes.set(id, { resolve, reject }))

@@ -116,6 +116,15 @@ export class SentChunks {
     }
   }
 
+  /** A FLUSH has come: what was hinted, and is not answered yet, goes as it is as far as it is told to. */
+  hurry(goes: (length: number) => boolean): void {
+    for (const record of this.#records.values()) {
+      if (!record.hinted || record.wanted || record.missing !== undefined) continue
+      if (!goes(record.length)) return
+      this.sendEarly(record.seq, record.seq + 1)
+    }
+  }
+
   // ---- from the far side; all throw a ProtocolError -------------------------------------------------------------
 
   #wantable(what: string, seq: number): ChunkRecord {

@@ -39,12 +39,19 @@ export function asOneChunk(slab: Slab, run: DescribedRun): DescribedRun {
   return { ...run, lengths: Uint32Array.of(run.length), digests: sha256(bytes) }
 }
 
+type Path = Pick<DiskLink, 'features' | 'rateBytesPerSecond' | 'roundTripMs'>
+
+/** Whether so many bytes are at the far side before an answer of it could be here. */
+export function isSooner({ rateBytesPerSecond, roundTripMs }: Path, bytes: number): boolean {
+  return bytes * 1000 <= rateBytesPerSecond * roundTripMs && bytes <= EARLY_BYTES_MAX
+}
+
 export class Unasked {
-  readonly #link: Pick<DiskLink, 'features' | 'rateBytesPerSecond' | 'roundTripMs'>
+  readonly #link: Path
   #sparedShare = 1
   #unhinted = 0
 
-  constructor(link: Pick<DiskLink, 'features' | 'rateBytesPerSecond' | 'roundTripMs'>) {
+  constructor(link: Path) {
     this.#link = link
   }
 
@@ -53,13 +60,12 @@ export class Unasked {
     length: number,
     { flushing, earlyBytes, bytes, rewritten, held }: UnderWay,
   ): 'bytes' | 'hints' | 'nothing' {
-    const { features, rateBytesPerSecond, roundTripMs } = this.#link
     const early = earlyBytes + length
     const small = length <= EAGER_RUN_BYTES_MAX && early <= EARLY_BYTES_MAX
-    const hinted = (rewritten || (held && flushing)) && features.has(FEATURE_DELTA) && this.#hintsPay()
+    const hinted =
+      (rewritten || (held && flushing)) && this.#link.features.has(FEATURE_DELTA) && this.#hintsPay()
     if (flushing) {
-      const sooner = early * 1000 <= rateBytesPerSecond * roundTripMs
-      if (small && (sooner || !hinted)) return 'bytes'
+      if (small && (!hinted || isSooner(this.#link, early))) return 'bytes'
       return hinted ? 'hints' : 'nothing'
     }
     if (hinted) return 'hints'

@@ -17,7 +17,9 @@ import {
 import { blockCount, hintsOf, setBlock } from '../../../lib/engine/chunk-blocks.ts'
 import { applyBody, bodyBytesMax, bodyOf, sketchOf } from '../../../lib/engine/pieces.ts'
 import {
+  DISK_BRIEF,
   DISK_HINTS,
+  DISK_LITERAL,
   DISK_SURVEY,
   DISK_WANT,
   type DiskMessageBody,
@@ -122,6 +124,36 @@ test('guest-sized writes: one block that is rewritten costs what changed in it',
   assert.ok(device.durable.equals(disk))
   const { literal, delta } = sender.account.bySource
   assert.deepEqual([literal - before, delta], [20 * PIECE_BYTES, 20 * (BLOCK - PIECE_BYTES)])
+})
+
+test('a FLUSH that comes behind hints does not wait for their answer, where the bytes are there sooner', async () => {
+  const disk = noise(MIB, 12)
+  const { sender, device, wire } = await rig({ contents: Buffer.alloc(MIB), minimum: 4096 })
+  Object.assign(wire.a, { roundTripMs: 1000 })
+  await sender.write(0, Buffer.from(disk))
+  await sender.flush()
+  // The far side does not come to look what lies in place.
+  const gate = Promise.withResolvers<void>()
+  const read = device.read.bind(device)
+  device.read = async (offset, length) => {
+    await gate.promise
+    return await read(offset, length)
+  }
+  const brief = Promise.withResolvers<void>()
+  const literal = Promise.withResolvers<void>()
+  wire.tamper = (type, payload) => {
+    if (type === DISK_BRIEF) brief.resolve()
+    if (type === DISK_LITERAL) literal.resolve()
+    return payload
+  }
+  noise(12, 1).copy(disk, 300_000)
+  await sender.write(262_144, Buffer.from(disk.subarray(262_144, 327_680)))
+  await brief.promise
+  const flushed = sender.flush()
+  await literal.promise
+  gate.resolve()
+  await flushed
+  assert.ok(device.durable.equals(disk))
 })
 
 test('I3: pieces that are alike only in their 16 bits are not believed: the chunk is sent as a whole', async () => {
