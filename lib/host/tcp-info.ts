@@ -62,7 +62,12 @@ export class TcpMeter {
   }
 
   /** As tcpCounts; the answer may have what others asked for too. */
-  count(names: readonly TcpName[]): Promise<Map<string, TcpCounts>> {
+  async count(names: readonly TcpName[]): Promise<Map<string, TcpCounts>> {
+    if (names.length === 0) return new Map()
+    return await this.#count(names)
+  }
+
+  #count(names: readonly TcpName[]): Promise<Map<string, TcpCounts>> {
     if (this.#next !== undefined && this.#next.names.length + names.length <= TCP_NAMES_ASKED_MAX) {
       this.#next.names.push(...names)
       return this.#next.counts

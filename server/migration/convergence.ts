@@ -13,7 +13,7 @@ export interface WatchedDisk {
   readonly waits: boolean
 }
 
-const LOOKS_MAX = 8
+const LOOKS_KEPT = 8
 /** So many looks one after the other, some ten seconds, at which a write waits. */
 const WAITING_LOOKS = 5
 
@@ -38,7 +38,7 @@ export class Convergence {
     }
     const askedBytes = disks.reduce((sum, disk) => sum + disk.askedBytes, 0)
     this.#looks.push({ atMs: nowMs, askedBytes, waits: disks.some(({ waits }) => waits) })
-    this.#looks = this.#looks.slice(-LOOKS_MAX)
+    this.#looks = this.#looks.slice(-LOOKS_KEPT)
   }
 
   /** Null while disks are being copied. */
