@@ -190,7 +190,7 @@ export class Daemon {
       void this.#refresh()
       for (const record of this.#records()) {
         void record.measure()
-        if (record.fallsBehind)
+        if (record.fellBehind())
           this.#log.warn(
             { guest: record.guest, peer: record.peer, ...record.report().convergence },
             'the guest writes faster than the link takes: its migration does not converge',

@@ -461,6 +461,10 @@ export const EAGER_RUN_BYTES_MAX: number = 256 * KIB
 export const EAGER_OUTSTANDING_BYTES_MAX: number = 512 * KIB
 /** How often a receiver flushes its disk while the guest goes on, so that the last FLUSH finds little. */
 export const FLUSH_AHEAD_MS: number = 500
+/** What a guest dirties is measured over so long. */
+export const DIRTY_RATE_MS: number = 20_000
+/** A migration does not converge when a write of QEMU has waited at every look for so long. */
+export const DIVERGES_MS: number = 10_000
 /** Parts of a disk of which a sender remembers that it sent them: 16 MiB of bits, for 8 TiB parts of 64 KiB; for more larger ones. */
 export const SENT_PARTS_MAX: number = 2 ** 27
 /** What one disk's sender may have sent unasked, FLUSH or not; its receiver holds it and takes no more. */

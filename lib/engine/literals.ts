@@ -11,6 +11,7 @@ import { FEATURE_STREAM, type LiteralCodec } from '../wire/disk.ts'
 import { partsOf } from './chunk-blocks.ts'
 import { CLASS_BULK, CLASS_FINAL, type DiskLink } from './link.ts'
 import { LiteralPacker } from './literal-stream.ts'
+import { writeBody } from './pieces.ts'
 import type { ChunkRecord } from './sender-parts.ts'
 
 /** A frame of about 100 KiB compressed: acknowledged often enough for the pacing. */
@@ -139,10 +140,11 @@ export class LiteralSender {
 function plainOf(batch: readonly ChunkRecord[]): Buffer {
   const plain = Buffer.allocUnsafe(batch.reduce((sum, { wantedBytes }) => sum + wantedBytes, 0))
   let at = 0
-  for (const { slab, slabOffset, offset, length, missing, body } of batch) {
-    if (body !== undefined) {
-      body.copy(plain, at)
-      at += body.length
+  for (const { slab, slabOffset, offset, length, missing, differences } of batch) {
+    if (differences !== undefined) {
+      const blocks = { start: offset, end: offset + length, missing: missing!, old: differences.old }
+      const chunk = slab!.bytes.subarray(slabOffset, slabOffset + length)
+      at = writeBody(blocks, differences.maps, chunk, plain, at)
       continue
     }
     const parts =

@@ -23,12 +23,17 @@ export interface MissingBlocks {
   readonly old: Uint8Array
 }
 
-export interface ChunkBody {
-  readonly body: Buffer
-  /** Bytes of the chunk that are in it. */
+/** Of a chunk's bytes: those in its body, and those of sketched blocks that need not be. */
+export interface BodyBytes {
   readonly literalBytes: number
-  /** Bytes of sketched blocks that need not be sent. */
   readonly deltaBytes: number
+}
+
+/** What of sketched blocks goes. The body itself is made when it is sent: a far end may have many chunks sketched. */
+export interface Differences extends BodyBytes {
+  /** Of each block in `old`, in order, which pieces differ: bit i for piece i. */
+  readonly maps: readonly number[]
+  readonly bodyBytes: number
 }
 
 /** 16 bits for each piece of a whole block. */
@@ -46,81 +51,108 @@ function hashOf(block: Uint8Array, piece: number): number {
 
 /**
  * @param sketches of the blocks in `old`, one after another
- * @param chunk the chunk's bytes
  * @param blockAt the whole block of the disk with that index, of which only a part may lie in the chunk
  */
-export function bodyOf(
+export function differencesOf(
   blocks: MissingBlocks,
   sketches: Buffer,
-  chunk: Uint8Array,
   blockAt: (index: number) => Uint8Array,
-): ChunkBody {
-  const pieces: Uint8Array[] = []
-  let literalBytes = 0
-  let deltaBytes = 0
-  let sketchAt = 0
-  for (const { index, from, to, chunkAt } of partsOfBlocks(blocks)) {
-    if (!hasBlock(blocks.old, index)) {
-      pieces.push(chunk.subarray(chunkAt, chunkAt + to - from))
-      literalBytes += to - from
-      continue
-    }
+): Differences {
+  const maps: number[] = []
+  for (const { index, from, to } of partsOfBlocks(blocks)) {
+    if (!hasBlock(blocks.old, index)) continue
     const block = blockAt(index)
-    const map = Buffer.alloc(MAP_BYTES)
-    pieces.push(map)
-    let named = 0
+    const sketchAt = maps.length * SKETCH_BYTES
+    let map = 0
     for (let piece = 0; piece < PIECES; piece++) {
       const same = sketches.readUInt16BE(sketchAt + piece * PIECE_HASH_BYTES) === hashOf(block, piece)
       const { first, end } = pieceWithin(piece, from, to)
-      if (same || first >= end) continue
-      named += 2 ** piece
-      pieces.push(block.subarray(first, end))
-      literalBytes += end - first
-      deltaBytes -= end - first
+      if (!same && first < end) map += 2 ** piece
     }
-    map.writeUInt32BE(named)
-    deltaBytes += to - from
-    sketchAt += SKETCH_BYTES
+    maps.push(map)
   }
-  return { body: Buffer.concat(pieces), literalBytes, deltaBytes }
+  let at = 0
+  const bytes = walk(
+    blocks,
+    () => maps[at++],
+    () => true,
+  )!
+  return { ...bytes, maps, bodyBytes: bytes.literalBytes + maps.length * MAP_BYTES }
+}
+
+/** Writes the body to `into` from `at` on. @param chunk the chunk's bytes @returns behind it */
+export function writeBody(
+  blocks: MissingBlocks,
+  maps: readonly number[],
+  chunk: Uint8Array,
+  into: Buffer,
+  at: number,
+): number {
+  let end = at
+  let old = 0
+  const nextMap = (): number => {
+    const map = maps[old++]!
+    end = into.writeUInt32BE(map, end)
+    return map
+  }
+  walk(blocks, nextMap, (from, to) => {
+    into.set(chunk.subarray(from, to), end)
+    end += to - from
+    return true
+  })
+  return end
 }
 
 /**
  * Puts a body where it belongs. @param chunk the chunk's bytes, which has the parts of older blocks in their places
  * @returns undefined for a body that does not fit
  */
-export function applyBody(
-  blocks: MissingBlocks,
-  body: Buffer,
-  chunk: Buffer,
-): Omit<ChunkBody, 'body'> | undefined {
+export function applyBody(blocks: MissingBlocks, body: Buffer, chunk: Buffer): BodyBytes | undefined {
   let at = 0
+  const nextMap = (): number | undefined => {
+    at += MAP_BYTES
+    return at <= body.length ? body.readUInt32BE(at - MAP_BYTES) : undefined
+  }
+  const bytes = walk(blocks, nextMap, (from, to) => {
+    if (at + to - from > body.length) return false
+    body.copy(chunk, from, at, at + to - from)
+    at += to - from
+    return true
+  })
+  return at === body.length ? bytes : undefined
+}
+
+/**
+ * A body in its order. @param nextMap of the next block in `old` @param take a range of the chunk that is in the body
+ * @returns undefined when either says that there is no such thing
+ */
+function walk(
+  blocks: MissingBlocks,
+  nextMap: () => number | undefined,
+  take: (from: number, to: number) => boolean,
+): BodyBytes | undefined {
   let literalBytes = 0
   let deltaBytes = 0
   for (const { index, from, to, chunkAt } of partsOfBlocks(blocks)) {
-    const take = (first: number, end: number): boolean => {
-      if (at + end - first > body.length) return false
-      body.copy(chunk, chunkAt + first - from, at, at + end - first)
-      at += end - first
+    const part = (first: number, end: number): boolean => {
       literalBytes += end - first
-      return true
+      return first < end && take(chunkAt + first - from, chunkAt + end - from)
     }
     if (!hasBlock(blocks.old, index)) {
-      if (!take(from, to)) return undefined
+      if (!part(from, to)) return undefined
       continue
     }
-    if (at + MAP_BYTES > body.length) return undefined
-    const named = body.readUInt32BE(at)
-    at += MAP_BYTES
-    deltaBytes += to - from
+    const map = nextMap()
+    if (map === undefined) return undefined
+    const before = literalBytes
     for (let piece = 0; piece < PIECES; piece++) {
-      if ((named & (1 << piece)) === 0) continue
+      if ((map & (1 << piece)) === 0) continue
       const { first, end } = pieceWithin(piece, from, to)
-      if (first >= end || !take(first, end)) return undefined
-      deltaBytes -= end - first
+      if (!part(first, end)) return undefined
     }
+    deltaBytes += to - from - (literalBytes - before)
   }
-  return at === body.length ? { literalBytes, deltaBytes } : undefined
+  return { literalBytes, deltaBytes }
 }
 
 /** The longest body that may come. */

@@ -65,8 +65,8 @@ export interface ChunkRecord {
   /** What went out of it as missing blocks, and what need not, because older versions of them lie at the far side. */
   partsBytes: number
   deltaBytes: number
-  /** What goes out of it, where that is not the missing blocks as they are. */
-  body: Buffer | undefined
+  /** Which of the missing blocks go in pieces, and in which (pieces.ts). */
+  differences: { readonly old: Buffer; readonly maps: readonly number[] } | undefined
   /** Its hints went unasked. */
   hinted: boolean
   /** While the far side knows only a root that it is part of. */
@@ -100,7 +100,7 @@ export function newRecord(
     missing: undefined,
     partsBytes: 0,
     deltaBytes: 0,
-    body: undefined,
+    differences: undefined,
     hinted: false,
     digest: undefined,
   }

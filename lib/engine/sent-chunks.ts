@@ -18,7 +18,7 @@ import {
 } from '../wire/disk.ts'
 import type { DiskAccount } from './account.ts'
 import { blockCount, partsOf } from './chunk-blocks.ts'
-import { bodyOf } from './pieces.ts'
+import { differencesOf } from './pieces.ts'
 import type { Room } from './room.ts'
 import { type ChunkRecord, newRecord } from './sender-parts.ts'
 
@@ -146,7 +146,7 @@ export class SentChunks {
   #wantWhole(record: ChunkRecord): void {
     record.wanted = true
     record.missing = undefined
-    record.body = undefined
+    record.differences = undefined
     record.partsBytes = 0
     record.deltaBytes = 0
     this.#wantedBytes += record.length - record.wantedBytes
@@ -197,19 +197,18 @@ export class SentChunks {
       const at = slabOffset + start - offset
       return slab!.bytes.subarray(at, at + BLOCK_BYTES)
     }
-    const chunk = slab!.bytes.subarray(slabOffset, slabOffset + length)
-    const blocksOf = { start: offset, end: offset + length, missing, old }
-    const { body, literalBytes, deltaBytes } = bodyOf(blocksOf, sketches, chunk, blockAt)
+    const sketched = { start: offset, end: offset + length, missing, old }
+    const { maps, bodyBytes, literalBytes, deltaBytes } = differencesOf(sketched, sketches, blockAt)
     // By its length the far side knows what it is.
-    if (body.length >= length) {
+    if (bodyBytes >= length) {
       this.#wantWhole(record)
       return
     }
     record.missing = Buffer.from(missing)
-    record.body = body
+    record.differences = { old: Buffer.from(old), maps }
     record.partsBytes = literalBytes
     record.deltaBytes = deltaBytes
-    this.#wantPart(record, body.length)
+    this.#wantPart(record, bodyBytes)
   }
 
   #wantPart(record: ChunkRecord, bytes: number): void {
@@ -253,7 +252,8 @@ export class SentChunks {
     this.#bytes -= length
     this.#wantedBytes -= record.wantedBytes
     if (record.eager) this.#earlyBytes -= length
-    if (record.hinted) this.#options.onHinted?.(length, record.wantedBytes)
+    // Of one that went as it is nobody knows what its hints would have spared.
+    if (record.hinted && !record.eager) this.#options.onHinted?.(length, record.wantedBytes)
     slab.release()
   }
 

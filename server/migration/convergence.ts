@@ -3,6 +3,7 @@
  * a write that waits for room is one for which the link is too slow. It does not converge while one has waited at every look for
  * some time: then no disk gets ready, or the guest will be paused for as long as the rest takes. Rates are of the last looks.
  */
+import { DIRTY_RATE_MS, DIVERGES_MS } from '../../lib/core/limits.ts'
 import type { ConvergenceReport } from '../report.ts'
 
 /** What is looked at of a disk that is sent. */
@@ -13,9 +14,8 @@ export interface WatchedDisk {
   readonly waits: boolean
 }
 
-const LOOKS_KEPT = 8
-/** So many looks one after the other, some ten seconds, at which a write waits. */
-const WAITING_LOOKS = 5
+/** At fewer looks nothing is said of it. */
+const WAITING_LOOKS = 4
 
 interface Look {
   readonly atMs: number
@@ -38,7 +38,7 @@ export class Convergence {
     }
     const askedBytes = disks.reduce((sum, disk) => sum + disk.askedBytes, 0)
     this.#looks.push({ atMs: nowMs, askedBytes, waits: disks.some(({ waits }) => waits) })
-    this.#looks = this.#looks.slice(-LOOKS_KEPT)
+    this.#looks = this.#looks.filter(({ atMs }) => nowMs - atMs <= DIRTY_RATE_MS)
   }
 
   /** Null while disks are being copied. */
@@ -49,8 +49,9 @@ export class Convergence {
     const dirtyBytesPerSecond = Math.round(
       ((last.askedBytes - first.askedBytes) * 1000) / (last.atMs - first.atMs),
     )
-    const lately = this.#looks.slice(-WAITING_LOOKS)
-    const stuck = lately.length === WAITING_LOOKS && lately.every(({ waits }) => waits)
+    const lately = this.#looks.filter(({ atMs }) => last.atMs - atMs <= DIVERGES_MS)
+    const long = last.atMs - first.atMs >= DIVERGES_MS && lately.length >= WAITING_LOOKS
+    const stuck = long && lately.every(({ waits }) => waits)
     return {
       dirtyBytesPerSecond,
       linkBytesPerSecond: Math.round(this.#linkBytesPerSecond),

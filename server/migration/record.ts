@@ -88,7 +88,7 @@ export class MigrationRecord {
   }
 
   /** Told once each time that it begins: the guest writes faster than the link takes. */
-  get fallsBehind(): boolean {
+  fellBehind(): boolean {
     const stuck = !this.ended && this.#convergence.report()?.converges === false
     const told = this.#told
     this.#told = stuck

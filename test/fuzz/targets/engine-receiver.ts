@@ -13,7 +13,7 @@ import { alignDown, BLOCK_BYTES, BRIEF_HINT_BYTES, HINT_BYTES } from '../../../l
 import { DiskAccount } from '../../../lib/engine/account.ts'
 import { hintsOf, partsOf } from '../../../lib/engine/chunk-blocks.ts'
 import { DiskLink } from '../../../lib/engine/link.ts'
-import { bodyOf } from '../../../lib/engine/pieces.ts'
+import { differencesOf, writeBody } from '../../../lib/engine/pieces.ts'
 import { DiskReceiver } from '../../../lib/engine/receiver.ts'
 import type { DiskMessage, SurveyedRun } from '../../../lib/wire/disk.ts'
 import { DurableDevice } from '../../unit/engine/rig.ts'
@@ -389,10 +389,15 @@ function fill(liar: LyingSender, { seq, start, bytes }: Chunk, lies: boolean): v
   } else {
     const first = alignDown(start, BLOCK_BYTES) - start
     const at = (index: number): number => first + index * BLOCK_BYTES
-    const { body } = bodyOf({ start, end, missing, old: sketched.old }, sketched.sketches, bytes, (index) =>
+    const blocks = { start, end, missing, old: sketched.old }
+    const { maps, bodyBytes } = differencesOf(blocks, sketched.sketches, (index) =>
       bytes.subarray(at(index), at(index) + BLOCK_BYTES),
     )
-    sent = body.length < bytes.length ? body : Buffer.from(bytes)
+    sent = Buffer.from(bytes)
+    if (bodyBytes < bytes.length) {
+      sent = Buffer.alloc(bodyBytes)
+      writeBody(blocks, maps, bytes, sent, 0)
+    }
   }
   if (lies) sent[0]! ^= 1
   literal(liar, seq, sent, false)

@@ -39,6 +39,7 @@ held below 1.5 GiB in those of eight (test/long/swam-resources.test.ts). What it
 | index of images | 1.5 × indexMiB (384 MiB); their handprints 40 MiB; the thread that reads maps 32 MiB |
 | qcow2 images that are open as sources | 16 processes of QEMU of some 30 MiB, and one for a scan |
 | places of what a session delivered | 100 bytes for each 32 KiB of a disk, 100 MiB a disk; of its blocks 16 MiB a disk |
+| which parts of a disk were sent | a bit for each 64 KiB: 200 KB for 100 GB, 16 MiB a disk at most |
 | streams of literals | 10 MiB a disk that is sent, 7 MiB a disk that is received |
 | an estimate of this host's (one at a time): thread, chunks that are known to be there twice, chunks that are looked at closely | 80 MiB |
 | bookkeeping of chunks under way | 3 MiB for sending a disk, 32 MiB for receiving it |

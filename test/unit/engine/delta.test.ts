@@ -15,7 +15,15 @@ import {
   SKETCH_BYTES,
 } from '../../../lib/core/units.ts'
 import { blockCount, hintsOf, setBlock } from '../../../lib/engine/chunk-blocks.ts'
-import { applyBody, bodyBytesMax, bodyOf, sketchOf } from '../../../lib/engine/pieces.ts'
+import {
+  applyBody,
+  type BodyBytes,
+  bodyBytesMax,
+  differencesOf,
+  type MissingBlocks,
+  sketchOf,
+  writeBody,
+} from '../../../lib/engine/pieces.ts'
 import {
   DISK_BRIEF,
   DISK_HINTS,
@@ -33,6 +41,18 @@ import { random } from '../../random.ts'
 import { closeRigs, loneReceiver, noise, rig } from './rig.ts'
 
 after(closeRigs)
+
+function bodyOf(
+  blocks: MissingBlocks,
+  sketches: Buffer,
+  chunk: Buffer,
+  blockAt: (index: number) => Uint8Array,
+): BodyBytes & { body: Buffer } {
+  const { maps, bodyBytes, literalBytes, deltaBytes } = differencesOf(blocks, sketches, blockAt)
+  const body = Buffer.alloc(bodyBytes)
+  assert.equal(writeBody(blocks, maps, chunk, body, 0), bodyBytes)
+  return { body, literalBytes, deltaBytes }
+}
 
 const PAGE = 8 * KIB
 const ROW = 100

@@ -37,14 +37,18 @@ test('what is written after that is what the guest dirties, over the last looks'
   const at = { atMs: 0, askedBytes: SIZE }
   looks(one, 20, at, 50_000, false)
   assert.deepEqual(one.report(), { dirtyBytesPerSecond: 25_000, linkBytesPerSecond: LINK, converges: true })
-  looks(one, 8, at, 100_000, false)
+  looks(one, 11, at, 100_000, false)
   assert.equal(one.report()?.dirtyBytesPerSecond, 50_000)
 })
 
 test('it does not converge while a write waits at every look for some time, and does again when one does not', () => {
   const one = new Convergence()
   const at = { atMs: 0, askedBytes: SIZE }
-  looks(one, 4, at, 1000, true)
+  looks(one, 5, at, 1000, true)
+  assert.equal(one.report()?.converges, true)
+  // Who asks for the status all the time makes it no longer.
+  for (let ms = 1; ms < 100; ms++)
+    one.look([{ size: SIZE, askedBytes: at.askedBytes, waits: true }], LINK, at.atMs + ms)
   assert.equal(one.report()?.converges, true)
   looks(one, 1, at, 1000, true)
   assert.equal(one.report()?.converges, false)
