@@ -441,6 +441,14 @@ export const STAGE_BYTES_MAX: number = 16 * MIB
 export const STAGE_PIECES_MAX: number = 16_384
 /** What rests in the stage this long is sent without waiting for neighbours. */
 export const STAGE_IDLE_MS: number = 40
+/** A hot part of a disk is held back until it has not been written for so long; QEMU mirrors what is dirty every 100 ms. */
+export const HOT_REST_MS: number = 500
+/** Parts of 64 KiB of one disk of which it is known when they were written last. */
+export const HOT_UNITS_MAX: number = 65_536
+/** What is held back of one disk may take so long to send by the link's rate: when the guest is paused it must. */
+export const HELD_BACK_MS: number = 50
+/** And no more than that: the stage has room for the rest. */
+export const HELD_BACK_BYTES_MAX: number = 4 * MIB
 /** Bytes that are described as one run. */
 export const RUN_BYTES_MAX: number = 16 * MIB
 /** Runs of one disk with the workers at once. */

@@ -4,17 +4,19 @@
  * the session's (I2): a disk that could not write something back may say yes to the next flush all the same.
  */
 import type { BlockDevice } from '../block/device.ts'
+import { type Clock, systemClock } from '../core/clock.ts'
 import { FLUSH_AHEAD_MS } from '../core/limits.ts'
 
 export interface FlushAheadOptions {
   readonly device: Pick<BlockDevice, 'flush'>
   readonly fail: (error: unknown) => void
+  readonly clock?: Clock | undefined
 }
 
 export class FlushAhead {
   readonly #options: FlushAheadOptions
   #written = false
-  #timer: NodeJS.Timeout | undefined
+  #stop: (() => void) | undefined
   #busy = false
 
   constructor(options: FlushAheadOptions) {
@@ -28,12 +30,19 @@ export class FlushAhead {
 
   /** A FLUSH was asked for. */
   start(): void {
-    this.#timer ??= setInterval(() => void this.#flush().catch(this.#options.fail), FLUSH_AHEAD_MS).unref()
+    this.#stop ??= this.#later()
   }
 
   stop(): void {
-    clearInterval(this.#timer)
-    this.#timer = undefined
+    this.#stop?.()
+    this.#stop = undefined
+  }
+
+  #later(): () => void {
+    return (this.#options.clock ?? systemClock).after(FLUSH_AHEAD_MS, () => {
+      this.#stop = this.#later()
+      void this.#flush().catch(this.#options.fail)
+    })
   }
 
   async #flush(): Promise<void> {

@@ -2,6 +2,7 @@
 import type { BlockSizes } from '../block/device.ts'
 import type { DescribedRun } from '../chunk/describer.ts'
 import type { Slab, SlabPool } from '../chunk/slab.ts'
+import type { Clock } from '../core/clock.ts'
 import type { DiskAccount } from './account.ts'
 import type { DiskLink } from './link.ts'
 import type { SendWindow } from './send-window.ts'
@@ -28,6 +29,7 @@ export interface SenderOptions {
   readonly slabs: SlabPool
   readonly describe: (bytes: Uint8Array) => Promise<DescribedRun[]>
   readonly limits: SenderLimits
+  readonly clock?: Clock
   /** Of the guest's disks. */
   readonly group?: SenderGroup
   /**

@@ -1,6 +1,7 @@
 /** What is done before QEMU asks for it: flushes of the far disk in the background, and of a guest's other disks. */
 import assert from 'node:assert/strict'
 import { after, mock, test } from 'node:test'
+import { ManualClock } from '../../../lib/core/clock.ts'
 import { RefusedError } from '../../../lib/core/errors.ts'
 import { FLUSH_AHEAD_MS } from '../../../lib/core/limits.ts'
 import { MIB } from '../../../lib/core/units.ts'
@@ -10,8 +11,8 @@ import { closeRigs, noise, rig } from './rig.ts'
 
 after(closeRigs)
 
-test('a device is flushed when something was written since, once it was asked to flush, and not twice at a time', async (t) => {
-  t.mock.timers.enable({ apis: ['setInterval'] })
+test('a device is flushed when something was written since, once it was asked to flush, and not twice at a time', async () => {
+  const clock = new ManualClock()
   const gates: PromiseWithResolvers<void>[] = []
   const device = {
     flush(): Promise<void> {
@@ -19,27 +20,27 @@ test('a device is flushed when something was written since, once it was asked to
       return gates.at(-1)!.promise
     },
   }
-  const ahead = new FlushAhead({ device, fail: (error) => assert.fail(String(error)) })
+  const ahead = new FlushAhead({ device, clock, fail: (error) => assert.fail(String(error)) })
   ahead.wrote()
-  t.mock.timers.tick(3 * FLUSH_AHEAD_MS)
+  clock.advance(3 * FLUSH_AHEAD_MS)
   assert.equal(gates.length, 0)
   ahead.start()
-  t.mock.timers.tick(FLUSH_AHEAD_MS)
+  clock.advance(FLUSH_AHEAD_MS)
   assert.equal(gates.length, 1)
   ahead.wrote()
-  t.mock.timers.tick(FLUSH_AHEAD_MS)
+  clock.advance(FLUSH_AHEAD_MS)
   assert.equal(gates.length, 1)
   gates[0]!.resolve()
   await new Promise((resolve) => setImmediate(resolve))
-  t.mock.timers.tick(FLUSH_AHEAD_MS)
+  clock.advance(FLUSH_AHEAD_MS)
   assert.equal(gates.length, 2)
   gates[1]!.resolve()
   await new Promise((resolve) => setImmediate(resolve))
-  t.mock.timers.tick(3 * FLUSH_AHEAD_MS)
+  clock.advance(3 * FLUSH_AHEAD_MS)
   assert.equal(gates.length, 2, 'nothing was written since')
   ahead.wrote()
   ahead.stop()
-  t.mock.timers.tick(3 * FLUSH_AHEAD_MS)
+  clock.advance(3 * FLUSH_AHEAD_MS)
   assert.equal(gates.length, 2)
 })
 
