@@ -479,6 +479,10 @@ export const SENT_PARTS_MAX: number = 2 ** 27
 export const EARLY_BYTES_MAX: number = 8 * MIB
 /** So many applied bytes tell, by weight, how much of what is undetermined will have to be sent, and so how long it drains. */
 export const LITERAL_SHARE_BYTES: number = 8 * MIB
+/** With `throttle`, what of a disk that is copied may be acknowledged and not settled: so much of the link's rate, in milliseconds. */
+export const THROTTLE_MS: number = 100
+/** And so much on any link: four of the mirror's 64 KiB. */
+export const THROTTLE_BYTES_MIN: number = 256 * KIB
 /** Acknowledged bytes whose fate the far side has not told yet, on a slow link: a stage full, and its answers on the way. */
 export const UNDETERMINED_BYTES_MIN: number = 24 * MIB
 /** The same on any link: they may all turn out to be wanted, and must then drain. */

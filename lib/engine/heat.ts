@@ -10,7 +10,7 @@ import { KIB, MIB } from '../core/units.ts'
 const UNIT_BYTES = 64 * KIB
 const HOT_TIMES = 3
 /** Longer writes are of a disk that is being copied. */
-const LENGTH_MAX = MIB
+const LONG_BYTES = MIB
 
 interface Unit {
   readonly atMs: number
@@ -31,7 +31,7 @@ export class Heat {
 
   /** Something was written. @returns whether all of it is hot */
   wrote(offset: number, length: number, nowMs: number): boolean {
-    if (length > LENGTH_MAX) return false
+    if (length > LONG_BYTES) return false
     let hot = true
     const end = offset + length
     for (let unit = Math.floor(offset / UNIT_BYTES); unit * UNIT_BYTES < end; unit++) {

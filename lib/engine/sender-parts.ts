@@ -15,6 +15,8 @@ export interface SenderLimits {
   readonly windowBytes: number
   /** How long what is not yet applied may take to drain, by the link's measured rate. */
   readonly drainMs: number
+  /** Once the disk is copied, writes are acknowledged only as fast as they arrive. */
+  readonly throttle?: boolean
   /** How long a WRITE or FLUSH may wait on a link that gives no sign, until it is an EIO. */
   readonly flushDeadlineMs: number
 }

@@ -265,9 +265,9 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     return this.#lost
   }
 
-  /** A write of QEMU waits for room. */
+  /** A write of QEMU waits for room, and not because it is meant to. */
   get waits(): boolean {
-    return this.#admissions.length > 0
+    return this.#admissions.length > 0 && !this.#throttled
   }
 
   /** Bytes acknowledged and not yet applied. */
@@ -296,8 +296,13 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     return (
       this.#sent.count < SENDER_RECORDS_MAX &&
       limits.window?.hasRoomFor(this) !== false &&
-      this.#room.allows(this.unsettledBytes, this.#sent.wantedBytes, link.rateBytesPerSecond)
+      this.#room.allows(this.unsettledBytes, this.#sent.wantedBytes, link.rateBytesPerSecond, this.#throttled)
     )
+  }
+
+  /** What a mirror writes when it has copied the disk is what the guest dirties. */
+  get #throttled(): boolean {
+    return this.#options.limits.throttle === true && this.account.askedBytes >= this.size
   }
 
   /** The daemon's other disks may have room now, too. */
