@@ -1,6 +1,7 @@
 /**
  * Looks for the 4 KiB blocks of a chunk by their hints: where the chunk belongs, then wherever `BlockPlaces` say that such a
- * block lies. Neighbours lie beside each other mostly, so what follows a find is read with it and compared first.
+ * block lies. Neighbours lie beside each other mostly, so what lies around a find is read with it and compared first. What
+ * is not the same there is similar most likely: a file that lies elsewhere, and in which a little changed.
  *
  * What is found is a guess of 8 bytes each; whoever uses it verifies the whole chunk (I3). A place that cannot be read is
  * none.
@@ -32,14 +33,17 @@ export interface FoundBlocks {
   /** A bit for each block that was not found. */
   readonly missing: Buffer
   readonly foundBytes: number
-  /** Those of which an older version lies in place, and stands in `bytes`; with what each of its pieces is like. */
-  readonly old?: { readonly blocks: Buffer; readonly sketches: Buffer }
+  /** Those of which an older version or a similar block is here, and stands in `bytes`; with what each of its pieces is like. */
+  readonly old?: { readonly blocks: Buffer; readonly sketches: Buffer; readonly kind: BaseKind }
 }
+
+/** What a missing block is held against piece by piece: what lies in its place, or beside blocks that were found elsewhere. */
+export type BaseKind = 'inPlace' | 'similar'
 
 /**
  * @param hints of HINT_BYTES each; brief ones are for `old` only
  * @param old what lies at the chunk's blocks now, from the first one's start on, if it is worth a look
- * @param sketched whether what is not found shall be held against it piece by piece
+ * @param sketched whether what is not found shall be held against something of that kind piece by piece
  */
 export async function findBlocks(
   start: number,
@@ -47,10 +51,10 @@ export async function findBlocks(
   hints: Buffer,
   places: readonly BlockPlaces[],
   old: Buffer | undefined,
-  sketched = false,
+  sketched: (kind: BaseKind) => boolean = () => false,
 ): Promise<FoundBlocks> {
   const search = new Search(start, end, hints)
-  if (old !== undefined) for (let index = 0; index < search.count; index++) search.take(index, old, index)
+  if (old !== undefined) search.lookInPlace(old)
   for (const place of places) {
     if (place.blockCount === 0) continue
     for (let index = 0; index < search.count; index++) {
@@ -59,7 +63,13 @@ export async function findBlocks(
       await search.lookInto(place, index)
     }
   }
-  return search.result(sketched ? old : undefined)
+  const bases = search.bases(old)
+  return search.result(bases !== undefined && sketched(bases.kind) ? bases : undefined)
+}
+
+interface Bases {
+  readonly kind: BaseKind
+  readonly blockAt: (index: number) => Buffer | undefined
 }
 
 class Search {
@@ -70,7 +80,10 @@ class Search {
   readonly #hintBytes: number
   readonly #bytes: Buffer
   readonly #found: Buffer
+  /** By index: what lies where a block would lie if it followed those that were found beside it. */
+  readonly #beside = new Map<number, Buffer>()
   #foundBytes = 0
+  #foundInPlace = false
 
   constructor(start: number, end: number, hints: Buffer) {
     this.#start = start
@@ -86,15 +99,44 @@ class Search {
     return !hasBlock(this.#found, index) && isLookedFor(this.#hints, index, this.#hintBytes)
   }
 
+  lookInPlace(old: Buffer): void {
+    for (let index = 0; index < this.count; index++) this.take(index, old, index)
+    this.#foundInPlace = this.#foundBytes > 0
+  }
+
   async lookInto(places: BlockPlaces, index: number): Promise<void> {
     for (const place of places.lookup(this.#hints, index * HINT_BYTES)) {
-      const blocks = Math.min(this.count - index, Math.floor((place.size - place.offset) / BLOCK_BYTES))
-      if (blocks < 1) continue
-      const bytes = await place.read(place.offset, blocks * BLOCK_BYTES).catch(() => undefined)
-      if (bytes === undefined || !this.take(index, bytes, 0)) continue
-      for (let next = 1; next < blocks && this.take(index + next, bytes, next); next++);
+      const behind = Math.min(this.count - index, Math.floor((place.size - place.offset) / BLOCK_BYTES))
+      if (behind < 1) continue
+      const before = this.#missingBefore(index, Math.floor(place.offset / BLOCK_BYTES))
+      const bytes = await place
+        .read(place.offset - before * BLOCK_BYTES, (before + behind) * BLOCK_BYTES)
+        .catch(() => undefined)
+      if (bytes === undefined || !this.take(index, bytes, before)) continue
+      for (let at = 0; at < before + behind; at++) this.#lookBeside(index - before + at, bytes, at)
       return
     }
+  }
+
+  /** How many blocks right before this one are missing, at most so many. */
+  #missingBefore(index: number, most: number): number {
+    let before = 0
+    while (before < most && before < index && this.seeks(index - before - 1)) before++
+    return before
+  }
+
+  #lookBeside(index: number, bytes: Buffer, at: number): void {
+    if (this.take(index, bytes, at) || this.#beside.has(index)) return
+    this.#beside.set(index, bytes.subarray(at * BLOCK_BYTES, (at + 1) * BLOCK_BYTES))
+  }
+
+  /** What missing blocks could be held against: what lies in their place, unless all that was found of the chunk lies elsewhere. */
+  bases(old: Buffer | undefined): Bases | undefined {
+    if (this.#beside.size > 0 && !this.#foundInPlace)
+      return { kind: 'similar', blockAt: (index) => this.#beside.get(index) }
+    if (old === undefined) return undefined
+    const blockAt = (index: number): Buffer => old.subarray(index * BLOCK_BYTES, (index + 1) * BLOCK_BYTES)
+    return { kind: 'inPlace', blockAt }
   }
 
   /** True if block `index` is, or was before, what it should be. @param at which block of `bytes` it would be */
@@ -112,15 +154,15 @@ class Search {
     return true
   }
 
-  /** @param old of which blocks that were not found shall be sketched */
-  result(old: Buffer | undefined): FoundBlocks {
+  /** @param bases of which those that stand for blocks that were not found shall be sketched */
+  result(bases: Bases | undefined): FoundBlocks {
     const missing = blockBits(this.count)
     const blocks = blockBits(this.count)
     const sketches: Buffer[] = []
     for (let index = 0; index < this.count; index++) {
       if (hasBlock(this.#found, index)) continue
       setBlock(missing, index)
-      const block = old?.subarray(index * BLOCK_BYTES, (index + 1) * BLOCK_BYTES)
+      const block = bases?.blockAt(index)
       // What was never written there is no older version.
       if (
         block?.length !== BLOCK_BYTES ||
@@ -133,7 +175,8 @@ class Search {
       sketches.push(sketchOf(block))
     }
     const found = { bytes: this.#bytes, missing, foundBytes: this.#foundBytes }
-    return sketches.length === 0 ? found : { ...found, old: { blocks, sketches: Buffer.concat(sketches) } }
+    if (bases === undefined || sketches.length === 0) return found
+    return { ...found, old: { blocks, sketches: Buffer.concat(sketches), kind: bases.kind } }
   }
 
   /** Puts what of the block lies in the chunk there. */

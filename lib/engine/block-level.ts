@@ -14,7 +14,13 @@ import { ProtocolError } from '../core/errors.ts'
 import { FINDING_CHUNKS_MAX } from '../core/limits.ts'
 import { Turns } from '../core/turns.ts'
 import { alignDown, alignUp, BLOCK_BYTES, BRIEF_HINT_BYTES, HINT_BYTES, MIB } from '../core/units.ts'
-import { type BlockPlace, type BlockPlaces, type FoundBlocks, findBlocks } from './block-finder.ts'
+import {
+  type BaseKind,
+  type BlockPlace,
+  type BlockPlaces,
+  type FoundBlocks,
+  findBlocks,
+} from './block-finder.ts'
 import { blockCount, isLookedFor, partsOf } from './chunk-blocks.ts'
 import { applyBody, bodyBytesMax, type MissingBlocks } from './pieces.ts'
 import type { Reports } from './reports.ts'
@@ -54,7 +60,10 @@ export class BlockLevel {
   readonly #session: SessionBlocks
   readonly #places: readonly BlockPlaces[]
   readonly #finding: Turns
-  readonly #sketching = new SketchWorth()
+  readonly #sketching: Readonly<Record<BaseKind, SketchWorth>> = {
+    inPlace: new SketchWorth(),
+    similar: new SketchWorth(),
+  }
 
   constructor(options: BlockLevelOptions) {
     this.#options = options
@@ -104,7 +113,7 @@ export class BlockLevel {
     const { ended, reports, want } = this.#options
     if (task.taken || ended()) return
     const old = await this.#old(task)
-    const sketched = old !== undefined && this.#options.deltas && this.#sketching.pays
+    const sketched = (kind: BaseKind): boolean => this.#options.deltas && this.#sketching[kind].pays
     // By brief ones no index can be asked.
     const places = hints.length / blockCount(task.start, task.end) === HINT_BYTES ? this.#places : []
     const found = await findBlocks(task.start, task.end, hints, places, old, sketched)
@@ -116,11 +125,12 @@ export class BlockLevel {
     }
     const parts = { seq: task.seq, blocks: blockCount(task.start, task.end), missing: found.missing }
     if (found.old !== undefined) {
-      const { blocks, sketches } = found.old
+      const { blocks, sketches, kind } = found.old
+      const worth = this.#sketching[kind]
       const missing = { start: task.start, end: task.end, missing: found.missing, old: blocks }
       task.bodyBytesMax = bodyBytesMax(missing)
-      this.#sketching.asked(task.bodyBytesMax)
-      task.literal = (bytes) => this.#fillPieces(task, found.bytes, missing, bytes)
+      worth.asked(task.bodyBytesMax)
+      task.literal = (bytes) => this.#fillPieces(task, found.bytes, missing, bytes, worth)
       reports.sketches({ ...parts, old: blocks, sketches })
       return
     }
@@ -156,11 +166,11 @@ export class BlockLevel {
     this.#judge(task, found.bytes)
   }
 
-  /** @param bytes of the chunk, with older versions of some blocks in their places */
-  #fillPieces(task: Task, bytes: Buffer, missing: MissingBlocks, body: Buffer): void {
+  /** @param bytes of the chunk, with older versions of some blocks, or similar ones, in their places */
+  #fillPieces(task: Task, bytes: Buffer, missing: MissingBlocks, body: Buffer, worth: SketchWorth): void {
     // The sender found nothing to spare.
     if (body.length === bytes.length) {
-      this.#sketching.told(0, bytes.length)
+      worth.told(0, bytes.length)
       this.#options.take(task, body)
       return
     }
@@ -169,7 +179,7 @@ export class BlockLevel {
       throw new ProtocolError(
         `LITERAL of chunk ${task.seq}: ${body.length} bytes are no pieces of its blocks`,
       )
-    this.#sketching.told(applied.deltaBytes, applied.deltaBytes + applied.literalBytes)
+    worth.told(applied.deltaBytes, applied.deltaBytes + applied.literalBytes)
     task.literalBytes = applied.literalBytes
     task.deltaBytes = applied.deltaBytes
     this.#judge(task, bytes)

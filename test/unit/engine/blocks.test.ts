@@ -8,7 +8,7 @@ import { hintOf, sha256 } from '../../../lib/chunk/digest.ts'
 import { SlabPool } from '../../../lib/chunk/slab.ts'
 import { KIB, MIB } from '../../../lib/core/units.ts'
 import { DiskAccount } from '../../../lib/engine/account.ts'
-import type { BlockPlace, BlockPlaces } from '../../../lib/engine/block-finder.ts'
+import type { BlockPlaces } from '../../../lib/engine/block-finder.ts'
 import { blockCount, hintsOf, partsOf } from '../../../lib/engine/chunk-blocks.ts'
 import { DiskLink } from '../../../lib/engine/link.ts'
 import { DiskSender } from '../../../lib/engine/sender.ts'
@@ -23,37 +23,12 @@ import {
   FEATURE_BLOCKS,
 } from '../../../lib/wire/disk.ts'
 import { random } from '../../random.ts'
-import { closeRigs, loneReceiver, noise, rig, type Wire, wire } from './rig.ts'
+import { blocksOf, closeRigs, loneReceiver, noise, rig, type Wire, wire } from './rig.ts'
 
 after(closeRigs)
 
 const BLOCK = 4096
 const BLOCKS: readonly string[] = [FEATURE_BLOCKS]
-
-/** Every block of these bytes, wherever it lies in them. */
-function blocksOf(bytes: Buffer): BlockPlaces & { reads: number } {
-  const offsets = new Map<string, number[]>()
-  for (let at = 0; at + BLOCK <= bytes.length; at += BLOCK) {
-    const key = hintOf(bytes.subarray(at, at + BLOCK)).toString('hex')
-    offsets.set(key, [...(offsets.get(key) ?? []), at])
-  }
-  const places = {
-    reads: 0,
-    blockCount: bytes.length / BLOCK,
-    lookup(hints: Buffer, at: number): BlockPlace[] {
-      const key = hints.toString('hex', at, at + 8)
-      return (offsets.get(key) ?? []).map((offset) => ({
-        offset,
-        size: bytes.length,
-        read: async (from: number, length: number) => {
-          places.reads++
-          return Buffer.from(bytes.subarray(from, from + length))
-        },
-      }))
-    },
-  }
-  return places
-}
 
 /** Payloads to the receiver, by type. */
 function sentTypes(joined: Wire): number[] {

@@ -38,7 +38,7 @@ import {
   FEATURE_DELTA,
 } from '../../../lib/wire/disk.ts'
 import { random } from '../../random.ts'
-import { closeRigs, loneReceiver, noise, rig } from './rig.ts'
+import { blocksOf, closeRigs, loneReceiver, noise, rig } from './rig.ts'
 
 after(closeRigs)
 
@@ -144,6 +144,60 @@ test('guest-sized writes: one block that is rewritten costs what changed in it',
   assert.ok(device.durable.equals(disk))
   const { literal, delta } = sender.account.bySource
   assert.deepEqual([literal - before, delta], [20 * PIECE_BYTES, 20 * (BLOCK - PIECE_BYTES)])
+})
+
+test('files that lie elsewhere, and in which a little changed, cost what changed: similar blocks', async () => {
+  const stock = noise(4 * MIB, 21)
+  const disk = Buffer.from(stock)
+  let changed = 0
+  for (let block = 3; block < disk.length / BLOCK; block += 8) {
+    noise(52, 30 + block).copy(disk, block * BLOCK + 700)
+    changed += BLOCK
+  }
+  // Neither image has it where the other one has; in place lies something else.
+  const { sender, device } = await rig({
+    contents: noise(8 * MIB, 20),
+    minimum: 4096,
+    blockPlaces: [blocksOf(stock)],
+  })
+  const at = MIB + 5 * BLOCK
+  for (let part = 0; part < disk.length; part += MIB)
+    await sender.write(at + part, disk.subarray(part, part + MIB))
+  await sender.settle()
+  await sender.flush()
+  assert.ok(device.durable.subarray(at, at + disk.length).equals(disk))
+  const { delta, literal } = sender.account.bySource
+  assert.ok(delta > 0.8 * changed, `${delta} of ${changed} bytes in similar blocks`)
+  assert.ok(literal < 0.25 * changed, `${literal} bytes sent`)
+})
+
+test('where what lies beside a find is not similar, few sketches are told of it', async () => {
+  const stock = noise(4 * MIB, 21)
+  const disk = Buffer.from(stock)
+  const { sender, device, wire } = await rig({
+    contents: Buffer.alloc(64 * MIB),
+    blockPlaces: [blocksOf(stock)],
+  })
+  const sketched: number[] = []
+  const receive = wire.a.onFrame!
+  wire.a.onFrame = (type, payload, cls) => {
+    const message = decodeDiskMessage(type, payload)
+    if (message.type === 'sketches')
+      sketched.push(message.chunks.reduce((sum, { sketches }) => sum + sketches.length / SKETCH_BYTES, 0))
+    receive(type, payload, cls)
+  }
+  for (let copy = 0; copy < 12; copy++) {
+    // Every other block is a new one.
+    const fresh = noise(disk.length / 2, 100 + copy)
+    for (let block = 0; block < disk.length / BLOCK / 2; block++)
+      fresh.copy(disk, (2 * block + 1) * BLOCK, block * BLOCK, (block + 1) * BLOCK)
+    for (let part = 0; part < disk.length; part += MIB)
+      await sender.write(copy * disk.length + part, Buffer.from(disk.subarray(part, part + MIB)))
+    await sender.settle()
+    assert.ok(device.bytes.subarray(copy * disk.length, (copy + 1) * disk.length).equals(disk))
+  }
+  const blocks = sketched.reduce((sum, count) => sum + count, 0)
+  assert.ok(blocks > 0 && blocks * BLOCK < 12 * MIB, `${blocks} blocks`)
 })
 
 test('a FLUSH that comes behind hints does not wait for their answer, where the bytes are there sooner', async () => {

@@ -11,14 +11,15 @@ import {
   type StatusExtent,
 } from '../../../lib/block/device.ts'
 import { Describer } from '../../../lib/chunk/describer.ts'
+import { hintOf } from '../../../lib/chunk/digest.ts'
 import { SlabPool } from '../../../lib/chunk/slab.ts'
 import { ByteBudget } from '../../../lib/core/byte-budget.ts'
 import type { Clock } from '../../../lib/core/clock.ts'
 import { LostError, RefusedError } from '../../../lib/core/errors.ts'
-import { MIB } from '../../../lib/core/units.ts'
+import { BLOCK_BYTES, MIB } from '../../../lib/core/units.ts'
 import { DiskAccount } from '../../../lib/engine/account.ts'
 import type { Arrivals } from '../../../lib/engine/arrivals.ts'
-import type { BlockPlaces } from '../../../lib/engine/block-finder.ts'
+import type { BlockPlace, BlockPlaces } from '../../../lib/engine/block-finder.ts'
 import { DiskLink, type FrameChannel } from '../../../lib/engine/link.ts'
 import { DiskReceiver } from '../../../lib/engine/receiver.ts'
 import { DiskSender } from '../../../lib/engine/sender.ts'
@@ -195,6 +196,31 @@ export function wire(features: readonly string[] = ENGINE_FEATURES): Wire {
     if (!result.dropped.has(type)) toSender(type, payload)
   }
   return result
+}
+
+/** Every block of these bytes, wherever it lies in them. */
+export function blocksOf(bytes: Buffer): BlockPlaces & { reads: number } {
+  const offsets = new Map<string, number[]>()
+  for (let at = 0; at + BLOCK_BYTES <= bytes.length; at += BLOCK_BYTES) {
+    const key = hintOf(bytes.subarray(at, at + BLOCK_BYTES)).toString('hex')
+    offsets.set(key, [...(offsets.get(key) ?? []), at])
+  }
+  const places = {
+    reads: 0,
+    blockCount: bytes.length / BLOCK_BYTES,
+    lookup(hints: Buffer, at: number): BlockPlace[] {
+      const key = hints.toString('hex', at, at + 8)
+      return (offsets.get(key) ?? []).map((offset) => ({
+        offset,
+        size: bytes.length,
+        read: async (from: number, length: number) => {
+          places.reads++
+          return Buffer.from(bytes.subarray(from, from + length))
+        },
+      }))
+    },
+  }
+  return places
 }
 
 export interface Rig {
