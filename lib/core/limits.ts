@@ -570,6 +570,8 @@ export const EXPORT_START_MS: number = 15_000
 export const EXPORT_ASK_MS: number = 10
 /** How long the end of an export is waited for when its connection broke, for its reason. */
 export const EXPORT_END_MS: number = 1_000
+/** One `qemu-img check` of an image that is analyzed: it reads all tables, some 130 MB of a TiB. */
+export const QEMU_CHECK_DEADLINE_MS: number = 120_000
 /** What `qemu-img info` may print of one file: its bitmaps and key slots are some KiB. */
 export const QEMU_INFO_BYTES_MAX: number = 1 * MIB
 
