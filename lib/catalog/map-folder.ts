@@ -84,6 +84,8 @@ export class MapFolder {
         `${path}: expected a file of 1 MiB or more, directly in one of images (${where})`,
       )
     }
+    if (this.#formatAt(path) === 'qcow2')
+      throw new RefusedError(`${path}: swamd knows it as a qcow2, so its map is left to swamd`)
     const owner = ownerOf(stateDir)
     if (lstatSync(this.path, { throwIfNoEntry: false }) === undefined) {
       mkdirSync(this.path, { mode: 0o700 })
@@ -96,6 +98,17 @@ export class MapFolder {
       writer.finish(await source.isStale())
     } finally {
       writer.abort()
+    }
+  }
+
+  /** Of the map that lies there; what is none has none. */
+  #formatAt(path: string): ImageFormat | undefined {
+    try {
+      const { map } = ImageMap.at(mapPath(this.path, path))
+      map.close()
+      return map.disk.format
+    } catch {
+      return undefined
     }
   }
 
