@@ -535,6 +535,10 @@ export const HANDPRINTS_SAMPLES_MAX: number = 262_144
 export const IMAGE_REST_MS: number = 10_000
 /** A running guest's image is scanned again after this time; its old map is a good guess meanwhile. */
 export const IMAGE_RESCAN_MS: number = 6 * 3_600_000
+/** Free bytes of the state's file system below which no map is made: the history lies there too. The doctor says it (space-state). */
+export const CATALOG_FREE_BYTES_MIN: number = GIB
+/** Chunks of a scan until that is looked at again: some 10 MB of map. */
+export const CATALOG_FREE_CHUNKS_MAX: number = 65_536
 /** From one round of the catalog in the background to the next; listing images costs next to nothing. */
 export const CATALOG_TEND_MS: number = 600_000
 /** From the daemon's start to the first round: a host that boots has other things to read. */

@@ -32,7 +32,13 @@ export async function checkImages(place: Place): Promise<Finding[]> {
     if (!isBelowDev(directory))
       findings.push(...(await spaceFindings('space-images', directory, 'a guest that comes finds no room')))
   }
-  findings.push(...(await spaceFindings('space-state', config.stateDir, 'the history is not written')))
+  findings.push(
+    ...(await spaceFindings(
+      'space-state',
+      config.stateDir,
+      'the history is not written, and what images hold is not kept',
+    )),
+  )
   return findings
 }
 
