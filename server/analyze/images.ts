@@ -103,9 +103,7 @@ export async function openRaw(name: ImageName): Promise<ImageSource> {
 /** What a file begins as that is most likely not a guest's disk as the guest has it. */
 async function refuseOther(path: string, source: ImageSource): Promise<void> {
   const head = Buffer.alloc(HEAD_BYTES)
-  await source.readInto(head, 0).catch((error: unknown) => {
-    throw problem(path, error)
-  })
+  await source.readInto(head, 0)
   if (head.subarray(0, QCOW2_MAGIC.length).equals(QCOW2_MAGIC))
     throw new UsageError(`${path} begins as a qcow2: say qcow2:${path} or raw:${path}`)
   // QEMU sends what is in it; but where the guest itself encrypts, its disk is these bytes.
