@@ -16,17 +16,12 @@ import { Libvirt } from '../../lib/host/libvirt.ts'
 import { type Finding, quoted } from './finding.ts'
 import { isRootsAlone } from './images.ts'
 import type { Place } from './place.ts'
+import { shownVolumes } from './volumes.ts'
 
 const WHY =
   'it saves no bytes of later migrations to this host, and where an image is missing there none is made'
 const RESTART = 'systemctl restart swamd'
 const RELOAD_UNIT = 'systemctl daemon-reload'
-/** docs/operations.md, Volumes: the unit shows swamd no devices. */
-const DROP_IN = '/etc/systemd/system/swamd.service.d/volumes.conf'
-const SHOW_VOLUMES = [
-  `install -d ${dirname(DROP_IN)}`,
-  `printf '[Service]\\nPrivateDevices=no\\nDeviceAllow=block-device-mapper r\\n' >${DROP_IN}`,
-].join(' && ')
 /** The unit has its own. */
 const UNSEEN = /^\/(var\/)?tmp(\/|$)/
 /** Words that mean themselves within quotes of a shell, in what sed puts in, and in TOML. */
@@ -60,7 +55,8 @@ export async function checkGuests(place: Place, libvirt: Libvirt = new Libvirt()
     if (nameable.length > 0) {
       const directories = [...new Set(nameable.map(({ directory }) => directory!))]
       const added = await directoriesAdded(place, directories, config.images)
-      const words = disks === volumes ? [SHOW_VOLUMES, added, RELOAD_UNIT] : [added]
+      const shown = disks === volumes ? await shownVolumes(nameable.map(({ path }) => path)) : undefined
+      const words = shown === undefined ? [added] : [shown, added, RELOAD_UNIT]
       findings.push(
         finding(id, nameable, added === undefined ? editor(place) : [...words, RESTART].join(' && ')),
       )
@@ -152,5 +148,5 @@ function moved({ guest, source, path }: Outside, images: readonly string[]): str
 
 /** The directories below /dev that name it: one of them in `images` and in the guest's XML. */
 function namesOf({ path }: Outside): string {
-  return `find -L /dev -mindepth 2 -samefile ${quoted(path)}`
+  return `find /dev -xdev -mindepth 2 -type l -exec test {} -ef ${quoted(path)} \\; -print`
 }

@@ -84,14 +84,19 @@ ${disk('vda', join(group, 'guest'))}${disk('vdb', device)}</devices></domain>`,
       await writeFile(node, `<node><domain file='${guest}'/></node>`)
       const configPath = join(folder, 'swam.toml')
       await writeFile(configPath, 'site = "a"\n')
+      const mends: string[] = []
       const found = async (images: readonly string[]): Promise<string[]> => {
         const place = { config: { images }, configPath } as unknown as Place
-        return (await checkGuests(place, new Libvirt({ uri: `test://${node}` }))).map(({ what }) => what)
+        const findings = await checkGuests(place, new Libvirt({ uri: `test://${node}` }))
+        mends.push(...findings.map(({ mend }) => mend))
+        return findings.map(({ what }) => what)
       }
       assert.deepEqual(await found([group]), [])
       const [named, bare] = await found([folder])
       assert.equal(named, `vda of web (${group}/guest) lies in no directory of images`)
       assert.equal(bare, `vdb of web (${device}) lies in no directory of images`)
+      assert.match(mends[0]!, /DeviceAllow=block-loop r/)
+      assert.equal((await succeed('sh', ['-c', mends[1]!])).trim(), `${group}/guest`)
     })
   })
 })

@@ -14,6 +14,7 @@ import { Libvirt } from '../../../lib/host/libvirt.ts'
 import type { Finding } from '../../../server/doctor/finding.ts'
 import { checkGuests } from '../../../server/doctor/guests.ts'
 import type { Place } from '../../../server/doctor/place.ts'
+import { kindsOf, shownVolumes } from '../../../server/doctor/volumes.ts'
 
 /** Root's, on every machine; nothing of ours is made there. */
 const ROOTS = '/usr/share'
@@ -169,7 +170,26 @@ test('a disk by the name of its device alone: its other names are shown, /dev is
   host.define('web', disk('vda', '/dev/swam-none'))
   const [found, ...others] = await host.findings()
   assert.deepEqual([others, found?.id], [[], 'images-volume'])
-  assert.equal(found!.mend, 'find -L /dev -mindepth 2 -samefile /dev/swam-none')
+  assert.match(found!.mend, /^find \/dev .* -ef \/dev\/swam-none \\; -print$/)
+  execFileSync('sh', ['-c', found!.mend])
+})
+
+test('the unit is to show the kinds of device that are there; of one that is not, LVM', async () => {
+  const devices = `Character devices:\n  7 vcs\n\nBlock devices:\n  7 loop\n  8 sd\n253 device-mapper\n254 odd';id;'\n259 blkext\n`
+  assert.deepEqual(
+    [...kindsOf(devices)],
+    [
+      [7, 'loop'],
+      [8, 'sd'],
+      [253, 'device-mapper'],
+      [259, 'blkext'],
+    ],
+  )
+  assert.deepEqual([...kindsOf('')], [])
+  assert.match(
+    await shownVolumes(['/dev/swam-none/a', '/dev/null', '/dev/swam-none/b']),
+    /printf '\[Service\]\\nPrivateDevices=no\\nDeviceAllow=block-device-mapper r\\n' >\/etc\/systemd\/system\/swamd\.service\.d\/volumes\.conf$/,
+  )
 })
 
 test('odd paths become part of no command but as one word', async (context) => {
