@@ -372,7 +372,7 @@ export const ABOUT_RELEASE_CHARACTERS_MAX: number = 64
 export const DOCTOR_SSHD_MS: number = 5_000
 /** Running guests whose cap on migrations is looked at. Each is a virsh of 30 ms. */
 export const DOCTOR_GUESTS_MAX: number = 100
-/** Disks that one finding names; of further ones it says how many. */
+/** Disks that one finding names, and that have one of their own; of further ones it says how many. */
 export const DOCTOR_DISKS_NAMED_MAX: number = 8
 /** After a join, until each daemon has its new peer; then the doctor looks. */
 export const JOIN_SETTLE_MS: number = 6_000

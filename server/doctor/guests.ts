@@ -61,9 +61,13 @@ export async function checkGuests(place: Place, libvirt: Libvirt = new Libvirt()
         finding(id, nameable, added === undefined ? editor(place) : [...words, RESTART].join(' && ')),
       )
     }
-    for (const disk of disks.filter(({ directory }) => directory === undefined)) {
+    const others = disks.filter(({ directory }) => directory === undefined)
+    for (const disk of others.slice(0, DOCTOR_DISKS_NAMED_MAX)) {
       findings.push(finding(id, [disk], disk.isDevice ? namesOf(disk) : moved(disk, config.images)))
     }
+    // A report has room for so many findings, and these are mended one by one.
+    const rest = others.slice(DOCTOR_DISKS_NAMED_MAX)
+    if (rest.length > 0) findings.push(finding(id, rest, 'swam doctor'))
   }
   return findings
 }
@@ -143,7 +147,9 @@ function moved({ guest, source, path }: Outside, images: readonly string[]): str
   if (to === undefined || ![source, to].every((word) => PLAIN.test(word)))
     return `${off} && virsh edit --domain ${quoted(guest)}`
   const xml = `virsh dumpxml --inactive --security-info --domain ${quoted(guest)}`
-  return `${off} && mv -n ${quoted(path)} ${quoted(to)} && ${xml} | sed "s|'${source}'|'${to}'|" | virsh define /dev/stdin`
+  // mv -n says nothing when it moves nothing, and the guest would get another one's image.
+  const move = `test ! -e ${quoted(to)} && mv -n ${quoted(path)} ${quoted(to)}`
+  return `${off} && ${move} && ${xml} | sed "s|'${source}'|'${to}'|" | virsh define /dev/stdin`
 }
 
 /** The directories below /dev that name it: one of them in `images` and in the guest's XML. */

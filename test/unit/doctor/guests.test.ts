@@ -151,10 +151,14 @@ test("a directory that is not root's alone is not named: the image goes to one t
   assert.deepEqual(others, [])
   // /tmp is everybody's; for swamd there is another one.
   assert.doesNotMatch(found!.mend, /sed -i/)
-  const [off, move, define, ...rest] = found!.mend.split(' && ')
+  const [off, free, move, define, ...rest] = found!.mend.split(' && ')
   assert.equal(off, "virsh domstate --domain web | grep -qx 'shut off'")
   assert.deepEqual(rest, [])
-  execFileSync('sh', ['-c', move!])
+  // Where one of that name lies already nothing is moved, and no guest gets another one's image.
+  writeFileSync(join(host.folder, 'images/web.img'), 'another')
+  assert.throws(() => execFileSync('sh', ['-c', `${free} && ${move}`]))
+  rmSync(join(host.folder, 'images/web.img'))
+  execFileSync('sh', ['-c', `${free} && ${move}`])
   assert.ok(existsSync(join(host.folder, 'images/web.img')))
   const [, edit] = define!.split(' | ')
   const xml = execFileSync('sh', ['-c', edit!], {
@@ -210,6 +214,17 @@ test('many disks are one finding, which names some', async (context) => {
   const [found, ...others] = await host.findings()
   assert.deepEqual(others, [])
   assert.match(found!.what, new RegExp(`vda of g${DOCTOR_DISKS_NAMED_MAX - 1} \\([^)]*\\) and 3 more lie`))
+})
+
+test('many disks that must be moved: each has its own finding up to a number, since a report has room for so many', async (context) => {
+  const host = new Host(context)
+  for (let number = 0; number < DOCTOR_DISKS_NAMED_MAX + 3; number += 1)
+    host.define(`g${number}`, disk('vda', join(host.folder, `g${number}.img`)))
+  const findings = await host.findings()
+  assert.equal(findings.length, DOCTOR_DISKS_NAMED_MAX + 1)
+  const { what, mend } = findings.at(-1)!
+  assert.match(what, /^vda of g8 .*, vda of g10 \([^)]*\) lie in no directory/)
+  assert.equal(mend, 'swam doctor')
 })
 
 test('without a libvirt that answers nothing is said to be well', async (context) => {
