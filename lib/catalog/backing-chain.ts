@@ -7,7 +7,12 @@
 import { realpath } from 'node:fs/promises'
 import { dirname, resolve } from 'node:path'
 import { errorText, RefusedError } from '../core/errors.ts'
-import { CHAIN_FILES_MAX, QEMU_IMG_DEADLINE_MS, QEMU_INFO_BYTES_MAX } from '../core/limits.ts'
+import {
+  CHAIN_FILES_MAX,
+  QEMU_CHECK_DEADLINE_MS,
+  QEMU_IMG_DEADLINE_MS,
+  QEMU_INFO_BYTES_MAX,
+} from '../core/limits.ts'
 import { CommandError, runCommand } from '../host/command.ts'
 import { checkImage, type ImageFormat, type ImageSource } from './image-files.ts'
 
@@ -19,6 +24,8 @@ export interface ChainFile {
 
 /** Who asked for an image says what may be opened for it. */
 export interface ChainRules<Name extends ChainFile> {
+  /** Its tables are held against its file: what lies beyond the end of one that was cut would be read as zeroes. */
+  readonly thorough?: boolean
   /** Opens the file itself, whatever it holds. */
   open(file: Name): Promise<ImageSource>
   /**
@@ -41,6 +48,8 @@ export interface BackingChain {
 interface Qcow2Info {
   readonly encrypted: boolean
   readonly corrupt: boolean
+  /** Its refcounts are old: a QEMU has it open, or was killed. */
+  readonly dirty: boolean
   readonly dataFile: string | undefined
   readonly backing: string | undefined
   readonly backingFormat: string | undefined
@@ -73,6 +82,8 @@ export async function openChain<Name extends ChainFile>(
         checkImage(name.path, file)
         const info = await qcow2Info(name.path, node, signal)
         nodes.push({ driver: 'qcow2', file: node })
+        refuseUnreadable(name.path, info)
+        if (rules.thorough === true && !info.dirty) await checkTables(name.path, file, node, signal)
         next = await backingOf(name, file, info, rules)
       }
     }
@@ -141,6 +152,7 @@ function parseInfo(output: string): Qcow2Info {
   return {
     encrypted: info['encrypted'] === true || data['encrypt'] !== undefined,
     corrupt: data['corrupt'] === true,
+    dirty: info['dirty-flag'] === true,
     dataFile: text(data['data-file']),
     backing: text(info['backing-filename']),
     backingFormat: text(info['backing-filename-format']),
@@ -151,6 +163,51 @@ function objectOf(value: unknown): Record<string, unknown> {
   return typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {}
 }
 
+/** @throws RefusedError for a file that holds something else than it says, by `qemu-img check`, which reads its tables only */
+async function checkTables(
+  path: string,
+  image: ImageSource,
+  file: BlockNode,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const node: BlockNode = { driver: 'qcow2', file, backing: null, 'read-only': true, 'force-share': true }
+  let found: Record<string, unknown>
+  try {
+    const output = await runCommand(['qemu-img', 'check', '--output=json', jsonName(node)], {
+      deadlineMs: QEMU_CHECK_DEADLINE_MS,
+      outputBytesMax: QEMU_INFO_BYTES_MAX,
+      exitCodes: CHECK_EXIT_CODES,
+      ...(signal === undefined ? {} : { signal }),
+    })
+    found = objectOf(JSON.parse(output))
+  } catch (error) {
+    signal?.throwIfAborted()
+    throw error instanceof CommandError
+      ? unreadable(path, error)
+      : new RefusedError(`${path}: ${errorText(error)}`, { cause: error })
+  }
+  const [corruptions, failures] = [found['corruptions'] ?? 0, found['check-errors'] ?? 0]
+  if (corruptions === 0 && failures === 0) return
+  if (await image.isStale())
+    throw new RefusedError(`${path}: it was written to while it was read: nothing can be said of it`)
+  throw new RefusedError(
+    `${path}: it is corrupt: ${corruptions} entries of its tables do not fit its file: qemu-img check says more`,
+  )
+}
+
+/** Nothing found; corruptions; clusters that nobody uses, which do no harm. */
+const CHECK_EXIT_CODES: readonly number[] = [0, 2, 3]
+
+/** @throws RefusedError */
+function refuseUnreadable(path: string, info: Qcow2Info): void {
+  if (info.encrypted)
+    throw new RefusedError(`${path}: it is encrypted: what is in it cannot be told without its key`)
+  if (info.corrupt) throw new RefusedError(`${path}: it is marked as corrupt: qemu-img check says more`)
+  if (info.dataFile !== undefined) {
+    throw new RefusedError(`${path}: its data lie in another file (${info.dataFile}): that is not supported`)
+  }
+}
+
 /** What the image stands on; undefined: nothing. Rejects with a RefusedError if it cannot be used. */
 async function backingOf<Name extends ChainFile>(
   name: Name,
@@ -158,13 +215,6 @@ async function backingOf<Name extends ChainFile>(
   info: Qcow2Info,
   rules: ChainRules<Name>,
 ): Promise<Name | undefined> {
-  const { path } = name
-  if (info.encrypted)
-    throw new RefusedError(`${path}: it is encrypted: what is in it cannot be told without its key`)
-  if (info.corrupt) throw new RefusedError(`${path}: it is marked as corrupt: qemu-img check says more`)
-  if (info.dataFile !== undefined) {
-    throw new RefusedError(`${path}: its data lie in another file (${info.dataFile}): that is not supported`)
-  }
   if (info.backing === undefined) return undefined
   const wanted = resolve(dirname(file.path), info.backing)
   const real = await realpath(wanted).catch(() => wanted)

@@ -9,7 +9,7 @@ import { type BigIntStats, constants } from 'node:fs'
 import { type FileHandle, open, readdir, realpath, stat } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import { blockDeviceBytes } from '../block/file.ts'
-import { LostError, RefusedError } from '../core/errors.ts'
+import { errorText, LostError, RefusedError } from '../core/errors.ts'
 import { IMAGE_BYTES_MAX, IMAGE_READ_BYTES_MAX } from '../core/limits.ts'
 import { MIB } from '../core/units.ts'
 import { type DataExtent, dataExtents } from './data-extents.ts'
@@ -209,13 +209,18 @@ export class ImageSource implements ExtentSource {
     return target
   }
 
-  /** Fills `target` from `offset` on; returns less than its length only at the end of the file. */
+  /** Fills `target` from `offset` on; returns less than its length only at the end of the file. Rejects with a RefusedError. */
   async readInto(target: Uint8Array, offset: number): Promise<number> {
     let filled = 0
-    while (filled < target.length) {
-      const { bytesRead } = await this.#handle.read(target, filled, target.length - filled, offset + filled)
-      if (bytesRead === 0) break
-      filled += bytesRead
+    try {
+      while (filled < target.length) {
+        const { bytesRead } = await this.#handle.read(target, filled, target.length - filled, offset + filled)
+        if (bytesRead === 0) break
+        filled += bytesRead
+      }
+    } catch (error) {
+      const what = `read image ${this.path}: ${target.length - filled} bytes at ${offset + filled}`
+      throw new RefusedError(`${what}: ${errorText(error)}`, { cause: error })
     }
     return filled
   }

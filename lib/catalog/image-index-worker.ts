@@ -11,7 +11,7 @@ import { parentPort, workerData } from 'node:worker_threads'
 import { Chunker } from '../chunk/chunker.ts'
 import { hintOf } from '../chunk/digest.ts'
 import { errorText } from '../core/errors.ts'
-import { IMAGE_RESCAN_MS } from '../core/limits.ts'
+import { CATALOG_FREE_CHUNKS_MAX, IMAGE_RESCAN_MS } from '../core/limits.ts'
 import { BLOCK_BYTES, HINT_BYTES } from '../core/units.ts'
 import { ChunkIndex, type SharedChunkIndex } from './chunk-index.ts'
 import { type ImageIdentity, ImageSource, sameIdentity } from './image-files.ts'
@@ -26,6 +26,7 @@ import {
 import { CHUNK_ENTRY_BYTES, CHUNKS, type MappedDisk } from './image-map-format.ts'
 import { ImageMapWriter } from './image-map-writer.ts'
 import { type ScanStart, scanImage } from './image-scan.ts'
+import { noRoomFor } from './map-space.ts'
 import { type ImageRef, type OpenImage, openImage } from './open-image.ts'
 import { PacedReads } from './paced-reads.ts'
 
@@ -88,12 +89,14 @@ export interface IndexWorkerData {
   readonly sharedBlocks: SharedChunkIndex
   /** Where maps lie; without it every image is scanned. */
   readonly catalog: string | undefined
+  /** CATALOG_FREE_BYTES_MIN. */
+  readonly freeBytesMin: number | undefined
 }
 
 if (parentPort === null) throw new Error('image-index-worker.ts runs as a worker thread only')
 
 const port = parentPort
-const { shared, sharedBlocks, catalog } = workerData as IndexWorkerData
+const { shared, sharedBlocks, catalog, freeBytesMin } = workerData as IndexWorkerData
 const index = ChunkIndex.attach(shared)
 const blocks = ChunkIndex.attach(sharedBlocks)
 const chunker = new Chunker()
@@ -290,6 +293,7 @@ class MapKeeper {
   /** What is in it already. */
   readonly partial: PartialMap | undefined
   #writer: ImageMapWriter | undefined
+  #chunks = 0
 
   /** @param anew nothing is taken from an earlier scan */
   constructor(path: string, identity: ImageIdentity, disk: MappedDisk, anew: boolean) {
@@ -301,10 +305,12 @@ class MapKeeper {
     if (resumed !== undefined) this.#writer = resumed.writer
     else if (catalog !== undefined)
       this.#try(() => (this.#writer = new ImageMapWriter(catalog, path, identity, { disk })))
+    this.#checkRoom()
   }
 
   add(digests: Uint8Array, digestOffset: number, offset: number, length: number): void {
     this.#try(() => this.#writer?.add(digests, digestOffset, offset, length))
+    if (++this.#chunks % CATALOG_FREE_CHUNKS_MAX === 0) this.#checkRoom()
   }
 
   addBlock(offset: number, hint: Buffer): void {
@@ -319,15 +325,25 @@ class MapKeeper {
     this.#writer?.abort()
   }
 
+  #checkRoom(): void {
+    if (this.#writer === undefined || catalog === undefined) return
+    const problem = noRoomFor(catalog, freeBytesMin)
+    if (problem !== undefined) this.#giveUp(problem)
+  }
+
   #try(work: () => unknown): void {
     if (this.problem !== undefined) return
     try {
       work()
     } catch (error) {
-      this.problem = errorText(error)
-      this.#writer?.abort()
-      this.#writer = undefined
+      this.#giveUp(errorText(error))
     }
+  }
+
+  #giveUp(problem: string): void {
+    this.problem = problem
+    this.#writer?.abort()
+    this.#writer = undefined
   }
 }
 

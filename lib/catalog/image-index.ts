@@ -72,9 +72,15 @@ export class ImageIndexer {
     readonly index: ChunkIndex
     readonly blocks: ChunkIndex
     readonly catalog?: string
+    readonly freeBytesMin?: number
   }) {
-    const { index, blocks, catalog } = options
-    const workerData: IndexWorkerData = { shared: index.shared, sharedBlocks: blocks.shared, catalog }
+    const { index, blocks, catalog, freeBytesMin } = options
+    const workerData: IndexWorkerData = {
+      shared: index.shared,
+      sharedBlocks: blocks.shared,
+      catalog,
+      freeBytesMin,
+    }
     this.#worker = new Worker(new URL('./image-index-worker.ts', import.meta.url), {
       name: 'swam-image-index',
       workerData,

@@ -76,6 +76,19 @@ export function sectionHead(kind: number, count: number): Buffer {
   return bytes
 }
 
+/** An entry of a section of chunks; of the digest only its beginning counts. */
+export function writeChunk(
+  target: Buffer,
+  at: number,
+  digest: Uint8Array,
+  offset: number,
+  length: number,
+): void {
+  target.set(digest.subarray(0, KEY_BYTES), at)
+  target.writeUIntBE(offset, at + KEY_BYTES, OFFSET_BYTES)
+  target.writeUIntBE(length, at + KEY_BYTES + OFFSET_BYTES, 3)
+}
+
 export interface Counts {
   readonly chunks: number
   readonly blocks: number

@@ -29,6 +29,7 @@ import {
   OFFSET_BYTES,
   SAMPLES,
   sectionHead,
+  writeChunk,
 } from './image-map-format.ts'
 
 /** Who a map shall belong to. */
@@ -75,9 +76,7 @@ export class ImageMapEncoder {
   add(digests: Uint8Array, digestOffset: number, offset: number, length: number): void {
     const entries = this.#chunks
     this.#handprint.add(digests, digestOffset)
-    entries.set(digests.subarray(digestOffset, digestOffset + KEY_BYTES), this.#chunksFilled)
-    entries.writeUIntBE(offset, this.#chunksFilled + KEY_BYTES, OFFSET_BYTES)
-    entries.writeUIntBE(length, this.#chunksFilled + KEY_BYTES + OFFSET_BYTES, 3)
+    writeChunk(entries, this.#chunksFilled, digests.subarray(digestOffset), offset, length)
     this.#chunksFilled += CHUNK_ENTRY_BYTES
     this.#chunkCount++
     if (this.#chunksFilled === entries.length) this.#flushChunks()

@@ -3,15 +3,25 @@
  * made again and compared, or taken away. The folder is the daemon's, which is nobody to trust here: no name in it is followed, and
  * no image is opened because a map names it. Maps belong to who owns the state directory.
  */
+import { createHash, type Hash } from 'node:crypto'
 import { lchownSync, lstatSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { Chunker } from '../chunk/chunker.ts'
 import { hintOf } from '../chunk/digest.ts'
 import { errorText, RefusedError } from '../core/errors.ts'
+import { BLOCK_BYTES } from '../core/units.ts'
+import { Handprint } from './handprint.ts'
 import { type ImageFile, type ImageFormat, ImageSource, listImages } from './image-files.ts'
-import { ImageMap } from './image-map.ts'
-import { mapPath } from './image-map-format.ts'
-import { ImageMapEncoder, ImageMapWriter, type MapOwner } from './image-map-writer.ts'
+import { blocksOf, ImageMap, type MappedBlocks } from './image-map.ts'
+import {
+  CHUNK_ENTRY_BYTES,
+  CHUNKS,
+  KEY_BYTES,
+  mapPath,
+  OFFSET_BYTES,
+  writeChunk,
+} from './image-map-format.ts'
+import { type ImageMapEncoder, ImageMapWriter, type MapOwner } from './image-map-writer.ts'
 import { scanImage } from './image-scan.ts'
 
 export interface FolderMap {
@@ -74,6 +84,8 @@ export class MapFolder {
         `${path}: expected a file of 1 MiB or more, directly in one of images (${where})`,
       )
     }
+    if (this.#formatAt(path) === 'qcow2')
+      throw new RefusedError(`${path}: swamd knows it as a qcow2, so its map is left to swamd`)
     const owner = ownerOf(stateDir)
     if (lstatSync(this.path, { throwIfNoEntry: false }) === undefined) {
       mkdirSync(this.path, { mode: 0o700 })
@@ -89,14 +101,32 @@ export class MapFolder {
     }
   }
 
+  /** Of the map that lies there; what is none has none. */
+  #formatAt(path: string): ImageFormat | undefined {
+    try {
+      const { map } = ImageMap.at(mapPath(this.path, path))
+      map.close()
+      return map.disk.format
+    } catch {
+      return undefined
+    }
+  }
+
   /** Whether a new scan of the raw image makes the same map. Throws as `make` does. */
   async isExact(path: string): Promise<boolean> {
     await using source = await ImageSource.open(path)
     using map = ImageMap.open(this.path, path, source.identity)
     if (map === undefined) return false
-    const encoder = new ImageMapEncoder(() => undefined, path, source.identity)
-    await scanInto(source, encoder)
-    return map.digest.equals(encoder.end(await source.isStale()))
+    const found = new Contents()
+    await scanInto(source, found)
+    const said = new Contents()
+    for (const { kind, entries } of map.entries()) {
+      if (kind === CHUNKS) said.addEntries(entries)
+      else said.addRun(blocksOf(entries))
+    }
+    const handprint = ImageMap.peek(this.path, path, source.identity)?.handprint ?? []
+    const same = found.digest(found.handprint.samples()).equals(said.digest(handprint))
+    return same && !(await source.isStale())
   }
 
   /** False when there is none. */
@@ -105,6 +135,46 @@ export class MapFolder {
     const there = lstatSync(place, { throwIfNoEntry: false }) !== undefined
     rmSync(place, { force: true })
     return there
+  }
+}
+
+/**
+ * What a map says, whatever its sections are: a scan that was resumed cuts them at other places, so two maps of the same image need not
+ * be the same bytes.
+ */
+class Contents {
+  readonly handprint = new Handprint()
+  readonly #chunks: Hash = createHash('sha256')
+  readonly #blocks: Hash = createHash('sha256')
+  readonly #entry = Buffer.alloc(CHUNK_ENTRY_BYTES)
+  readonly #block = Buffer.alloc(OFFSET_BYTES + KEY_BYTES)
+
+  add(digests: Uint8Array, digestOffset: number, offset: number, length: number): void {
+    this.handprint.add(digests, digestOffset)
+    writeChunk(this.#entry, 0, digests.subarray(digestOffset), offset, length)
+    this.#chunks.update(this.#entry)
+  }
+
+  addBlock(offset: number, hint: Buffer): void {
+    this.#block.writeUIntBE(offset, 0, OFFSET_BYTES)
+    hint.copy(this.#block, OFFSET_BYTES, 0, KEY_BYTES)
+    this.#blocks.update(this.#block)
+  }
+
+  /** Chunks as they stand in a map. */
+  addEntries(entries: Buffer): void {
+    this.#chunks.update(entries)
+  }
+
+  addRun({ offset, hints }: MappedBlocks): void {
+    for (let at = 0; at < hints.length; at += KEY_BYTES)
+      this.addBlock(offset + (at / KEY_BYTES) * BLOCK_BYTES, hints.subarray(at, at + KEY_BYTES))
+  }
+
+  /** Ends it. */
+  digest(handprint: readonly string[]): Buffer {
+    const parts = [this.#chunks.digest(), this.#blocks.digest(), Buffer.from(handprint.join(''), 'latin1')]
+    return Buffer.concat(parts)
   }
 }
 

@@ -23,15 +23,11 @@ import {
 import { BLOCK_BYTES, KIB } from '../core/units.ts'
 import { ChunkIndex } from './chunk-index.ts'
 import { HandprintIndex } from './handprint.ts'
-import {
-  type ImageFile,
-  type ImageFormat,
-  type ImageIdentity,
-  sameFile,
-  sameIdentity,
-} from './image-files.ts'
+import { type ImageFile, sameFile, sameIdentity } from './image-files.ts'
 import { ImageIndexer, type IndexedImage } from './image-index.ts'
-import { dropMaps, type MapSummary } from './image-map.ts'
+import { dropMaps } from './image-map.ts'
+import type { Known, Scan } from './known-image.ts'
+import { noRoomFor } from './map-space.ts'
 import { type ImageRef, type OpenImage, openImage } from './open-image.ts'
 import { choose, ranked } from './stock-choice.ts'
 
@@ -56,6 +52,8 @@ export interface StockOptions {
   readonly numbersMax?: number
   /** The same of IMAGE_REST_MS. */
   readonly restMs?: number
+  /** The same of CATALOG_FREE_BYTES_MIN. */
+  readonly freeBytesMin?: number
   readonly onProblem?: (text: string) => void
   /** An image is known, from its map or from a scan. */
   readonly onIndexed?: (image: IndexedImage) => void
@@ -70,43 +68,6 @@ export interface TendOptions {
   readonly busy: () => ReadonlySet<string>
   /** Bytes of images that are read in a second. */
   readonly bytesPerSecond: number
-}
-
-interface Scan {
-  /** Of its entries in the indexes, if it makes any. */
-  readonly number: number | null
-  readonly abort: AbortController
-  readonly hurry: () => void
-  readonly done: Promise<void>
-}
-
-/** What of an image lies in the indexes. */
-interface Loaded {
-  /** When its map was made; of an image without one: when it was scanned. */
-  readonly madeAtMs: number
-  /** What it was when it was scanned. */
-  readonly identity: ImageIdentity
-  readonly stale: boolean
-  /** Entries. */
-  readonly chunks: number
-  readonly blocks: number
-  readonly withBlocks: boolean
-}
-
-interface Known {
-  readonly path: string
-  readonly format: ImageFormat
-  identity: ImageIdentity
-  /** Of its entries in the indexes. */
-  number: number
-  /** Entries of this number were forgotten: it cannot have others. */
-  spent: boolean
-  source: OpenImage | undefined
-  map: MapSummary | undefined
-  loaded: Loaded | undefined
-  scan: Scan | undefined
-  /** How many of its samples were looked up. */
-  score: number
 }
 
 const CHUNK_BYTES_MEAN = 64 * KIB
@@ -142,11 +103,12 @@ export class ImageStock {
   }
 
   #newIndexer(): ImageIndexer {
-    const { catalog } = this.#options
+    const { catalog, freeBytesMin } = this.#options
     return new ImageIndexer({
       index: this.#index,
       blocks: this.#blocks,
       ...(catalog === undefined ? {} : { catalog }),
+      ...(freeBytesMin === undefined ? {} : { freeBytesMin }),
     })
   }
 
@@ -264,7 +226,7 @@ export class ImageStock {
 
   /**
    * Makes the maps that are missing, or old although their image is at rest or they are very old, one after the other. Resolves
-   * when that is done.
+   * when that is done. Where there is no room for maps it scans nothing: without a map it would all be read again in the next round.
    */
   async tend(list: ListImages, options: TendOptions): Promise<void> {
     let files: readonly ImageFile[] = []
@@ -280,11 +242,20 @@ export class ImageStock {
         if (this.#closed || this.#known.get(path) !== known || known.map?.exact === true) continue
         const old = Date.now() - (known.map?.madeAtMs ?? 0) > IMAGE_RESCAN_MS
         if (!old && !this.#isAtRest(known)) continue
-        if (known.scan === undefined)
+        if (known.scan === undefined) {
+          if (!this.#hasRoomForMaps()) return
           this.#scan(known, { insert: false, bytesPerSecond: options.bytesPerSecond })
+        }
       }
       await (known.scan as Scan | undefined)?.done
     }
+  }
+
+  #hasRoomForMaps(): boolean {
+    const { catalog, freeBytesMin, onProblem } = this.#options
+    const problem = catalog === undefined ? undefined : noRoomFor(catalog, freeBytesMin)
+    if (problem !== undefined) onProblem?.(problem)
+    return problem === undefined
   }
 
   /** Knows these files, and no others, by what they are now. */

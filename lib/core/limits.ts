@@ -372,6 +372,8 @@ export const ABOUT_RELEASE_CHARACTERS_MAX: number = 64
 export const DOCTOR_SSHD_MS: number = 5_000
 /** Running guests whose cap on migrations is looked at. Each is a virsh of 30 ms. */
 export const DOCTOR_GUESTS_MAX: number = 100
+/** Disks that one finding names, and that have one of their own; of further ones it says how many. */
+export const DOCTOR_DISKS_NAMED_MAX: number = 8
 /** After a join, until each daemon has its new peer; then the doctor looks. */
 export const JOIN_SETTLE_MS: number = 6_000
 /** How often the daemon is asked for that. */
@@ -545,6 +547,10 @@ export const HANDPRINTS_SAMPLES_MAX: number = 262_144
 export const IMAGE_REST_MS: number = 10_000
 /** A running guest's image is scanned again after this time; its old map is a good guess meanwhile. */
 export const IMAGE_RESCAN_MS: number = 6 * 3_600_000
+/** Free bytes of the state's file system below which no map is made: the history lies there too. The doctor says it (space-state). */
+export const CATALOG_FREE_BYTES_MIN: number = GIB
+/** Chunks of a scan until that is looked at again: some 10 MB of map. */
+export const CATALOG_FREE_CHUNKS_MAX: number = 65_536
 /** From one round of the catalog in the background to the next; listing images costs next to nothing. */
 export const CATALOG_TEND_MS: number = 600_000
 /** From the daemon's start to the first round: a host that boots has other things to read. */
@@ -580,6 +586,8 @@ export const EXPORT_START_MS: number = 15_000
 export const EXPORT_ASK_MS: number = 10
 /** How long the end of an export is waited for when its connection broke, for its reason. */
 export const EXPORT_END_MS: number = 1_000
+/** One `qemu-img check` of an image that is analyzed: it reads all tables, some 130 MB of a TiB. */
+export const QEMU_CHECK_DEADLINE_MS: number = 120_000
 /** What `qemu-img info` may print of one file: its bitmaps and key slots are some KiB. */
 export const QEMU_INFO_BYTES_MAX: number = 1 * MIB
 

@@ -15,6 +15,7 @@ import {
 import { KIB } from '../core/units.ts'
 import { CommandError, type RunCommand, runCommand } from './command.ts'
 import {
+  type Domain,
   type DomainDisk,
   type ImageFormatEntry,
   imageFormats,
@@ -137,17 +138,27 @@ export class Libvirt {
 
   /** The files of all guests' disks, running or not, with their formats. A guest that is at work on, and so not told of, has none. */
   async imageFormats(): Promise<ImageFormatEntry[]> {
+    return (await this.#ofAll(imageFormats)).flat()
+  }
+
+  /** All guests that are defined here or run here; not those that libvirt is at work on. In the order of libvirt's list. */
+  domains(): Promise<Domain[]> {
+    return this.#ofAll(parseDomain)
+  }
+
+  /** What `read` makes of each guest's XML; it throws ProtocolError for one that it cannot use. */
+  async #ofAll<Read>(read: (xml: string) => Read): Promise<Read[]> {
     const uuids = (await this.#call(['list', '--all', '--uuid'])).split('\n').map((line) => line.trim())
-    const queue = uuids.filter(isUuid).slice(0, LISTED_GUESTS_MAX).values()
-    const entries: ImageFormatEntry[] = []
+    const queue = uuids.filter(isUuid).slice(0, LISTED_GUESTS_MAX).entries()
+    const found = new Map<number, Read>()
     const work = async (): Promise<void> => {
-      for (const uuid of queue) {
+      for (const [index, uuid] of queue) {
         const xml = await this.#call(['dumpxml', uuid]).catch(() => undefined)
-        if (xml !== undefined) entries.push(...imageFormats(xml))
+        if (xml !== undefined) found.set(index, read(xml))
       }
     }
     await Promise.all(Array.from({ length: LIBVIRT_DISK_CALLS_MAX }, work))
-    return entries
+    return [...found].sort(([one], [other]) => one - other).map(([, value]) => value)
   }
 
   /** How the guest's current job stands, or with `completed` its last one. */

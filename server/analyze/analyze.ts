@@ -224,14 +224,14 @@ class Images {
 
   /** An image that the engine can take as a disk. */
   async disk(name: ImageName): Promise<ExtentSource> {
-    const source = await this.#openImage(name)
+    const source = await this.#openImage(name, true)
     checkDisk(name.path, source)
     return source
   }
 
   /** Bytes to look into, of any length: as raw, a file of qcow2 is one too. */
   async #image(name: ImageName): Promise<ExtentSource> {
-    const source = await this.#openImage(name)
+    const source = await this.#openImage(name, false)
     checkImage(name.path, source)
     return source
   }
@@ -268,7 +268,7 @@ class Images {
     return found
   }
 
-  async #openImage(name: ImageName): Promise<ExtentSource> {
+  async #openImage(name: ImageName, thorough: boolean): Promise<ExtentSource> {
     const { signal, onLost } = this.#context
     signal.throwIfAborted()
     if (name.format === 'qcow2' && ++this.#exports > ANALYZE_EXPORTS_MAX) {
@@ -277,7 +277,7 @@ class Images {
     const source =
       name.format === 'raw'
         ? await openRaw(name)
-        : await Qcow2Export.open(name, chainRules(this.#backings), { signal, onLost })
+        : await Qcow2Export.open(name, chainRules(this.#backings, thorough), { signal, onLost })
     this.#open.push(source)
     return source
   }

@@ -1,7 +1,7 @@
 /**
  * The images that `swam analyze` is told of: what was typed, looked at and opened. A format is what was said and never
  * what the bytes look like: a guest can write a qcow2 header into its disk. Where a file that nobody called raw begins
- * as a qcow2 or as a LUKS container, that is a refusal which asks for the word.
+ * as a qcow2, as a LUKS container or as something that is no disk as it lies, that is a refusal which asks for the word.
  *
  * What cannot be used is one line that names the path, with the class that makes its exit code: AnswerError (no such image, 5), a
  * cause of EACCES (not allowed, 4), UsageError (2), RefusedError (1).
@@ -27,6 +27,27 @@ const SECTOR_BYTES = 512
 const QCOW2_MAGIC: Buffer = Buffer.from('QFI\xfb', 'latin1')
 /** Of LUKS1 and LUKS2. */
 const LUKS_MAGIC: Buffer = Buffer.from('LUKS\xba\xbe', 'latin1')
+const CONVERT = 'which is not read: convert it (qemu-img convert -O raw)'
+const UNPACK = 'which is not read: unpack it'
+/** What else lies among images, and would give figures of bytes that no guest's disk has. By what stands where. */
+const OTHERS: readonly {
+  readonly name: string
+  readonly at: number
+  readonly magic: string
+  readonly advice: string
+}[] = [
+  { name: 'a VMDK', at: 0, magic: 'KDMV', advice: CONVERT },
+  { name: 'a VMDK', at: 0, magic: '# Disk DescriptorFile', advice: CONVERT },
+  { name: 'a VHDX', at: 0, magic: 'vhdxfile', advice: CONVERT },
+  { name: 'a VHD', at: 0, magic: 'conectix', advice: CONVERT },
+  { name: 'a VDI', at: 64, magic: '\x7f\x10\xda\xbe', advice: CONVERT },
+  { name: 'a QED', at: 0, magic: 'QED\0', advice: CONVERT },
+  { name: 'gzip', at: 0, magic: '\x1f\x8b\x08', advice: UNPACK },
+  { name: 'xz', at: 0, magic: '\xfd7zXZ\0', advice: UNPACK },
+  { name: 'zstd', at: 0, magic: '\x28\xb5\x2f\xfd', advice: UNPACK },
+]
+/** Up to the end of the last of these. */
+const HEAD_BYTES = Math.max(...OTHERS.map(({ at, magic }) => at + magic.length), LUKS_MAGIC.length)
 
 /** @param format of names that say none; undefined: raw, which a file that begins as a qcow2 must be called */
 export function imageName(text: string, format: ImageFormat | undefined): ImageName {
@@ -81,17 +102,18 @@ export async function openRaw(name: ImageName): Promise<ImageSource> {
 
 /** What a file begins as that is most likely not a guest's disk as the guest has it. */
 async function refuseOther(path: string, source: ImageSource): Promise<void> {
-  const head = Buffer.alloc(LUKS_MAGIC.length)
-  await source.readInto(head, 0).catch((error: unknown) => {
-    throw problem(path, error)
-  })
+  const head = Buffer.alloc(HEAD_BYTES)
+  await source.readInto(head, 0)
   if (head.subarray(0, QCOW2_MAGIC.length).equals(QCOW2_MAGIC))
     throw new UsageError(`${path} begins as a qcow2: say qcow2:${path} or raw:${path}`)
   // QEMU sends what is in it; but where the guest itself encrypts, its disk is these bytes.
-  if (head.equals(LUKS_MAGIC)) {
+  if (head.subarray(0, LUKS_MAGIC.length).equals(LUKS_MAGIC)) {
     const key = 'what is in it cannot be told without its key'
     throw new UsageError(`${path} is encrypted (LUKS): ${key}; if its guest encrypts, say raw:${path}`)
   }
+  const other = OTHERS.find(({ at, magic }) => head.toString('latin1', at, at + magic.length) === magic)
+  if (other !== undefined)
+    throw new UsageError(`${path} begins as ${other.name}, ${other.advice}, or say raw:${path}`)
 }
 
 /** What the engine can take as a disk. */
@@ -105,9 +127,13 @@ export function checkDisk(path: string, source: ExtentSource): void {
   }
 }
 
-/** Of a chain all that is under `backings` may be read, as what it was named. */
-export function chainRules(backings: readonly ImageName[]): ChainRules<ImageName> {
+/**
+ * Of a chain all that is under `backings` may be read, as what it was named.
+ * @param thorough whether figures are of what is in it: a source of the far side may be in use, and what is found in it is verified
+ */
+export function chainRules(backings: readonly ImageName[], thorough = false): ChainRules<ImageName> {
   return {
+    thorough,
     open: (name) => (name.format === 'raw' ? openRaw(name) : openFile(name)),
     backing: async ({ path }, wanted, format) => {
       for (const backing of backings) {

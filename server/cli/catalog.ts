@@ -2,7 +2,7 @@
  * `swam catalog`: the maps that the daemon keeps of this host's images. It works on the files themselves, whether the daemon runs
  * or not, and changes no image: what a map says is only ever a hint.
  */
-import { realpath } from 'node:fs/promises'
+import { realpath, stat } from 'node:fs/promises'
 import { DEFAULT_CONFIG_PATH, loadConfig } from '../../config/load.ts'
 import { type FolderMap, MapFolder } from '../../lib/catalog/map-folder.ts'
 import { errorText, RefusedError } from '../../lib/core/errors.ts'
@@ -32,8 +32,11 @@ export async function catalogCommand(
   if (action === 'add' || action === 'remove') {
     // The daemon knows an image by where it really lies; one that is gone has no such place any more.
     const path = await realpath(image!).catch(() => image!)
-    if (action === 'add') await folder.make(path)
-    else if (!folder.remove(path))
+    if (action === 'add') {
+      if ((await stat(path).catch(missing)) === undefined)
+        throw new AnswerError('SWAM_NOT_FOUND', `${path}: no such image`)
+      await folder.make(path)
+    } else if (!folder.remove(path))
       throw new AnswerError('SWAM_NOT_FOUND', `no map of ${path} in ${folder.path}: see swam catalog list`)
     return EXIT.done
   }
@@ -43,6 +46,12 @@ export async function catalogCommand(
   const text = action === 'list' ? listText(maps) : statsText(statsOf(maps))
   output.out(options.json === true ? jsonLine(report) : `${text}\n`)
   return EXIT.done
+}
+
+/** What is there and cannot be looked at is no image of this host, which is said. */
+function missing(error: unknown): null | undefined {
+  const { code } = error as NodeJS.ErrnoException
+  return code === 'ENOENT' || code === 'ENOTDIR' ? undefined : null
 }
 
 async function verify(

@@ -5,6 +5,7 @@ import { checkBandwidth } from './bandwidth.ts'
 import { checkCrypto } from './crypto.ts'
 import { checkDaemon } from './daemon.ts'
 import type { Finding } from './finding.ts'
+import { checkGuests } from './guests.ts'
 import { checkHook } from './hook.ts'
 import { checkImages } from './images.ts'
 import { checkIpv6 } from './ipv6.ts'
@@ -26,6 +27,7 @@ const CHECKS: readonly { readonly subject: string; readonly run: (place: Place) 
   { subject: 'ipv6', run: checkIpv6 },
   { subject: 'ports', run: checkPorts },
   { subject: 'images', run: checkImages },
+  { subject: 'guests', run: checkGuests },
   { subject: 'bandwidth', run: checkBandwidth },
   { subject: 'crypto', run: checkCrypto },
 ]

@@ -32,15 +32,34 @@ export async function checkImages(place: Place): Promise<Finding[]> {
     if (!isBelowDev(directory))
       findings.push(...(await spaceFindings('space-images', directory, 'a guest that comes finds no room')))
   }
-  findings.push(...(await spaceFindings('space-state', config.stateDir, 'the history is not written')))
+  findings.push(
+    ...(await spaceFindings(
+      'space-state',
+      config.stateDir,
+      'the history is not written, and what images hold is not kept',
+    )),
+  )
   return findings
+}
+
+/** Whether root alone chooses what lies there: of it and its parents. */
+export async function isRootsAlone(directory: string): Promise<boolean> {
+  for (let path = directory; ; path = dirname(path)) {
+    const found = await stat(path).catch(() => undefined)
+    if (found === undefined || !isRoots(found)) return false
+    if (path === dirname(path)) return true
+  }
+}
+
+function isRoots({ uid, mode }: { readonly uid: number; readonly mode: number }): boolean {
+  const sticky = (mode & 0o1000) !== 0
+  return uid === 0 && ((mode & 0o022) === 0 || sticky)
 }
 
 /** Whoever may rename such a directory chooses what is read as an image. */
 async function ownerFindings(path: string, directory: string): Promise<Finding[]> {
   const { uid, mode } = await stat(path)
-  const sticky = (mode & 0o1000) !== 0
-  if (uid === 0 && ((mode & 0o022) === 0 || sticky)) return []
+  if (isRoots({ uid, mode })) return []
   return [
     {
       id: 'images-owner',

@@ -1,11 +1,12 @@
 /**
- * `npm run bench -- NAME [--out FILE]`: runs one benchmark. FILE gets its one JSON object with all samples; a table of
+ * `npm run bench -- NAME [--out FILE]`: runs one benchmark. FILE gets its one JSON object with all samples, the commit and the time; a table of
  * its plain numbers, or the bench's own, goes to stdout. A bench verifies what arrived and throws otherwise, or names what it could
  * not have in `failures`: exit 1, after the rest was given out. Nothing here judges a figure.
  */
 import { writeFile } from 'node:fs/promises'
 import { parseArgs } from 'node:util'
 import { errorText } from '../../lib/core/errors.ts'
+import { commitOfTree } from '../demo/report.ts'
 
 interface Bench {
   run(): Promise<object & { readonly failures?: readonly string[] }>
@@ -43,7 +44,9 @@ async function main(): Promise<number> {
     return 2
   }
   const bench = await load()
-  const result = await bench.run()
+  const commit = commitOfTree()
+  const startedAt = new Date().toISOString()
+  const result = { commit, startedAt, ...(await bench.run()) }
   process.stdout.write(`${bench.table?.(result) ?? table(result).join('\n')}\n`)
   if (values.out !== undefined) await writeFile(values.out, `${JSON.stringify(result)}\n`)
   for (const failure of result.failures ?? []) process.stderr.write(`bench: ${failure}\n`)

@@ -10,6 +10,7 @@ import { mkdir, open, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { gzipSync, zstdCompressSync } from 'node:zlib'
 import { Qcow2Export } from '../../lib/catalog/qcow2-export.ts'
 import { MIB } from '../../lib/core/units.ts'
 import { type AnalyzeReport, analyze } from '../../server/analyze/analyze.ts'
@@ -101,6 +102,22 @@ const fifo = (path: string): void => void execFileSync('mkfifo', [path])
 async function poke(path: string, offset: number, bytes: readonly number[]): Promise<string> {
   await using file = await open(path, 'r+')
   await file.write(Buffer.from(bytes), 0, bytes.length, offset)
+  return path
+}
+
+/** The first entry of its L1 table is a table at an odd offset. */
+async function astray(folder: string): Promise<string> {
+  const path = await qcow2(join(folder, 'q'))
+  await succeed('qemu-io', ['-f', 'qcow2', '-c', 'write -q -P 1 0 1M', path])
+  const l1 = Number((await readFile(path)).readBigUInt64BE(40))
+  return await poke(path, l1, [0x80, 0, 0, 0, 0, 1, 2, 0])
+}
+
+/** A file that ends before its data do. */
+async function cutShort(folder: string): Promise<string> {
+  const path = await qcow2(join(folder, 'q'))
+  await succeed('qemu-io', ['-f', 'qcow2', '-c', 'write -q -P 1 0 4M', path])
+  await writeFile(path, (await readFile(path)).subarray(0, 2 * MIB))
   return path
 }
 
@@ -211,6 +228,30 @@ const rows: readonly Row[] = [
     code: 2,
     line: /a\.luks is encrypted \(LUKS\): what is in it cannot be told without its key; if its guest encrypts, say raw:.*a\.luks$/,
   },
+  ...(['vmdk', 'vhdx', 'vpc', 'vdi', 'qed'] as const).map((format) => ({
+    name: `a ${format}`,
+    args: async (folder: string) => {
+      const path = join(folder, `a.${format}`)
+      await succeed('qemu-img', ['create', '-q', '-f', format, path, '8M'])
+      return [path]
+    },
+    code: 2,
+    line: new RegExp(
+      `/a\\.${format} begins as a (VMDK|VHDX|VHD|VDI|QED), which is not read: convert it \\(qemu-img convert -O raw\\), or say raw:.*\\.${format}$`,
+    ),
+  })),
+  ...(['gzip', 'xz', 'zstd'] as const).map((name) => ({
+    name: `an image that ${name} packed`,
+    args: async (folder: string) => {
+      const path = join(folder, 'packed')
+      const bytes = Buffer.alloc(SIZE)
+      if (name === 'xz') await writeFile(path, execFileSync('xz', ['-c'], { input: bytes }))
+      else await writeFile(path, name === 'gzip' ? gzipSync(bytes) : zstdCompressSync(bytes))
+      return [path]
+    },
+    code: 2,
+    line: new RegExp(`packed begins as ${name}, which is not read: unpack it, or say raw:.*packed$`),
+  })),
   {
     name: 'a qcow2 that is marked as corrupt',
     args: async (folder) => [`qcow2:${await poke(await qcow2(join(folder, 'q')), 79, [2])}`],
@@ -227,13 +268,17 @@ const rows: readonly Row[] = [
   },
   {
     name: 'a qcow2 whose table leads nowhere',
-    args: async (folder) => {
-      const path = await qcow2(join(folder, 'q'))
-      await succeed('qemu-io', ['-f', 'qcow2', '-c', 'write -q -P 1 0 1M', path])
-      // The first entry of the L1 table: a table at an odd offset.
-      const l1 = Number((await readFile(path)).readBigUInt64BE(40))
-      return [`qcow2:${await poke(path, l1, [0x80, 0, 0, 0, 0, 1, 2, 0])}`]
-    },
+    args: async (folder) => [`qcow2:${await astray(folder)}`],
+    code: 1,
+    line: /q: it is corrupt: \d+ entries of its tables do not fit its file: qemu-img check says more$/,
+  },
+  {
+    name: 'a qcow2 whose table leads nowhere, at the far side',
+    args: async (folder) => [
+      await image(join(folder, 'a'), SIZE, []),
+      '--have',
+      `qcow2:${await astray(folder)}`,
+    ],
     code: 1,
     line: /q: (map|read) \d+ bytes at \d+: .+$/,
   },
@@ -246,6 +291,22 @@ const rows: readonly Row[] = [
     },
     code: 1,
     line: /q: not readable as a qcow2: .+$/,
+  },
+  {
+    name: 'a qcow2 that is cut behind its tables: its end would be zeroes',
+    args: async (folder) => [`qcow2:${await cutShort(folder)}`],
+    code: 1,
+    line: /q: it is corrupt: 3\d entries of its tables do not fit its file: qemu-img check says more$/,
+  },
+  {
+    name: 'a qcow2 in place that is cut behind its tables',
+    args: async (folder) => [
+      await image(join(folder, 'a'), SIZE, []),
+      '--in-place',
+      `qcow2:${await cutShort(folder)}`,
+    ],
+    code: 1,
+    line: /q: it is corrupt: 3\d entries/,
   },
   {
     name: 'a backing file that was not named',

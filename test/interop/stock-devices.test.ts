@@ -7,10 +7,15 @@ import { test } from 'node:test'
 import { ImageSource, listImages } from '../../lib/catalog/image-files.ts'
 import { ImageMap } from '../../lib/catalog/image-map.ts'
 import { MIB } from '../../lib/core/units.ts'
+import { Libvirt } from '../../lib/host/libvirt.ts'
 import { UNWRITTEN } from '../../lib/host/unwritten.ts'
 import { removeUnwrittenImage } from '../../server/cli/create-image.ts'
+import { checkGuests } from '../../server/doctor/guests.ts'
+import type { Place } from '../../server/doctor/place.ts'
 import { inFolder, succeed } from './nbd-peers.ts'
 import { share, withStock } from './stock-rig.ts'
+
+const UUID = '33333333-3333-4333-8333-000000000000'
 
 /** A loop device with these bytes, and a directory below /dev that names it as udev would. */
 async function withVolume(
@@ -60,6 +65,38 @@ test('what a directory of root below /dev names is listed: block devices alone',
         removeUnwrittenImage(join(group, 'empty'), [group]),
         /no image is made below \/dev, or removed/,
       )
+    })
+  })
+})
+
+test('the doctor counts a volume by whichever of its names, and says which directory to name', async () => {
+  await inFolder(async (folder) => {
+    await withVolume(folder, randomBytes(2 * MIB), async ({ device, group }) => {
+      const guest = join(folder, 'guest.xml')
+      const node = join(folder, 'node.xml')
+      const disk = (target: string, path: string): string =>
+        `<disk type='block' device='disk'><source dev='${path}'/><target dev='${target}'/></disk>`
+      await writeFile(
+        guest,
+        `<domain type='test'><name>web</name><uuid>${UUID}</uuid><memory>1024</memory><os><type>hvm</type></os><devices>
+${disk('vda', join(group, 'guest'))}${disk('vdb', device)}</devices></domain>`,
+      )
+      await writeFile(node, `<node><domain file='${guest}'/></node>`)
+      const configPath = join(folder, 'swam.toml')
+      await writeFile(configPath, 'site = "a"\n')
+      const mends: string[] = []
+      const found = async (images: readonly string[]): Promise<string[]> => {
+        const place = { config: { images }, configPath } as unknown as Place
+        const findings = await checkGuests(place, new Libvirt({ uri: `test://${node}` }))
+        mends.push(...findings.map(({ mend }) => mend))
+        return findings.map(({ what }) => what)
+      }
+      assert.deepEqual(await found([group]), [])
+      const [named, bare] = await found([folder])
+      assert.equal(named, `vda of web (${group}/guest) lies in no directory of images`)
+      assert.equal(bare, `vdb of web (${device}) lies in no directory of images`)
+      assert.match(mends[0]!, /DeviceAllow=block-loop r/)
+      assert.equal((await succeed('sh', ['-c', mends[1]!])).trim(), `${group}/guest`)
     })
   })
 })

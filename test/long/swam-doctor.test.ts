@@ -34,6 +34,7 @@ async function systemctl(host: LabHost, words: string): Promise<void> {
       await host.startSwamd()
     },
     'reload swamd': () => host.killSwamd('SIGHUP'),
+    'daemon-reload': async () => undefined,
     'start ssh': () => host.shell('/usr/sbin/sshd -f /etc/ssh/sshd_config'),
     'reload ssh': () => reloadSshd(host),
     'kill --signal=HUP --kill-who=main libvirtd': () => host.shell('kill -HUP $(cat /run/swam-lab/libvirtd)'),
@@ -204,6 +205,32 @@ sed -i 's|^images = .*|images = ["/srv/open", "/srv/none", "/srv/small"]|; s|^st
         'space-state': 'mount -o remount,size=3G /srv/small',
       },
       after: () => hosta.shell('umount /srv/small; cp /run/swam.toml.kept /etc/swam/swam.toml'),
+    },
+    {
+      ids: ['images-outside', 'images-volume'],
+      provoke: async () => {
+        await hosta.shell(`mkdir -p /srv/vms /srv/open
+chmod 777 /srv/open; echo image >/srv/open/two.img
+cp /etc/swam/swam.toml /run/swam.toml.kept`)
+        // The last one is in a directory of which others than root have the say: its mend moves the image.
+        const disks = [
+          ['file', 'file', '/srv/vms/one.img'],
+          ['block', 'dev', '/dev/swamvg/one'],
+          ['file', 'file', '/srv/open/two.img'],
+        ].map(
+          ([type, attribute, path], at) =>
+            `<disk type="${type}" device="disk"><driver name="qemu" type="raw"/><source ${attribute}="${path}"/><target dev="vd${'abc'[at]}" bus="virtio"/></disk>`,
+        )
+        const xml = `<domain type="qemu"><name>outside</name><memory unit="MiB">16</memory><os><type>hvm</type></os><devices>${disks.join('')}</devices></domain>`
+        await hosta.shell(`echo '${xml}' | virsh -q -c qemu:///system define /dev/stdin`)
+      },
+      after: async () => {
+        await hosta.shell(`test -s /var/lib/libvirt/images/two.img
+grep -q block-device-mapper /etc/systemd/system/swamd.service.d/volumes.conf
+virsh -q -c qemu:///system undefine outside; cp /run/swam.toml.kept /etc/swam/swam.toml
+rm -r /srv/open /srv/vms /var/lib/libvirt/images/two.img`)
+        await restart()
+      },
     },
     {
       ids: ['nft-missing', 'nft-table'],

@@ -391,6 +391,13 @@ test('an image in a directory that is the analyzed one is not its own source', a
   })
 })
 
+test('what the disk cannot read is told with its place', async () => {
+  // The kernel's own file of which no byte at 0 can be read: EIO, as of a bad sector.
+  const { code, out, err } = await swam('analyze', '/proc/self/mem')
+  assert.deepEqual([code, out], [EXIT.failed, ''])
+  assert.match(err, /^swam: read image \/proc\/\d+\/mem: \d+ bytes at 0: EIO: i\/o error, read\n$/)
+})
+
 test('an image that may not be read is exit code 4', async () => {
   await inFolder(async (folder) => {
     const path = await target(folder)

@@ -391,6 +391,23 @@ test('a map that is damaged is said, and the image is scanned', async (context) 
   assert.equal(whole?.blockCount, 1024)
 })
 
+test('maps do not fill the disk on which the history lies: nothing is scanned for them, and one that is begun is given up', async (context) => {
+  const { path, catalog, stock, tend, refresh, indexed, problems } = await rig(context, {
+    freeBytesMin: Number.MAX_SAFE_INTEGER,
+  })
+  const bytes = randomBytes(4 * MIB)
+  await writeFile(path('a.raw'), bytes)
+  await age(path('a.raw'))
+  await tend()
+  assert.equal(indexed.length, 0)
+  assert.match(problems.join('\n'), /^.*catalog: \d+ bytes free, expected at least \d+: no maps are made$/)
+  // When a migration comes it is worth its while all the same.
+  await refresh()
+  assert.deepEqual(await share(stock, bytes), { chunks: 1, blocks: 1 })
+  assert.match(problems.at(-1)!, /^map of .*a\.raw: .*: no maps are made$/)
+  assert.deepEqual(await readdir(catalog), [])
+})
+
 test('what holds most of what comes in is in the index, when not everything finds room', async (context) => {
   // Chunks of all, blocks of two: 0.8 of the table, 20 bytes each.
   const blockIndexBytesMax = Math.ceil(((2.5 * 2048) / 0.8) * 20) + 9 * 1024

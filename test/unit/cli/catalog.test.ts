@@ -142,12 +142,46 @@ test('what is no image of this host gets no map, and is one line', async (contex
   writeFileSync(outside, patchyBytes(3 * MIB, 8))
   const small = image('small.raw', 9)
   writeFileSync(small, 'a few bytes')
-  for (const path of ['/nowhere/x.raw', outside, small, '/etc/shadow']) {
+  for (const path of [outside, small, '/etc/shadow', '/etc']) {
     const { code, err } = await swam('add', path)
     assert.equal(code, EXIT.failed)
     assert.match(err, /^swam: .*: expected a file of 1 MiB or more, directly in one of images \(.*\)\n$/)
   }
+  for (const path of ['/nowhere/x.raw', join(outside, 'x'), join(elsewhere, 'gone')]) {
+    const { code, err } = await swam('add', path)
+    assert.deepEqual([code, err], [EXIT.notFound, `swam: ${path}: no such image\n`])
+  }
   assert.throws(() => readdirSync(catalog))
+})
+
+test('the map of what swamd has as a qcow2 is not made by root, who reads raw images only', async (context) => {
+  const { swam, image, catalog } = host(context)
+  const path = image('g.qcow2', 12)
+  mkdirSync(dirname(catalog))
+  await using source = await ImageSource.open(path)
+  const writer = new ImageMapWriter(catalog, path, source.identity, {
+    disk: { format: 'qcow2', bytes: 16 * MIB },
+  })
+  writer.finish()
+  const before = readFileSync(mapPath(catalog, path))
+  const { code, err } = await swam('add', path)
+  assert.equal(code, EXIT.failed)
+  assert.match(err, /^swam: .*g\.qcow2: swamd knows it as a qcow2, so its map is left to swamd\n$/)
+  assert.ok(readFileSync(mapPath(catalog, path)).equals(before))
+  const verified = json((await swam('--json', 'verify')).out)
+  assert.deepEqual([verified['checked'], verified['left']], [[], [path]])
+})
+
+test('without the words that are needed, or with a config that is none: the codes of all commands', async (context) => {
+  const { swam } = host(context)
+  for (const words of [['add'], ['remove'], ['nothing'], []]) {
+    const { code, err } = await swam(...words)
+    assert.equal(code, EXIT.usage, `${words.join(' ')}: ${err}`)
+  }
+  const said: string[] = []
+  const output = { out: () => undefined, err: (text: string) => void said.push(text) }
+  const code = await runSwam(['--config', '/nowhere/swam.toml', 'catalog', 'list'], Readable.from([]), output)
+  assert.equal(code, EXIT.badConfig, said.join(''))
 })
 
 test('root follows no link that the daemon lays into its folder, and opens no file because a map names it', async (context) => {
