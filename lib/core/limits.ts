@@ -186,8 +186,11 @@ export const DIRECT_ASK_MS: number = 1000
 export const DIRECT_START_MS: number = 60_000
 /** How long such a migration is watched at most: two days. */
 export const DIRECT_WATCH_MS: number = 172_800_000
-/** A failed migration's guest stays marked as incoming: libvirt's hooks for its end come after ours knows of it. */
-export const FAILED_MARK_MS: number = 10_000
+/** A failed migration's guest stays marked as incoming: libvirt's hooks come later, half a minute where the link is cut for good. */
+export const FAILED_MARK_MS: number = 120_000
+
+/** What the mark of an incoming guest may hold: the paths of its disks that were missing here. */
+export const MARK_BYTES_MAX: number = 2 * MIB
 
 // ---- Peers: SSH, bundles, calls, streams -----------------------------------------------------------------------
 
@@ -523,6 +526,16 @@ export const GUESS_IMAGES_MAX: number = 4
 
 /** Images that are known at once by their maps and handprints, over all shared directories. */
 export const KNOWN_IMAGES_MAX: number = 4096
+/** Links to images of failed migrations (swam salvage) on one host, whatever their size; each is an image that is known. */
+export const SALVAGE_IMAGES_MAX: number = 256
+/** The part of a disk's name that stands in the name of such a link. */
+export const SALVAGE_TARGET_CHARACTERS_MAX: number = 64
+/** An image that has its other name still so long after its migration failed is taken away by nobody: the link goes. */
+export const SALVAGE_SETTLE_MS: number = 600_000
+/** The hook's wait, at an announcement, for old salvage to be removed. */
+export const SALVAGE_SWEEP_WAIT_MS: number = 1_000
+/** How long salvage may be kept by the config, in days. */
+export const SALVAGE_DAYS_MAX: number = 366
 /** Images that are open at once, while migrations come in: those that were asked for most, then the first by path. */
 export const SHARED_IMAGES_MAX: number = 256
 /** Samples of one image's handprint, 8 bytes each: one of 256 chunks, so 1 TiB of chunks of 64 KiB. Of more the smallest. */
