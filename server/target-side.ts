@@ -19,6 +19,7 @@ import {
   LOCATE_ABSENT_MS,
   LOCATE_MS,
   MIGRATIONS_MAX,
+  STARTED_MARK_MS,
 } from '../lib/core/limits.ts'
 import { MIB } from '../lib/core/units.ts'
 import { Arrivals } from '../lib/engine/arrivals.ts'
@@ -125,7 +126,7 @@ export class TargetSide {
   /** Marks that a daemon before this one has left: libvirt may be about to end these guests, and the hook to read why. */
   async recover(): Promise<void> {
     for (const guest of await readdir(join(this.#site.config.runDir, 'incoming')).catch(() => []))
-      if (!guest.startsWith('.')) this.#unmark(guest, FAILED_MARK_MS)
+      if (!guest.startsWith('.')) this.#unmark(guest, STARTED_MARK_MS)
   }
 
   /** What root's hook made of the images that it was asked to create. */
@@ -195,7 +196,8 @@ export class TargetSide {
       onEnd: (ended) => {
         if (this.#incoming.get(ended.guest) === ended) {
           this.#incoming.delete(ended.guest)
-          this.#unmark(ended.guest, ended.record.phase === 'failed' ? FAILED_MARK_MS : 0)
+          const markMs = ended.wasStarted ? STARTED_MARK_MS : FAILED_MARK_MS
+          this.#unmark(ended.guest, ended.record.phase === 'failed' ? markMs : 0)
         }
         this.#site.ended(ended.record)
         void this.#stock

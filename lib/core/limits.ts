@@ -186,8 +186,10 @@ export const DIRECT_ASK_MS: number = 1000
 export const DIRECT_START_MS: number = 60_000
 /** How long such a migration is watched at most: two days. */
 export const DIRECT_WATCH_MS: number = 172_800_000
-/** A failed migration's guest stays marked as incoming: libvirt's hooks come later, half a minute where the link is cut for good. */
-export const FAILED_MARK_MS: number = 120_000
+/** A failed migration's guest stays marked as incoming: libvirt's hooks for its end come after ours knows of it. */
+export const FAILED_MARK_MS: number = 10_000
+/** The same where its QEMU ran here: where the link is cut for good libvirt ends it half a minute later, and the hook reads the mark. */
+export const STARTED_MARK_MS: number = 120_000
 
 /** What the mark of an incoming guest may hold: the paths of its disks that were missing here. */
 export const MARK_BYTES_MAX: number = 2 * MIB

@@ -36,13 +36,14 @@ import {
 } from '../../lib/catalog/salvage.ts'
 import { errorText, RefusedError } from '../../lib/core/errors.ts'
 import { GIB } from '../../lib/core/units.ts'
+import { runningUuids } from '../../lib/host/qemu-pid.ts'
 import { insideOf, openAllowed } from './allowed-directory.ts'
 
 /** What `stat` counts a file's blocks in. */
 const STAT_BLOCK_BYTES = 512
-const DAY_MS = 86_400_000
+const MS_OF_A_DAY = 86_400_000
 
-type SalvageConfig = Pick<Config, 'images' | 'limits'>
+type SalvageConfig = Pick<Config, 'images' | 'limits' | 'runDir'>
 
 /**
  * Links the images of the guest that stand in `missing` (the daemon's word: they were not here before it came) and in its XML. Gives
@@ -161,11 +162,13 @@ export async function listSalvage(
   return found
 }
 
-/** Takes away what has had its time, or what `which` says. Gives what went. */
+/** Takes away what has had its time, or of which the guest has arrived; or what `which` says. Gives what went. */
 export async function sweepSalvage(
   config: SalvageConfig,
   options: {
     readonly which?: (link: FoundLink) => boolean
+    /** Guests that have a QEMU here. */
+    readonly running?: () => Promise<ReadonlySet<string>>
     readonly problem?: (text: string) => void
   } = {},
 ): Promise<FoundLink[]> {
@@ -178,7 +181,7 @@ export async function sweepSalvage(
     try {
       const old =
         options.which === undefined
-          ? await toRemove(handle, links, config, before)
+          ? await toRemove(handle, links, config, { before, running: options.running ?? runningUuids })
           : links.filter(options.which)
       for (const name of unwanted) await unlink(`${insideOf(handle)}/${name}`).catch(() => undefined)
       for (const one of old) {
@@ -202,17 +205,24 @@ export async function sweepSalvage(
 async function toRemove(
   handle: FileHandle,
   links: readonly FoundLink[],
-  { limits }: SalvageConfig,
-  before: { readonly bytes: number; readonly count: number },
+  { limits, runDir }: SalvageConfig,
+  options: {
+    readonly before: { readonly bytes: number; readonly count: number }
+    readonly running: () => Promise<ReadonlySet<string>>
+  },
 ): Promise<readonly FoundLink[]> {
   const { bavail, blocks, bsize } = await statfs(insideOf(handle))
   const room = {
-    ageMsMax: limits.salvageDays * DAY_MS,
+    ageMsMax: limits.salvageDays * MS_OF_A_DAY,
     bytesMax: limits.salvageGiB * GIB,
     freeBytes: bavail * bsize,
     fileSystemBytes: blocks * bsize,
   }
-  return salvageToRemove(links, room, before)
+  // Of a guest that is coming in just now it may be the best source; one that runs here and is not has arrived.
+  const coming = links.length === 0 || (await readdir(join(runDir, 'incoming')).catch(() => [])).length > 0
+  const arrived = coming ? new Set<string>() : await options.running()
+  const needed = links.filter(({ uuid }) => !arrived.has(uuid))
+  return [...links.filter((link) => !needed.includes(link)), ...salvageToRemove(needed, room, options.before)]
 }
 
 async function rootsOf(images: readonly string[]): Promise<Set<string>> {

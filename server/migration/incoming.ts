@@ -139,6 +139,11 @@ export class IncomingMigration {
     return this.#options.guest
   }
 
+  /** Its QEMU ran here. */
+  get wasStarted(): boolean {
+    return this.#armed
+  }
+
   /** Images that it writes, without links. */
   get targets(): ReadonlySet<string> {
     return new Set(this.#options.targets.map(resolved))

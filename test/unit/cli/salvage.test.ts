@@ -26,6 +26,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { type TestContext, test } from 'node:test'
+import { loadConfig } from '../../../config/load.ts'
 import type { HookRequest } from '../../../hooks/decision.ts'
 import { listImages } from '../../../lib/catalog/image-files.ts'
 import { MIB } from '../../../lib/core/units.ts'
@@ -33,7 +34,7 @@ import { UNWRITTEN } from '../../../lib/host/unwritten.ts'
 import { EXIT } from '../../../server/cli/exit-codes.ts'
 import { hookCommand } from '../../../server/cli/hook.ts'
 import { runSwam } from '../../../server/cli/program.ts'
-import { keepImage } from '../../../server/cli/salvage-files.ts'
+import { keepImage, sweepSalvage } from '../../../server/cli/salvage-files.ts'
 import { serveControl } from '../../../server/control.ts'
 import { writeMark } from '../../../server/incoming-mark.ts'
 import { randomBytes } from '../chunk/samples.ts'
@@ -308,6 +309,17 @@ test('the mark is a stranger’s word: only what stands in the XML as a written 
   assert.equal(statSync(secret).nlink, 1)
 })
 
+test('of two disks only the one that libvirt made is linked', async (context) => {
+  const at = host(context)
+  const [a, b] = [at.image('a.raw'), at.image('b.raw')]
+  await at.mark(b)
+  await at.hook('stopped end', [
+    ['vda', 'raw', a],
+    ['vdb', 'raw', b],
+  ])
+  assert.deepEqual(at.kept(), [`${UUID}-vdb.raw`])
+})
+
 for (const { name, write } of [
   { name: 'no JSON', write: (mark: string) => writeFileSync(mark, '{"missing":[') },
   { name: 'null', write: (mark: string) => writeFileSync(mark, 'null') },
@@ -470,6 +482,27 @@ test('the announcement of another guest removes what has had its time, and no mo
   assert.equal(await at.hook('migrate begin', []), 0)
   assert.deepEqual(at.kept(), [])
   assert.equal(existsSync(at.salvage), false, 'an empty folder goes too')
+})
+
+test('what is kept of a guest that has arrived goes, but not while any guest is coming in', async (context) => {
+  const at = host(context)
+  for (const [name, uuid] of [
+    ['a.raw', UUID],
+    ['b.raw', OTHER],
+  ] as const) {
+    await keepImage(at.image(name), { uuid, target: 'vda', format: 'raw' }, [at.images])
+    rmSync(at.path(name))
+  }
+  const config = await loadConfig(join(at.folder, 'swam.toml'))
+  const running = async (): Promise<ReadonlySet<string>> => new Set([OTHER])
+  await at.mark()
+  assert.deepEqual(await sweepSalvage(config, { running }), [])
+  rmSync(join(at.folder, 'incoming', 'vm'))
+  assert.deepEqual(
+    (await sweepSalvage(config, { running })).map(({ uuid }) => uuid),
+    [OTHER],
+  )
+  assert.deepEqual(at.kept(), [NAME])
 })
 
 test('swam salvage: lists, sweeps, removes of one guest and of all', async (context) => {

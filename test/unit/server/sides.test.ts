@@ -19,6 +19,7 @@ import {
   LOCATED_MS,
   PEER_CONTROL_BUNDLES_MAX,
   PEER_MIGRATIONS_MAX,
+  STARTED_MARK_MS,
 } from '../../../lib/core/limits.ts'
 import { createLog } from '../../../lib/core/log.ts'
 import { MIB } from '../../../lib/core/units.ts'
@@ -275,7 +276,7 @@ test('what a daemon that was killed has marked stays for a while: libvirt ends t
   const mark = join(directory, 'incoming', 'vm')
   await writeMark(mark, 'id', ['/a'])
   await side.recover()
-  clock.advance(FAILED_MARK_MS - 1)
+  clock.advance(STARTED_MARK_MS - 1)
   await new Promise((resolve) => setTimeout(resolve, 50))
   assert.deepEqual([...(await readMark(mark))], ['/a'])
   clock.advance(1)
