@@ -49,6 +49,7 @@ export interface Config {
   readonly strict: boolean
   readonly migrationPorts: readonly [low: number, high: number]
   readonly ram: 'on' | 'off'
+  readonly throttle: boolean
   readonly verify: 'map' | 'read' | 'off'
   readonly share: 'images' | 'none' | readonly string[]
   readonly logLevel: string
@@ -249,6 +250,12 @@ export const CONFIG_SCHEMA: Group = {
     'on',
     'on',
     'off',
+  ),
+  throttle: leaf(
+    'true: once a disk is copied its writes are acknowledged as fast as they arrive. Slows guests of --copy-storage-synchronous-writes.',
+    'true or false',
+    false,
+    (value) => typeof value === 'boolean',
   ),
   verify: choice(
     'Proof at the end of a migration: "map" by the digests of what was applied, "read" by reading back, "off" none. Not acted on yet.',

@@ -251,6 +251,7 @@ export class SourceSide {
         window: this.#window,
         windowBytes: (this.#site.config.limits.windowMiB * MIB) / 2,
         drainMs: MIGRATION_DRAIN_MS,
+        throttle: this.#site.config.throttle,
         flushDeadlineMs: this.#site.config.flushDeadlineMs,
       },
       farLives: (instance) => this.#options.farLives(peer, instance),

@@ -446,6 +446,14 @@ export const STAGE_BYTES_MAX: number = 16 * MIB
 export const STAGE_PIECES_MAX: number = 16_384
 /** What rests in the stage this long is sent without waiting for neighbours. */
 export const STAGE_IDLE_MS: number = 40
+/** A hot part of a disk is held back until it has not been written for so long; QEMU mirrors what is dirty every 100 ms. */
+export const HOT_REST_MS: number = 500
+/** Parts of 64 KiB of one disk of which it is known when they were written last. */
+export const HOT_UNITS_MAX: number = 65_536
+/** What is held back of one disk may take so long to send by the link's rate: when the guest is paused it must. */
+export const HELD_BACK_MS: number = 50
+/** And no more than that: the stage has room for the rest. */
+export const HELD_BACK_BYTES_MAX: number = 4 * MIB
 /** Bytes that are described as one run. */
 export const RUN_BYTES_MAX: number = 16 * MIB
 /** Runs of one disk with the workers at once. */
@@ -464,6 +472,8 @@ export const HINTS_TURN_CHUNKS_MAX: number = 64
 export const EAGER_RUN_BYTES_MAX: number = 256 * KIB
 /** What may be on its way while that is done outside of a FLUSH. */
 export const EAGER_OUTSTANDING_BYTES_MAX: number = 512 * KIB
+/** How often while a disk is copied: what a host or a QEMU that dies loses of it. More often would slow the copying down. */
+export const FLUSH_BULK_MS: number = 30_000
 /** How often a receiver flushes its disk while the guest goes on, so that the last FLUSH finds little. */
 export const FLUSH_AHEAD_MS: number = 500
 /** What a guest dirties is measured over so long. */
@@ -476,6 +486,10 @@ export const SENT_PARTS_MAX: number = 2 ** 27
 export const EARLY_BYTES_MAX: number = 8 * MIB
 /** So many applied bytes tell, by weight, how much of what is undetermined will have to be sent, and so how long it drains. */
 export const LITERAL_SHARE_BYTES: number = 8 * MIB
+/** With `throttle`, what of a disk that is copied may be acknowledged and not settled: so much of the link's rate, in milliseconds. */
+export const THROTTLE_MS: number = 100
+/** And so much on any link: four of the mirror's 64 KiB. */
+export const THROTTLE_BYTES_MIN: number = 256 * KIB
 /** Acknowledged bytes whose fate the far side has not told yet, on a slow link: a stage full, and its answers on the way. */
 export const UNDETERMINED_BYTES_MIN: number = 24 * MIB
 /** The same on any link: they may all turn out to be wanted, and must then drain. */

@@ -18,7 +18,7 @@ import type { BlockDevice } from '../block/device.ts'
 import { IntervalMap } from '../block/extents.ts'
 import { readBytes } from '../block/read-bytes.ts'
 import { sha256 } from '../chunk/digest.ts'
-import type { ByteBudget, ByteShare } from '../core/byte-budget.ts'
+import type { ByteShare } from '../core/byte-budget.ts'
 import { errorText, ProtocolError, RefusedError } from '../core/errors.ts'
 import {
   HURRIED_CHUNKS_MAX,
@@ -41,40 +41,20 @@ import {
 } from '../wire/disk.ts'
 import type { DiskAccount } from './account.ts'
 import { type ArrivalSession, Arrivals } from './arrivals.ts'
-import type { BlockPlaces } from './block-finder.ts'
 import { BlockLevel } from './block-level.ts'
 import { FlushAhead } from './flush-ahead.ts'
 import { IncomingLiterals, misfit } from './incoming-literals.ts'
 import { IncomingReads } from './incoming-reads.ts'
-import { CLASS_CONTROL, type DiskEndpoint, type DiskLink } from './link.ts'
+import { CLASS_CONTROL, type DiskEndpoint } from './link.ts'
+import type { ReceiverOptions } from './receiver-parts.ts'
 import { Reports } from './reports.ts'
 import { RootLevel } from './root-level.ts'
 import { SameChunks } from './same-chunks.ts'
 import { RunWriter } from './seams.ts'
-import { type ChunkQuery, type ChunkSource, SessionSource, SourceRouter, unlessRefused } from './sources.ts'
+import { type ChunkQuery, SessionSource, SourceRouter, unlessRefused } from './sources.ts'
 import { runsOf, type Survey } from './survey.ts'
 import { TargetZeroes } from './target-zeroes.ts'
 import { newTask, type ReceiverBudget, type Task } from './task.ts'
-
-export interface ReceiverOptions {
-  readonly link: DiskLink
-  readonly disk: number
-  readonly epoch: number
-  readonly device: BlockDevice
-  readonly account: DiskAccount
-  /** Bytes that all receivers of the daemon may hold together. */
-  readonly memory: ByteBudget
-  /** Beyond the target itself: catalog, neighbours. */
-  readonly sources: readonly ChunkSource[]
-  /** The same for blocks of chunks that no source has. */
-  readonly blockPlaces?: readonly BlockPlaces[]
-  readonly sessionEntriesMax: number
-  /** Shared by the disks of one migration. */
-  readonly budget?: ReceiverBudget
-  /** Shared by all receivers of the daemon. */
-  readonly arrivals?: Arrivals
-  readonly onEnd?: (error: Error | undefined) => void
-}
 
 const EIO = 5
 
@@ -127,7 +107,7 @@ export class DiskReceiver implements DiskEndpoint {
     })
     this.#reports = new Reports((message) => this.#send(message), options.link.features.has(FEATURE_SURVEY))
     this.#roots = this.#rootLevel()
-    this.#ahead = new FlushAhead({ device: options.device, fail: this.#onError })
+    this.#ahead = new FlushAhead({ device: options.device, fail: this.#onError, clock: options.clock })
     this.#literals = new IncomingLiterals({
       features: options.link.features,
       budget: this.#budget,

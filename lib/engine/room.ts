@@ -4,7 +4,13 @@
  * drains slowly freezes guest and monitor. How much of it has to be sent is not known before; what came of the bytes
  * before tells.
  */
-import { LITERAL_SHARE_BYTES, UNDETERMINED_BYTES_MAX, UNDETERMINED_BYTES_MIN } from '../core/limits.ts'
+import {
+  LITERAL_SHARE_BYTES,
+  THROTTLE_BYTES_MIN,
+  THROTTLE_MS,
+  UNDETERMINED_BYTES_MAX,
+  UNDETERMINED_BYTES_MIN,
+} from '../core/limits.ts'
 import { MIB } from '../core/units.ts'
 
 /** Always admitted, however slow the link is. */
@@ -60,9 +66,13 @@ export class Room {
     return this.#inPlaceShare >= IN_PLACE_SHARE_MIN
   }
 
-  /** @param wanted those of the unsettled bytes that the far side has asked for */
-  allows(unsettled: number, wanted: number, rateBytesPerSecond: number): boolean {
+  /**
+   * @param wanted those of the unsettled bytes that the far side has asked for
+   * @param throttled as little as keeps the link busy: who writes waits for it
+   */
+  allows(unsettled: number, wanted: number, rateBytesPerSecond: number, throttled = false): boolean {
     const undetermined = unsettled - wanted
+    if (throttled) return unsettled <= Math.max(THROTTLE_BYTES_MIN, (rateBytesPerSecond * THROTTLE_MS) / 1000)
     const drainable = Math.max(DRAINABLE_BYTES_MIN, (rateBytesPerSecond * this.#drainMs) / 1000)
     if ((wanted + undetermined * this.#literalShare) * this.#literalRatio > drainable) return false
     const undeterminedMax = Math.max(UNDETERMINED_BYTES_MIN, drainable * 2)

@@ -2,6 +2,7 @@
 import type { BlockSizes } from '../block/device.ts'
 import type { DescribedRun } from '../chunk/describer.ts'
 import type { Slab, SlabPool } from '../chunk/slab.ts'
+import type { Clock } from '../core/clock.ts'
 import type { DiskAccount } from './account.ts'
 import type { DiskLink } from './link.ts'
 import type { SendWindow } from './send-window.ts'
@@ -14,6 +15,8 @@ export interface SenderLimits {
   readonly windowBytes: number
   /** How long what is not yet applied may take to drain, by the link's measured rate. */
   readonly drainMs: number
+  /** Once the disk is copied, writes are acknowledged only as fast as they arrive. */
+  readonly throttle?: boolean
   /** How long a WRITE or FLUSH may wait on a link that gives no sign, until it is an EIO. */
   readonly flushDeadlineMs: number
 }
@@ -28,6 +31,7 @@ export interface SenderOptions {
   readonly slabs: SlabPool
   readonly describe: (bytes: Uint8Array) => Promise<DescribedRun[]>
   readonly limits: SenderLimits
+  readonly clock?: Clock
   /** Of the guest's disks. */
   readonly group?: SenderGroup
   /**

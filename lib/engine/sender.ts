@@ -10,8 +10,7 @@
  *
  * A far side that lacks a chunk may ask for it block by block: ASK → HINTS → PARTS → LITERAL of the missing blocks.
  *
- * Order: runs are described by workers but delivered in the order in which they left the stage, and get their sequence
- * numbers then. Deliberately not here: deltas, hot-block hold-back (later issues).
+ * Order: runs get their sequence numbers when they are delivered (stage-drain.ts).
  * A break of the link is ridden out by the bundle, for as long as patience.ts has with what QEMU waits for.
  */
 import {
@@ -25,17 +24,12 @@ import type { DescribedRun } from '../chunk/describer.ts'
 import type { Slab } from '../chunk/slab.ts'
 import { errorText, LostError, ProtocolError, RefusedError, SwamError } from '../core/errors.ts'
 import {
-  DESCRIBING_RUNS_MAX,
   EAGER_RUN_BYTES_MAX,
-  EMITTED_RUNS_MAX,
+  HELD_BACK_BYTES_MAX,
+  HELD_BACK_MS,
   LITERAL_BYTES_MAX,
-  RUN_BYTES_MAX,
   SENDER_RECORDS_MAX,
-  STAGE_BYTES_MAX,
-  STAGE_IDLE_MS,
-  STAGE_PIECES_MAX,
 } from '../core/limits.ts'
-import { loopTurn } from '../core/loop-turn.ts'
 import {
   type DiskMessage,
   type DiskMessageBody,
@@ -53,7 +47,7 @@ import { Room } from './room.ts'
 import type { WindowMember } from './send-window.ts'
 import type { SenderOptions, Waiter } from './sender-parts.ts'
 import { SentChunks } from './sent-chunks.ts'
-import { Stage, type StagedRun } from './stage.ts'
+import { StageDrain } from './stage-drain.ts'
 import { surveyOf } from './survey.ts'
 import { asOneChunk, isSooner, Unasked } from './unasked.ts'
 
@@ -76,20 +70,12 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   readonly features: DeviceFeatures = ALL_FEATURES
   readonly account: DiskAccount
   readonly #options: SenderOptions
-  readonly #stage = new Stage()
+  readonly #drain: StageDrain
   readonly #sent: SentChunks
-  #describing = 0
-  #describingBytes = 0
   readonly #room: Room
   readonly #literals: LiteralSender
   readonly #hinter: Hinter
   readonly #unasked: Unasked
-  /** Delivers descriptions in the order in which their runs left the stage. */
-  #chain: Promise<void> = Promise.resolve()
-  /** Everything that arrived before this number leaves the stage now. */
-  #forceBefore = 0
-  #idleTimer: NodeJS.Timeout | undefined
-  #soon: NodeJS.Immediate | undefined
   #admissions: Waiter[] = []
   #settled: Waiter[] = []
   /** Counts accepted changes; a FLUSH that saw the same count as the last confirmed one has nothing to do. */
@@ -130,6 +116,16 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
       onAsked: (record) => this.#hinter.queue(record),
       onHinted: (bytes, sentBytes) => this.#unasked.applied(bytes, sentBytes),
     })
+    this.#drain = new StageDrain({
+      slabs: options.slabs,
+      describe: options.describe,
+      bulkOnly: options.bulkOnly === true,
+      clock: options.clock,
+      heldBytesMax: () => this.#heldBytesMax(),
+      deliver: (offset, slab, runs) => this.#deliver(offset, slab, runs),
+      deliverZeroes: (offset, length) => this.#sendZeroes(offset, length),
+      onError: (error) => this.#fail(error),
+    })
     const isNeeded = this.#sent.has.bind(this.#sent)
     this.#hinter = new Hinter({
       isNeeded,
@@ -169,14 +165,14 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   async write(offset: number, data: Buffer, flags?: { readonly fua?: boolean }): Promise<void> {
     this.#check()
     this.account.askedBytes += data.length
-    this.#stage.put(offset, data)
+    this.#drain.put(offset, data)
     await this.#accepted(flags?.fua === true)
   }
 
   async writeZeroes(offset: number, length: number, flags?: { readonly fua?: boolean }): Promise<void> {
     this.#check()
     this.account.askedBytes += length
-    this.#stage.putZeroes(offset, length)
+    this.#drain.putZeroes(offset, length)
     await this.#accepted(flags?.fua === true)
   }
 
@@ -212,7 +208,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   /** Resolves when everything that was written is applied; nobody waits for it as for a FLUSH, which it is none. */
   async settle(): Promise<void> {
     this.#check()
-    await this.#emitAll()
+    await this.#drain.drain(() => this.#check())
     await this.#untilApplied()
     this.#check()
   }
@@ -246,7 +242,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   async #flushNow(changes: number): Promise<void> {
     this.#sent.hurry((length) => isSooner(this.#options.link, this.#sent.earlyBytes + length))
     this.#literals.pump()
-    await this.#emitAll()
+    await this.#drain.drain(() => this.#check())
     const id = this.#nextId++
     const flushed = new Promise<void>((resolve, reject) => this.#flushes.set(id, { resolve, reject }))
     flushed.catch(() => undefined)
@@ -269,21 +265,20 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     return this.#lost
   }
 
-  /** A write of QEMU waits for room. */
+  /** A write of QEMU waits for room, and not because it is meant to. */
   get waits(): boolean {
-    return this.#admissions.length > 0
+    return this.#admissions.length > 0 && !this.#throttled
   }
 
   /** Bytes acknowledged and not yet applied. */
   get unsettledBytes(): number {
-    return this.#stage.dataBytes + this.#describingBytes + this.#sent.bytes
+    return this.#drain.bytes + this.#sent.bytes
   }
 
   // ---- the window --------------------------------------------------------------------------------------------
 
   async #accepted(fua: boolean): Promise<void> {
     this.#changes++
-    this.#pump()
     if (!this.#roomy()) {
       await this.#patience.run(
         new Promise<void>((resolve, reject) => this.#admissions.push({ resolve, reject })),
@@ -301,8 +296,13 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     return (
       this.#sent.count < SENDER_RECORDS_MAX &&
       limits.window?.hasRoomFor(this) !== false &&
-      this.#room.allows(this.unsettledBytes, this.#sent.wantedBytes, link.rateBytesPerSecond)
+      this.#room.allows(this.unsettledBytes, this.#sent.wantedBytes, link.rateBytesPerSecond, this.#throttled)
     )
+  }
+
+  /** What a mirror writes when it has copied the disk is what the guest dirties. */
+  get #throttled(): boolean {
+    return this.#options.limits.throttle === true && this.account.askedBytes >= this.size
   }
 
   /** The daemon's other disks may have room now, too. */
@@ -316,87 +316,12 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     while (this.#admissions.length > 0 && this.#roomy()) this.#admissions.shift()!.resolve()
   }
 
-  // ---- from the stage to the wire ----------------------------------------------------------------------------
+  // ---- from the stage to the wire (stage-drain.ts) -----------------------------------------------------------
 
-  #pump(): void {
-    let emitted = 0
-    while (this.#describing < DESCRIBING_RUNS_MAX && this.#lost === undefined) {
-      const oldest = this.#stage.oldestOrder
-      if (oldest === undefined) break
-      const full = this.#stage.dataBytes > STAGE_BYTES_MAX || this.#stage.count > STAGE_PIECES_MAX
-      if (!full && oldest >= this.#forceBefore) break
-      // Zeroes cost the workers nothing: thousands of small runs of them would be one long turn of the event loop.
-      if (++emitted > EMITTED_RUNS_MAX) {
-        this.#pumpSoon()
-        break
-      }
-      this.#emit(this.#stage.takeOldest(Math.min(RUN_BYTES_MAX, this.#options.slabs.bytesMax))!)
-    }
-    if (this.#options.bulkOnly === true) return
-    if (!this.#stage.empty && this.#idleTimer === undefined && this.#lost === undefined) {
-      this.#idleTimer = setTimeout(() => {
-        this.#idleTimer = undefined
-        this.#forceBefore = this.#stage.nextOrder
-        this.#pump()
-      }, STAGE_IDLE_MS)
-    }
-  }
-
-  #pumpSoon(): void {
-    this.#soon ??= setImmediate(() => {
-      this.#soon = undefined
-      this.#pump()
-    })
-  }
-
-  #emit(run: StagedRun): void {
-    if (run.zero) {
-      this.#follow(() => this.#sendZeroes(run.offset, run.length))
-      return
-    }
-    this.#describing++
-    this.#describingBytes += run.length
-    const described = this.#describeRun(run)
-    described.catch(() => undefined)
-    this.#follow(async () => {
-      const { slab, runs } = await described
-      try {
-        await this.#deliver(run.offset, slab, runs)
-      } finally {
-        slab.release()
-        this.#describing--
-        this.#describingBytes -= run.length
-      }
-      this.#pump()
-    })
-  }
-
-  /** Runs a step after all earlier ones, also after a loss (it may hold memory); the first failure ends the session. */
-  #follow(step: () => Promise<void>): void {
-    this.#chain = this.#chain.then(async () => {
-      try {
-        await step()
-      } catch (error) {
-        this.#fail(error)
-      }
-    })
-  }
-
-  async #describeRun(run: StagedRun): Promise<{ slab: Slab; runs: DescribedRun[] }> {
-    const slab = await this.#options.slabs.takeAsync(run.length)
-    try {
-      let at = 0
-      for (const part of run.parts) {
-        slab.bytes.set(part, at)
-        at += part.length
-        // New memory is slow: 16 MiB were seen to take 25 ms.
-        if (loopTurn.over) await loopTurn.next()
-      }
-      return { slab, runs: await this.#options.describe(slab.bytes) }
-    } catch (error) {
-      slab.release()
-      throw error
-    }
+  /** What is held when the guest is paused has to be sent then. While a FLUSH waits nothing is held. */
+  #heldBytesMax(): number {
+    if (this.#flushing !== undefined) return 0
+    return Math.min(HELD_BACK_BYTES_MAX, (this.#options.link.rateBytesPerSecond * HELD_BACK_MS) / 1000)
   }
 
   async #deliver(offset: number, slab: Slab, runs: readonly DescribedRun[]): Promise<void> {
@@ -465,24 +390,6 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     const seq = this.#sent.addZeroes(offset, length)
     const bytes = await this.#send({ type: 'zero', seq, offset, length }, CLASS_FINAL)
     this.account.bySource.digest += bytes
-  }
-
-  /** Everything staged now is described and handed to the link. */
-  async #emitAll(): Promise<void> {
-    this.#forceBefore = this.#stage.nextOrder
-    const before = this.#forceBefore
-    this.#pump()
-    for (;;) {
-      await this.#chain
-      this.#check()
-      const oldest = this.#stage.oldestOrder
-      if (oldest === undefined || oldest >= before) break
-      await new Promise((resolve) => setImmediate(resolve))
-      this.#pump()
-    }
-    // The last pump may have put more on the chain.
-    await this.#chain
-    this.#check()
   }
 
   /** Every chunk sent so far is applied. */
@@ -579,9 +486,8 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     const errno = cause instanceof RefusedError && cause.errno === ENOSPC ? ENOSPC : EIO
     const lost = new RefusedError(errorText(cause), { cause, errno })
     this.#lost = lost
-    clearTimeout(this.#idleTimer)
     this.#patience.end(lost)
-    this.#stage.clear()
+    this.#drain.end()
     this.#sent.clear()
     this.#literals.close()
     this.#hinter.close()

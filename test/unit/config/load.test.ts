@@ -41,6 +41,7 @@ test('a small config gets every default', async () => {
     strict: false,
     migrationPorts: [49152, 49215],
     ram: 'on',
+    throttle: false,
     verify: 'map',
     share: 'images',
     logLevel: 'info',

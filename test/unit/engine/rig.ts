@@ -13,6 +13,7 @@ import {
 import { Describer } from '../../../lib/chunk/describer.ts'
 import { SlabPool } from '../../../lib/chunk/slab.ts'
 import { ByteBudget } from '../../../lib/core/byte-budget.ts'
+import type { Clock } from '../../../lib/core/clock.ts'
 import { LostError, RefusedError } from '../../../lib/core/errors.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { DiskAccount } from '../../../lib/engine/account.ts'
@@ -225,6 +226,8 @@ export async function rig(options: {
   arrivals?: Arrivals
   /** Instead of the wire, which then carries nothing. */
   channels?: { readonly near: FrameChannel; readonly far: FrameChannel }
+  /** Of the sender. */
+  clock?: Clock
   /** Makes the device fail, before anything is opened. */
   break?: (device: DurableDevice) => void
 }): Promise<Rig> {
@@ -268,6 +271,7 @@ export async function rig(options: {
     slabs: options.slabs ?? new SlabPool({ bytesMax: 128 * MIB }),
     describe: (bytes) => describe.describe(bytes),
     limits: options.limits ?? { windowBytes: 64 * MIB, drainMs: 1000, flushDeadlineMs: 2000 },
+    ...(options.clock === undefined ? {} : { clock: options.clock }),
   })
   await sender.open(49153, 'drive-virtio-disk0')
   return { sender, device, wire: joined, receiverError: () => receiverError }

@@ -5,12 +5,14 @@
  *   I1  after an acknowledged FLUSH the durable disk is the model; between two of them each sector is one of its versions since
  *   I2  after a loss nothing succeeds any more
  *   I3  the device is never written with bytes that the guest did not write there
+ * Timers of the engine run by the seed's clock; only what libuv's threads compress comes when it comes.
  * After a loss the next session begins, on what lies there, as the same virsh command again would. Throws with the seed.
  */
 import assert from 'node:assert/strict'
 import { Chunker, unflatten } from '../../../lib/chunk/chunker.ts'
 import { SlabPool } from '../../../lib/chunk/slab.ts'
 import { ByteBudget } from '../../../lib/core/byte-budget.ts'
+import { ManualClock } from '../../../lib/core/clock.ts'
 import { LostError } from '../../../lib/core/errors.ts'
 import { KIB, MIB } from '../../../lib/core/units.ts'
 import { DiskAccount } from '../../../lib/engine/account.ts'
@@ -58,6 +60,8 @@ class WatchedDevice extends DurableDevice {
 interface Session {
   readonly sender: DiskSender
   readonly wire: Wire
+  /** The engine's time: the machine's load is no part of a seed. */
+  readonly clock: ManualClock
 }
 
 /** The versions that each sector may have: since the last acknowledged FLUSH, the first being what it was then. */
@@ -159,7 +163,11 @@ async function begin(next: Next, device: WatchedDevice): Promise<Session> {
   const joined = wire(
     next() < 0.8 ? ENGINE_FEATURES : ENGINE_FEATURES.slice(0, Math.floor(next() * ENGINE_FEATURES.length)),
   )
-  Object.assign(joined.a, { roundTripMs: next() < 0.5 ? 0 : 20 })
+  Object.assign(joined.a, {
+    roundTripMs: next() < 0.5 ? 0 : 20,
+    rateBytesPerSecond: next() < 0.5 ? 100 * MIB : 2 * MIB,
+  })
+  const clock = new ManualClock()
   const far: DiskLink = new DiskLink(joined.b, (message) => {
     if (message.type !== 'open') return undefined
     const receiver = new DiskReceiver({
@@ -171,6 +179,7 @@ async function begin(next: Next, device: WatchedDevice): Promise<Session> {
       sources: [],
       memory: new ByteBudget({ bytesMax: next() < 0.3 ? 20_000 : 8 * MIB }),
       sessionEntriesMax: 100,
+      clock,
     })
     void receiver
       .scanTarget()
@@ -192,9 +201,10 @@ async function begin(next: Next, device: WatchedDevice): Promise<Session> {
     },
     limits: { windowBytes: 4 * MIB, drainMs: 1000, flushDeadlineMs: 5000 },
     group: new SenderGroup(() => true),
+    clock,
   })
   await sender.open(49_153, 'drive-virtio-disk0')
-  return { sender, wire: joined }
+  return { sender, wire: joined, clock }
 }
 
 async function runSession(
@@ -204,7 +214,7 @@ async function runSession(
   unit: number,
   ends: 'whole' | 'cut',
 ): Promise<void> {
-  const { sender, wire } = await begin(next, device)
+  const { sender, wire, clock } = await begin(next, device)
   let lost = false
   const cutAt = ends === 'cut' ? Math.floor(next() * (STEPS + SIZE / (64 * KIB))) : Number.POSITIVE_INFINITY
   const asked: Promise<void>[] = []
@@ -237,8 +247,18 @@ async function runSession(
       lost = true
       wire.cut(new LostError('cut'))
     }
+    if (next() < 0.25) clock.advance(Math.floor(next() * 150))
     for (let turns = Math.floor(next() * 4); turns > 0; turns--) await turn()
     return !lost
+  }
+  const allAnswered = async (): Promise<void> => {
+    let waiting = true
+    const answered = Promise.all(asked).finally(() => {
+      waiting = false
+    })
+    answered.catch(() => undefined)
+    for (; waiting; await turn()) clock.advance(1)
+    await answered
   }
   // The bulk of a mirror: the whole disk, in order, while the guest goes on.
   for (let at = 0; at < SIZE && (await tick()); at += 64 * KIB) {
@@ -258,7 +278,7 @@ async function runSession(
   }
   if (!lost && ends === 'whole') {
     flush()
-    await Promise.all(asked)
+    await allAnswered()
     assert.ok(device.durable.equals(model.bytes), 'I1: after the last FLUSH')
     await sender.close()
     return
@@ -267,7 +287,7 @@ async function runSession(
     lost = true
     wire.cut(new LostError('cut'))
   }
-  await Promise.all(asked)
+  await allAnswered()
   const later = await Promise.allSettled([
     sender.write(0, Buffer.alloc(unit)),
     sender.flush(),
