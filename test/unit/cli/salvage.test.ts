@@ -438,6 +438,23 @@ test('no image of a guest is made in that folder, or kept from it', async (conte
   assert.equal(statSync(path).nlink, 1)
 })
 
+test('an image that is another name of somebody’s file: only a name comes and goes, its content is not touched', async (context) => {
+  const at = host(context)
+  const precious = join(at.folder, 'precious')
+  writeFileSync(precious, randomBytes(2 * MIB, 1), { mode: 0o600 })
+  linkSync(precious, at.path('a.raw'))
+  const before = lstatSync(precious)
+  await at.mark(at.path('a.raw'))
+  await at.hook('stopped end', [['vda', 'raw', at.path('a.raw')]])
+  await at.swam('salvage', 'remove')
+  assert.deepEqual(at.kept(), [])
+  const after = lstatSync(precious)
+  assert.deepEqual(
+    [after.nlink, after.size, after.mode, after.mtimeMs],
+    [2, before.size, before.mode, before.mtimeMs],
+  )
+})
+
 test('what is put in the place of the image meanwhile is not kept', async (context) => {
   const at = host(context)
   const path = at.image('a.raw')

@@ -115,7 +115,7 @@ function stockOf(salvage: Buffer, others: number): { stock: StockSource; reads: 
   return { stock: source, reads }
 }
 
-for (const { name, shares } of CUTS) {
+for (const { name, shares } of CUTS.slice(1)) {
   test(`the same, and libvirt takes the image away each time (${name}): its salvage is found among others`, async (context) => {
     let salvage: Buffer = Buffer.alloc(DISK_BYTES)
     for (const share of shares)
