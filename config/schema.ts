@@ -17,6 +17,7 @@ import {
   PEERS_MAX,
   RESUME_CONFIG_MS_MAX,
   RESUME_MS,
+  SALVAGE_DAYS_MAX,
 } from '../lib/core/limits.ts'
 
 /** pino's own; named here so that the hook, which must be quick, need not load pino. */
@@ -61,6 +62,8 @@ export interface Config {
     readonly windowMiB: number
     readonly indexMiB: number
     readonly scanMiBps: number
+    readonly salvageGiB: number
+    readonly salvageDays: number
   }
   readonly status: { readonly listen: string }
   readonly peers: readonly PeerConfig[]
@@ -317,6 +320,13 @@ export const CONFIG_SCHEMA: Group = {
       0,
       65_536,
     ),
+    salvageGiB: integer(
+      'Images of failed migrations that libvirt took away and that are kept for the next attempt, in GiB; 0: none is.',
+      256,
+      0,
+      1_048_576,
+    ),
+    salvageDays: integer('How long they are kept, in days.', 7, 1, SALVAGE_DAYS_MAX),
   },
   status: {
     listen: leaf(

@@ -46,6 +46,8 @@ export interface HookRequest {
   readonly xml: string
   /** At `started`: what the new QEMU listens on. */
   readonly ports?: readonly HookPort[]
+  /** At the end of a migration that failed: images that libvirt may take away, and that are kept beside. */
+  readonly kept?: readonly string[]
 }
 
 export interface ImageToCreate {

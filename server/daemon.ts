@@ -270,9 +270,9 @@ export class Daemon {
   /** What a daemon before this one left when it ended without a word. */
   async #recover(): Promise<void> {
     const { runDir } = this.#config
-    // Marks of guests that it was receiving: their later events are nobody's.
-    await rm(join(runDir, 'incoming'), { recursive: true, force: true })
-    await mkdir(join(runDir, 'incoming'), { mode: 0o700 })
+    await mkdir(join(runDir, 'incoming'), { recursive: true, mode: 0o700 })
+    // Guests that it was receiving are nobody's: but of their end root's hook still wants to know (salvage).
+    await this.#target.recover()
     const mark = join(runDir, WATCHDOG_MARK)
     const hung = await access(mark).then(
       () => true,

@@ -4,7 +4,7 @@
  * hands it the new QEMU's ports. A migration that cannot be accelerated goes direct, and is never silent.
  */
 import { randomUUID } from 'node:crypto'
-import { rm, stat, writeFile } from 'node:fs/promises'
+import { readdir, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { HookAnswer } from '../hooks/decision.ts'
 import { lieIn } from '../lib/catalog/image-files.ts'
@@ -19,6 +19,7 @@ import {
   LOCATE_ABSENT_MS,
   LOCATE_MS,
   MIGRATIONS_MAX,
+  STARTED_MARK_MS,
 } from '../lib/core/limits.ts'
 import { MIB } from '../lib/core/units.ts'
 import { Arrivals } from '../lib/engine/arrivals.ts'
@@ -26,6 +27,7 @@ import { type Domain, parseDomain } from '../lib/host/domain-xml.ts'
 import { type RunningDomain, targetOfExport } from '../lib/host/libvirt.ts'
 import { unwrittenDisks } from '../lib/host/unwritten.ts'
 import type { ImageList } from './image-list.ts'
+import { markPath, writeMark } from './incoming-mark.ts'
 import { IncomingMigration } from './migration/incoming.ts'
 import { Params } from './params.ts'
 import type { Peer } from './peers.ts'
@@ -43,6 +45,8 @@ export class TargetSide {
   readonly #incoming = new Map<string, IncomingMigration>()
   /** Which peers said that they run the guest, by its migration. */
   readonly #claims = new WeakMap<IncomingMigration, readonly string[]>()
+  /** Files that were missing when it was announced, and were not made by the hook: libvirt makes them, or nobody. */
+  readonly #missing = new WeakMap<IncomingMigration, Set<string>>()
   /** Chunks that are received: asked for, or being written to a disk. */
   readonly #memory: ByteBudget
   /** Guests that arrive are sources for each other. */
@@ -93,6 +97,13 @@ export class TargetSide {
           )
         case 'stopped end':
         case 'release end':
+          if (event.has('kept')) {
+            const kept = event.list('kept', GUEST_DISKS_MAX).map((path) => String(path).slice(0, 4096))
+            this.#site.log.info(
+              { guest, kept },
+              'what came of images that libvirt made is kept (swam salvage)',
+            )
+          }
           await this.#stopped(guest)
           return NOTHING
         default:
@@ -112,22 +123,33 @@ export class TargetSide {
     void this.#incoming.get(guest)?.stopped()
   }
 
+  /** Marks that a daemon before this one has left: libvirt may be about to end these guests, and the hook to read why. */
+  async recover(): Promise<void> {
+    for (const guest of await readdir(join(this.#site.config.runDir, 'incoming')).catch(() => []))
+      if (!guest.startsWith('.')) this.#unmark(guest, STARTED_MARK_MS)
+  }
+
   /** What root's hook made of the images that it was asked to create. */
   async hookReport(params: unknown): Promise<object> {
     const report = new Params('hookReport', params)
-    this.#incoming.get(report.text('guest'))?.preparing()
+    const guest = report.text('guest')
+    const migration = this.#incoming.get(guest)
+    const missing = migration === undefined ? undefined : this.#missing.get(migration)
+    migration?.preparing()
     for (const item of report.list('images', GUEST_DISKS_MAX)) {
       const image = new Params('hookReport: images', item)
       const path = image.text('path', 4096)
-      const guest = report.text('guest')
       const error = image.optionalText('error', 1000)
       if (error === undefined) {
         this.#site.log.info({ guest, path, created: image.flag('created') }, 'image at this host')
+        missing?.delete(path)
       } else {
         this.#site.log.warn({ guest, path, error }, 'an image cannot be created at this host')
-        this.#incoming.get(guest)?.problem(error)
+        migration?.problem(error)
       }
     }
+    if (migration !== undefined && missing !== undefined)
+      await writeMark(this.#marker(guest), migration.id, missing)
     return {}
   }
 
@@ -174,7 +196,8 @@ export class TargetSide {
       onEnd: (ended) => {
         if (this.#incoming.get(ended.guest) === ended) {
           this.#incoming.delete(ended.guest)
-          this.#unmark(ended.guest, ended.record.phase === 'failed' ? FAILED_MARK_MS : 0)
+          const markMs = ended.wasStarted ? STARTED_MARK_MS : FAILED_MARK_MS
+          this.#unmark(ended.guest, ended.record.phase === 'failed' ? markMs : 0)
         }
         this.#site.ended(ended.record)
         void this.#stock
@@ -185,12 +208,16 @@ export class TargetSide {
     this.#incoming.set(domain.name, migration)
     this.#claims.set(migration, claims)
     this.#site.begun(migration.record)
-    await writeFile(this.#marker(domain.name), `${id}\n`)
+    await writeMark(this.#marker(domain.name), id, [])
     // Nobody waits for the index: what is not in it yet is asked as a literal.
     void this.#stock
       .refresh(() => this.#images.list(), this.receiving)
       .catch((error: unknown) => this.#site.log.warn({ error }, 'the images here could not be listed'))
-    const { create, problem } = await this.#missingImages(domain, source)
+    const { create, missing, problem } = await this.#missingImages(domain, source)
+    if (missing.size > 0) {
+      this.#missing.set(migration, missing)
+      await writeMark(this.#marker(domain.name), id, missing)
+    }
     if (problem !== undefined) {
       this.#site.log.warn({ guest: domain.name }, problem)
       migration.problem(problem)
@@ -216,9 +243,7 @@ export class TargetSide {
   }
 
   #marker(guest: string): string {
-    if (guest.includes('/') || guest.startsWith('.'))
-      throw new RefusedError(`guest name ${JSON.stringify(guest)}`)
-    return join(this.#site.config.runDir, 'incoming', guest)
+    return markPath(this.#site.config.runDir, guest)
   }
 
   /** The first peer that runs it, or what all of them said instead. */
@@ -247,7 +272,8 @@ export class TargetSide {
   async #missingImages(
     domain: Domain,
     source: RunningDomain,
-  ): Promise<{ create: HookAnswer['create']; problem: string | undefined }> {
+  ): Promise<{ create: HookAnswer['create']; missing: Set<string>; problem: string | undefined }> {
+    const missing = new Set<string>()
     const create: { path: string; format: 'raw' | 'qcow2'; size: number }[] = []
     let problem: string | undefined
     for (const disk of domain.disks) {
@@ -261,6 +287,7 @@ export class TargetSide {
         }
         continue
       }
+      if (disk.type === 'file') missing.add(disk.source)
       const format = disk.format === 'raw' || disk.format === 'qcow2' ? disk.format : undefined
       if (disk.type !== 'file')
         problem = `SWAM cannot create ${disk.source} (${disk.type}) for ${disk.target}: create it first`
@@ -271,7 +298,7 @@ export class TargetSide {
         problem = `SWAM cannot create ${disk.source} for ${disk.target}: format ${disk.format}, size ${size ?? 'unknown'}`
       } else create.push({ path: disk.source, format, size })
     }
-    return { create, problem }
+    return { create, missing, problem }
   }
 
   async #started(

@@ -14,6 +14,7 @@ import { IMAGE_BYTES_MAX, IMAGE_READ_BYTES_MAX } from '../core/limits.ts'
 import { MIB } from '../core/units.ts'
 import { type DataExtent, dataExtents } from './data-extents.ts'
 import type { ExtentSource } from './extent-source.ts'
+import { isSalvageFolder, parseSalvageName, SALVAGE_FOLDER } from './salvage.ts'
 
 export type ImageFormat = 'raw' | 'qcow2'
 
@@ -67,7 +68,8 @@ export function isBelowDev(path: string): boolean {
 /**
  * The regular files of at least 1 MiB that lie directly in `directories`, each once, by path. A symbolic link counts
  * if what it points to lies directly in one of the directories too. Of a directory below /dev into which root alone writes: the
- * block devices that it names. What cannot be read is left out.
+ * block devices that it names. What is left of migrations that failed, in a folder of root's own, counts too. What cannot be read is
+ * left out.
  */
 export async function listImages(directories: readonly string[]): Promise<ImageFile[]> {
   const allowed = await resolved(directories)
@@ -81,7 +83,26 @@ export async function listImages(directories: readonly string[]): Promise<ImageF
       if (image !== undefined) images.set(`${image.identity.dev}:${image.identity.ino}`, image)
     }
   }
+  for (const directory of allowed) {
+    for (const image of await salvaged(join(directory, SALVAGE_FOLDER))) {
+      // What lies in its place still is known by that.
+      const key = `${image.identity.dev}:${image.identity.ino}`
+      if (!images.has(key)) images.set(key, image)
+    }
+  }
   return [...images.values()].sort((one, other) => (one.path < other.path ? -1 : 1))
+}
+
+/** Of migrations that failed: of what root's hook has linked there, and nothing else. */
+async function salvaged(folder: string): Promise<ImageFile[]> {
+  if (!(await isSalvageFolder(folder))) return []
+  const images: ImageFile[] = []
+  for (const name of await readdir(folder).catch(() => [])) {
+    const disk = parseSalvageName(name)
+    const image = disk === undefined ? undefined : await imageAt(join(folder, name), new Set([folder]))
+    if (image !== undefined) images.push(disk?.format === 'qcow2' ? { ...image, format: 'qcow2' } : image)
+  }
+  return images
 }
 
 /** Whether all of `paths`, which need not be there yet, lie directly in one of `directories`, and so do what links point to. */

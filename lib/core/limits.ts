@@ -188,6 +188,11 @@ export const DIRECT_START_MS: number = 60_000
 export const DIRECT_WATCH_MS: number = 172_800_000
 /** A failed migration's guest stays marked as incoming: libvirt's hooks for its end come after ours knows of it. */
 export const FAILED_MARK_MS: number = 10_000
+/** The same where its QEMU ran here: where the link is cut for good libvirt ends it half a minute later, and the hook reads the mark. */
+export const STARTED_MARK_MS: number = 120_000
+
+/** What the mark of an incoming guest may hold: the paths of its disks that were missing here. */
+export const MARK_BYTES_MAX: number = 2 * MIB
 
 // ---- Peers: SSH, bundles, calls, streams -----------------------------------------------------------------------
 
@@ -469,6 +474,8 @@ export const HINTS_TURN_CHUNKS_MAX: number = 64
 export const EAGER_RUN_BYTES_MAX: number = 256 * KIB
 /** What may be on its way while that is done outside of a FLUSH. */
 export const EAGER_OUTSTANDING_BYTES_MAX: number = 512 * KIB
+/** How often while a disk is copied: what a host or a QEMU that dies loses of it. More often would slow the copying down. */
+export const FLUSH_BULK_MS: number = 30_000
 /** How often a receiver flushes its disk while the guest goes on, so that the last FLUSH finds little. */
 export const FLUSH_AHEAD_MS: number = 500
 /** What a guest dirties is measured over so long. */
@@ -537,6 +544,16 @@ export const GUESS_IMAGES_MAX: number = 4
 
 /** Images that are known at once by their maps and handprints, over all shared directories. */
 export const KNOWN_IMAGES_MAX: number = 4096
+/** Links to images of failed migrations (swam salvage) on one host, whatever their size; each is an image that is known. */
+export const SALVAGE_IMAGES_MAX: number = 256
+/** The part of a disk's name that stands in the name of such a link. */
+export const SALVAGE_TARGET_CHARACTERS_MAX: number = 64
+/** An image that has its other name still so long after its migration failed is taken away by nobody: the link goes. */
+export const SALVAGE_SETTLE_MS: number = 600_000
+/** The hook's wait, at an announcement, for old salvage to be removed. */
+export const SALVAGE_SWEEP_WAIT_MS: number = 1_000
+/** How long salvage may be kept by the config, in days. */
+export const SALVAGE_DAYS_MAX: number = 366
 /** Images that are open at once, while migrations come in: those that were asked for most, then the first by path. */
 export const SHARED_IMAGES_MAX: number = 256
 /** Samples of one image's handprint, 8 bytes each: one of 256 chunks, so 1 TiB of chunks of 64 KiB. Of more the smallest. */

@@ -59,17 +59,27 @@ const GUESS_HITS_MIN = 0.1
 const GUESS_TRIES_FREE = 32
 const GUESS_EVERY = 64
 
+interface Guess {
+  tries: number
+  hits: number
+}
+
 export class StockSource implements ChunkSource {
   readonly name = 'chunk'
   readonly #stock: ChunkStock
   readonly #own: ReadonlySet<string>
-  readonly #guesses = new Map<number, { tries: number; hits: number }>()
+  readonly #likely: (path: string) => boolean
+  readonly #guesses = new Map<number, Guess>()
   #queries = 0
 
-  /** @param own paths that are being written by this very migration: what lies at the same place there is in place */
-  constructor(stock: ChunkStock, own: ReadonlySet<string>) {
+  /**
+   * @param own paths that are being written by this very migration: what lies at the same place there is in place
+   * @param likely images that are guessed at before others, as long as that is good: what this disk was before
+   */
+  constructor(stock: ChunkStock, own: ReadonlySet<string>, likely: (path: string) => boolean = () => false) {
     this.#stock = stock
     this.#own = own
+    this.#likely = likely
   }
 
   async find(query: ChunkQuery): Promise<Buffer | undefined> {
@@ -85,6 +95,8 @@ export class StockSource implements ChunkSource {
 
   async #guess(query: ChunkQuery): Promise<Buffer | undefined> {
     this.#queries++
+    const rank = ({ image, guess }: { image: StockedImage; guess: Guess }): number =>
+      guess.hits / (guess.tries + 1) + (this.#likely(image.path) ? 1 : 0)
     const images = this.#stock.images
       .filter((image) => !this.#own.has(image.path) && image.size >= query.offset + query.length)
       .map((image) => ({ image, guess: this.#guessOf(image.number) }))
@@ -94,7 +106,7 @@ export class StockSource implements ChunkSource {
           guess.hits >= guess.tries * GUESS_HITS_MIN ||
           this.#queries % GUESS_EVERY === 0,
       )
-      .sort((a, b) => b.guess.hits / (b.guess.tries + 1) - a.guess.hits / (a.guess.tries + 1))
+      .sort((a, b) => rank(b) - rank(a))
       .slice(0, GUESS_IMAGES_MAX)
     for (const { image, guess } of images) {
       guess.tries++
@@ -106,7 +118,7 @@ export class StockSource implements ChunkSource {
     return undefined
   }
 
-  #guessOf(number: number): { tries: number; hits: number } {
+  #guessOf(number: number): Guess {
     let guess = this.#guesses.get(number)
     if (guess === undefined) {
       guess = { tries: 0, hits: 0 }

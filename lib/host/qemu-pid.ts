@@ -3,7 +3,7 @@
  * line, because a pid may have been reused since. Needs root, as the hook has.
  * Seen with libvirt 9.0: the file name is the guest's name with XML's special characters escaped.
  */
-import { open, readFile } from 'node:fs/promises'
+import { open, readdir, readFile } from 'node:fs/promises'
 import { ProtocolError, RefusedError } from '../core/errors.ts'
 import { COMMAND_LINE_BYTES_MAX } from '../core/limits.ts'
 import { isGuestName, isUuid } from './domain-xml.ts'
@@ -29,6 +29,21 @@ export async function qemuPid(
     throw new RefusedError(`${path}: process ${pid} is not the QEMU of ${uuid}`)
   }
   return pid
+}
+
+/** The uuids of all guests that have a running QEMU. Never rejects: of what cannot be read nothing is said. */
+export async function runningUuids(pidDirectory = '/run/libvirt/qemu'): Promise<ReadonlySet<string>> {
+  const uuids = new Set<string>()
+  for (const name of await readdir(pidDirectory).catch(() => [])) {
+    if (!name.endsWith('.pid')) continue
+    const text = await readFile(`${pidDirectory}/${name}`, 'latin1').catch(() => '')
+    const pid = Number(/^(\d{1,10})\s*$/.exec(text)?.[1] ?? 0)
+    if (pid < 2) continue
+    const words: readonly string[] = await commandLine(pid).catch(() => [])
+    const uuid = words[words.indexOf('-uuid') + 1] ?? ''
+    if (isUuid(uuid)) uuids.add(uuid)
+  }
+  return uuids
 }
 
 function escapeName(name: string): string {

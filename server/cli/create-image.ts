@@ -1,17 +1,15 @@
 /**
  * Creates one missing disk image, as root, on the word of a daemon that is not root: so the path must stand in the
- * domain XML that libvirt gave, the directory must lie in one that root's config allows, and nothing that exists is
- * ever opened, followed or overwritten. The directory is held open and entered through /proc/self/fd, so that nobody
- * can swap it between check and use. Images are sparse.
+ * domain XML that libvirt gave, the directory must lie in one that root's config allows (allowed-directory.ts), and nothing
+ * that exists is ever opened, followed or overwritten. Images are sparse.
  * It does not make directories, and does not probe or change an image that is there already. What it made and nobody
  * wrote is marked (lib/host/unwritten.ts), and is removed again when the migration fails.
  */
 import { hash } from 'node:crypto'
 import { constants } from 'node:fs'
-import { type FileHandle, link, lstat, open, readlink, realpath, rename, unlink } from 'node:fs/promises'
-import { basename, dirname } from 'node:path'
+import { type FileHandle, link, lstat, open, rename, unlink } from 'node:fs/promises'
+import { basename } from 'node:path'
 import type { HookDomain, ImageToCreate } from '../../hooks/decision.ts'
-import { isBelowDev } from '../../lib/catalog/image-files.ts'
 import { errorText, RefusedError } from '../../lib/core/errors.ts'
 import {
   COMMAND_OUTPUT_BYTES_MAX,
@@ -22,6 +20,7 @@ import {
 import { runCommand } from '../../lib/host/command.ts'
 import { isUnwritten, UNWRITTEN } from '../../lib/host/unwritten.ts'
 import type { UserIds } from '../../lib/host/users.ts'
+import { insideOf, openAllowed } from './allowed-directory.ts'
 
 export interface CreateOptions {
   readonly domain: HookDomain
@@ -42,9 +41,9 @@ export async function createImage(image: ImageToCreate, options: CreateOptions):
   if (disk === undefined) throw new RefusedError(`${path}: not a file disk of ${options.domain.name}`)
   if (disk.format !== format)
     throw new RefusedError(`${path}: the guest has it as ${disk.format}, not as ${format}`)
-  const directory = await openAllowed(path, options.images)
+  const { handle: directory } = await openAllowed(path, options.images)
   try {
-    const inside = `/proc/${process.pid}/fd/${directory.fd}`
+    const inside = insideOf(directory)
     const name = basename(path)
     if (name === '' || name === '.' || name === '..')
       throw new RefusedError(`${path}: expected the name of a file`)
@@ -60,9 +59,9 @@ export async function createImage(image: ImageToCreate, options: CreateOptions):
 /** Removes an image that `createImage` has made and nobody has written since. Anything else stays. */
 export async function removeUnwrittenImage(path: string, images: readonly string[]): Promise<void> {
   if (!(await isUnwritten(path))) return
-  const directory = await openAllowed(path, images)
+  const { handle: directory } = await openAllowed(path, images)
   try {
-    const inside = `/proc/${process.pid}/fd/${directory.fd}/${basename(path)}`
+    const inside = `${insideOf(directory)}/${basename(path)}`
     if (await isUnwritten(inside)) await unlink(inside)
   } finally {
     await directory.close()
@@ -88,29 +87,6 @@ export function imageToCreate(value: unknown): ImageToCreate {
     )
   }
   return { path, format, size }
-}
-
-/** The directory of an image, held open. */
-async function openAllowed(path: string, images: readonly string[]): Promise<FileHandle> {
-  const handle = await open(dirname(path), constants.O_RDONLY | constants.O_DIRECTORY).catch(
-    (error: unknown) => {
-      throw new RefusedError(`${path}: no such directory: ${errorText(error)}`, { cause: error })
-    },
-  )
-  try {
-    // What the kernel says about the open directory, after all symlinks.
-    const real = await readlink(`/proc/self/fd/${handle.fd}`)
-    if (isBelowDev(`${real}/`)) throw new RefusedError(`${path}: no image is made below /dev, or removed`)
-    for (const allowed of images) {
-      const root = await realpath(allowed).catch(() => undefined)
-      if (root !== undefined && (real === root || real.startsWith(`${root === '/' ? '' : root}/`)))
-        return handle
-    }
-    throw new RefusedError(`${path}: not inside a directory that "images" in swam.toml names`)
-  } catch (error) {
-    await handle.close()
-    throw error
-  }
 }
 
 /**

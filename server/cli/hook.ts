@@ -20,16 +20,19 @@ import {
   GUEST_DISKS_MAX,
   HOOK_LATER_DEADLINE_MS,
   HOOK_MESSAGE_CHARACTERS_MAX,
+  SALVAGE_SWEEP_WAIT_MS,
 } from '../../lib/core/limits.ts'
 import { parseDomain } from '../../lib/host/domain-xml.ts'
 import { listeningPorts } from '../../lib/host/procnet.ts'
 import { qemuPid } from '../../lib/host/qemu-pid.ts'
 import { userIds } from '../../lib/host/users.ts'
 import { callControl } from '../control.ts'
+import { markPath, readMark } from '../incoming-mark.ts'
 import { type GlobalOptions, HOOK_SOCKET_NAME, type Output } from './context.ts'
 import { createImage, imageToCreate, removeUnwrittenImage } from './create-image.ts'
 import { EXIT } from './exit-codes.ts'
 import { plainText } from './format.ts'
+import { keepImages, sweepSalvage } from './salvage-files.ts'
 
 export interface HookInput {
   readonly argv: readonly string[]
@@ -85,9 +88,18 @@ async function handle(
   const event = decideHook(input.argv, domain)
   if (event === undefined) return
   if (event.type === 'ended') await removeUnwritten(domain, config)
+  const kept = event.type === 'ended' ? await salvage(domain, config) : []
+  if (event.type === 'migrateBegin') await sweep(config)
   const ports = event.type === 'started' ? await portsOf(domain) : undefined
   const socket = `${config.runDir}/${HOOK_SOCKET_NAME}`
-  const request: HookRequest = { guest, op, sub, xml, ...(ports === undefined ? {} : { ports }) }
+  const request: HookRequest = {
+    guest,
+    op,
+    sub,
+    xml,
+    ...(ports === undefined ? {} : { ports }),
+    ...(kept.length === 0 ? {} : { kept }),
+  }
   const answer = hookAnswer(
     await callControl(socket, 'hook', request, { timeoutMs: untilMs - performance.now() }),
   )
@@ -113,6 +125,19 @@ async function removeUnwritten(domain: HookDomain, config: Config): Promise<void
     if (type === 'file' && source !== undefined)
       await removeUnwrittenImage(source, config.images).catch(() => undefined)
   }
+}
+
+/** Before swamd is asked, which need not run any more, and before libvirt takes anything away. */
+async function salvage(domain: HookDomain, config: Config): Promise<readonly string[]> {
+  const missing = await readMark(markPath(config.runDir, domain.name))
+  return missing.size === 0 ? [] : await keepImages(domain, missing, config)
+}
+
+/** The room may be needed for what comes now. To give back the blocks of a large file takes time, for which nobody waits. */
+async function sweep(config: Config): Promise<void> {
+  const swept = sweepSalvage(config).catch(() => undefined)
+  const late = new Promise<void>((resolve) => setTimeout(resolve, SALVAGE_SWEEP_WAIT_MS).unref())
+  await Promise.race([swept, late])
 }
 
 async function createAll(

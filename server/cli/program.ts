@@ -16,6 +16,7 @@ import { plainText } from './format.ts'
 import { historyCommand } from './history.ts'
 import { hookCommand } from './hook.ts'
 import { addPeerCommands } from './peer-commands.ts'
+import type { SalvageAction } from './salvage.ts'
 import { statusCommand } from './status.ts'
 
 /** `argv` without node and script. */
@@ -85,6 +86,9 @@ export function swamProgram(
   addAnalyzeCommand(program, output)
   addEstimateCommand(program, output)
   addCatalogCommands(program, output, (code) => {
+    exitCode = code
+  })
+  addSalvageCommands(program, output, (code) => {
     exitCode = code
   })
   addPeerCommands(program, stdin, output, (code) => {
@@ -158,4 +162,22 @@ function addCatalogCommands(program: Command, output: Output, done: (exitCode: n
   add('verify', 'reads every image again and compares')
   add('add', 'scans an image now, instead of when the next migration is announced')
   add('remove', 'forgets what is known of an image, which stays as it is')
+}
+
+function addSalvageCommands(program: Command, output: Output, done: (exitCode: number) => void): void {
+  const salvage = program
+    .command('salvage')
+    .description('what is kept of migrations that failed, for the next attempt')
+  const add = (action: SalvageAction, description: string): void => {
+    const command = salvage.command(action).description(description)
+    if (action === 'remove') command.argument('[uuid]', 'of this guest only')
+    command.action(async (...words: unknown[]) => {
+      const called = words.at(-1) as Command
+      const { salvageCommand } = await import('./salvage.ts')
+      done(await salvageCommand(action, called.args[0], called.optsWithGlobals<GlobalOptions>(), output))
+    })
+  }
+  add('list', 'each image, its size, and for how long it has been kept')
+  add('sweep', 'removes what has had its time; systemd does it once a day')
+  add('remove', 'removes it now')
 }

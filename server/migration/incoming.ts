@@ -9,6 +9,7 @@
 import { realpathSync } from 'node:fs'
 import { connect, type Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
+import { isSalvageOf } from '../../lib/catalog/salvage.ts'
 import type { ImageStock } from '../../lib/catalog/stock.ts'
 import type { ByteBudget } from '../../lib/core/byte-budget.ts'
 import { type Clock, systemClock } from '../../lib/core/clock.ts'
@@ -136,6 +137,11 @@ export class IncomingMigration {
 
   get guest(): string {
     return this.#options.guest
+  }
+
+  /** Its QEMU ran here. */
+  get wasStarted(): boolean {
+    return this.#armed
   }
 
   /** Images that it writes, without links. */
@@ -395,13 +401,14 @@ export class IncomingMigration {
     })
     const account = new DiskAccount(this.#options.targetOf(exportName), device.size)
     const own = this.targets
+    const { uuid } = this.#options
     const receiver = new DiskReceiver({
       link: this.#disk!,
       disk,
       epoch,
       device,
       account,
-      sources: [new StockSource(this.#options.stock, own)],
+      sources: [new StockSource(this.#options.stock, own, (path) => isSalvageOf(path, uuid, account.target))],
       blockPlaces: [new StockBlocks(this.#options.stock)],
       memory: this.#options.memory,
       // Twice what a disk of average chunks has.

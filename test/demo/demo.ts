@@ -1,6 +1,7 @@
 /**
  * `make demo`: a Debian guest migrates over an emulated WAN, first plain, then through SWAM while its base image lies
- * at the far side, then back; then the tiny guest migrates ten times, plain and SWAM in turn, for the downtime.
+ * at the far side, then back, then out once more with a link that is cut for good in the middle, and again; then the tiny guest
+ * migrates ten times, plain and SWAM in turn, for the downtime.
  *   demo.ts [--plain-only] [--pairs N] [--rtt-ms N] [--mbit N]
  * Key idea: every run out begins from the same snapshot with no image of the guest at the far side, so no run profits
  * from one before it; bytes are counted at the link and time by the lab, never by SWAM. Images that differ, or a run
@@ -10,6 +11,7 @@ import { rmSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import type { HistoryReport, MigrationReport, StatusReport } from '../../server/report.ts'
+import { breakAt } from '../e2e/swam-resume.ts'
 import { debianImages } from '../lab/debian/build.ts'
 import { DebianGuest } from '../lab/debian/guest.ts'
 import { Lab, type MigrateResult } from '../lab/lab.ts'
@@ -79,6 +81,10 @@ class Demo {
       await this.#lab.host('hosta').virsh('resume', debian.name)
       await debian.waitServing('hosta', 1)
       await this.#lab.host('hosta').virsh('destroy', debian.name)
+      await this.#start(debian)
+      const failed = await this.#breakHalfway(debian, runs.find(({ name }) => name === 'swam-out')!)
+      runs.push({ ...(await this.#migrate('swam-resumed', debian, 'hosta', 'hostb')), failed })
+      await this.#lab.host('hostb').virsh('destroy', debian.name)
       await this.#stopSwam()
     }
     for (const host of this.#lab.hosts()) rmSync(debian.imagePath(host.name), { force: true })
@@ -107,13 +113,14 @@ class Demo {
     say(`${name}: virsh migrate --live --copy-storage-all --suspend, ${from} to ${to}`)
     if (plain) await this.#lab.createTarget(debian.name, from, to)
     await this.#lab.wan.reset()
+    const since = Date.now()
     const args = ['--suspend']
     const result = await this.#lab.migrate(debian, from, to, {
       args,
       createTarget: false,
       timeoutMs: 900_000,
     })
-    const bytes = await this.#linkBytes(name, result, from, debian.uuid)
+    const bytes = await this.#linkBytes(name, result, from, debian.uuid, since)
     const [source, destination] = [debian.imagePath(from), debian.imagePath(to)]
     const sourceSha256 = await sha256File(source)
     const sha256 = await sha256File(destination)
@@ -138,11 +145,28 @@ class Demo {
     return done
   }
 
-  async #linkBytes(name: string, result: MigrateResult, from: HostName, uuid: string): Promise<LinkBytes> {
+  /** The guest stays where it is; what the far side has of its disk by then stays there. */
+  async #breakHalfway(debian: DebianGuest, whole: DemoRun): Promise<NonNullable<DemoRun['failed']>> {
+    say('the same out once more; the link is cut for good when half of the disk is there')
+    await this.#lab.wan.reset()
+    const { appliedBytes, report } = await breakAt(this.#lab, debian, 'hosta', whole.diskBytes / 2)
+    const { diskWireBytes } = swamBytes(await this.#lab.wan.stats(), report)
+    this.#sample({ kind: 'failed', appliedBytes, diskWireBytes, report })
+    say(`virsh failed, with ${mb(diskWireBytes)} of the disk on the wire (${report.error}); the link is back`)
+    return { appliedBytes, diskWireBytes }
+  }
+
+  async #linkBytes(
+    name: string,
+    result: MigrateResult,
+    from: HostName,
+    uuid: string,
+    since: number,
+  ): Promise<LinkBytes> {
     const stats = await this.#lab.wan.stats()
     if (!result.ok) throw new Error(`${name}: virsh migrate failed: ${result.stderr}\n${this.#swamdLogs()}`)
     if (name.startsWith('plain')) return plainBytes(stats)
-    const migration = await this.#migrationOf(from, uuid)
+    const migration = await this.#migrationOf(from, uuid, since)
     if (!migration.accelerated) {
       throw new Error(`${name}: SWAM did not accelerate it: ${migration.reason}\n${this.#swamdLogs()}`)
     }
@@ -150,14 +174,14 @@ class Demo {
     return swamBytes(stats, migration)
   }
 
-  /** The newest finished migration of that guest in the source's own history. */
-  async #migrationOf(host: HostName, uuid: string): Promise<MigrationReport> {
+  /** The newest finished migration of that guest in the source's own history; one before it may have failed. */
+  async #migrationOf(host: HostName, uuid: string, since = 0): Promise<MigrationReport> {
     return await until(`swam history on ${host} to list the migration of ${uuid}`, 15_000, async () => {
       const answer = await this.#lab.host(host).swam('history', '--json')
       if (answer.code !== 0) throw new Error(`swam history on ${host}: exit ${answer.code}: ${answer.stderr}`)
       const { migrations } = JSON.parse(answer.stdout) as HistoryReport
       return migrations
-        .filter((each) => each.uuid === uuid && each.direction === 'out')
+        .filter((each) => each.uuid === uuid && each.direction === 'out' && each.startedAt >= since)
         .toSorted((x, y) => y.startedAt - x.startedAt)[0]
     })
   }

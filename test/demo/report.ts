@@ -27,7 +27,8 @@ export interface DemoImage {
 }
 
 export interface DemoRun {
-  readonly name: 'plain-out' | 'swam-out' | 'swam-back'
+  /** `swam-resumed`: out once more, and typed again after an attempt whose link was cut for good. Only the second one counts. */
+  readonly name: 'plain-out' | 'swam-out' | 'swam-back' | 'swam-resumed'
   /** What QEMU asked to be written at the far side, without zeroes of holes. */
   readonly diskBytes: number
   readonly diskWireBytes: number
@@ -37,6 +38,8 @@ export interface DemoRun {
   /** Of the disk at the destination and of the one at the source, guest paused. */
   readonly sha256: string
   readonly sourceSha256: string
+  /** Of `swam-resumed`: the attempt that failed. */
+  readonly failed?: { readonly appliedBytes: number; readonly diskWireBytes: number }
 }
 
 export interface DemoReport {
@@ -112,7 +115,7 @@ export function demoTable(report: DemoReport): string {
       mb(run.diskWireBytes) + ratio,
       mb(run.wireBytes),
       `${(run.totalMs / 1000).toFixed(1)} s`,
-      samples.length === 0 || run.name === 'swam-back' ? '-' : `${median(samples).toFixed(0)} ms`,
+      samples.length === 0 || !run.name.endsWith('-out') ? '-' : `${median(samples).toFixed(0)} ms`,
       run.equal ? 'equal' : 'DIFFER',
     ]
   })
@@ -124,6 +127,13 @@ export function demoTable(report: DemoReport): string {
     `Debian guest over ${link}; ${(report.missingShare * 100).toFixed(1)}% of its non-zero 4 KiB blocks are not in the base image`,
     line(head),
     ...rows.map(line),
+    ...report.runs.flatMap(({ name, failed }) =>
+      failed === undefined
+        ? []
+        : [
+            `${name}: the second attempt, after the link was cut for good when ${mb(failed.appliedBytes)} were at the far side; the first one had put ${mb(failed.diskWireBytes)} on the wire`,
+          ],
+    ),
     `* median of ${plainMs.length} plain and ${swamMs.length} SWAM migrations of the ${report.downtime.guest} guest, by its heartbeats`,
   ].join('\n')
 }

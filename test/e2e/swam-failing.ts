@@ -71,7 +71,7 @@ export function other(host: HostName): HostName {
 }
 
 /** As `swam status` says it, without the start of a program: in some moments that takes too long. */
-async function quickStatus(host: LabHost): Promise<StatusReport | undefined> {
+export async function quickStatus(host: LabHost): Promise<StatusReport | undefined> {
   const path = `/proc/${host.pid}/root/run/swam/control.sock`
   return (await callControl(path, 'status', {}, { timeoutMs: 2000 }).catch(() => undefined)) as
     | StatusReport

@@ -62,7 +62,7 @@ export async function history(lab: Lab, host: HostName): Promise<readonly Migrat
 export async function entry(
   lab: Lab,
   host: HostName,
-  guest: TinyGuest,
+  guest: { readonly name: string },
   startedAt: number,
 ): Promise<MigrationReport> {
   return await until(`the history of ${guest.name} at ${host}`, 60_000, async () =>

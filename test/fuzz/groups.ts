@@ -8,6 +8,7 @@ import { diskSender } from './targets/engine-sender.ts'
 import { estimate } from './targets/estimate.ts'
 import { config, domainXml, history, procTables, running, toolOutput } from './targets/host.ts'
 import { imageMap } from './targets/image-map.ts'
+import { incomingMark } from './targets/incoming-mark.ts'
 import { authorizedKeys, configText, joinFacts, joinLines } from './targets/join.ts'
 import { linkTest } from './targets/link-test.ts'
 import { peerListener } from './targets/listener.ts'
@@ -18,7 +19,7 @@ import { diskMessages, peerFrames, peerHello, streamBlocks } from './targets/pee
 export const GROUPS: Readonly<Record<string, readonly FuzzTarget[]>> = {
   'nbd-server': [nbdOptions, nbdRequests, nbdServe, configText, authorizedKeys, hostSettings],
   'nbd-client': [nbdGreeting, nbdReplies, nbdDial, joinFacts, doctorReport, running],
-  'peer-frames': [peerHello, peerFrames, diskMessages, streamBlocks, joinLines, peerAbout],
+  'peer-frames': [peerHello, peerFrames, diskMessages, streamBlocks, joinLines, peerAbout, incomingMark],
   texts: [domainXml, config, history, procTables, toolOutput, params, imageMap],
   engine: [diskReceiver, diskSender],
   sockets: [bundleTarget, peerListener, controlRequest, controlAnswer, linkTest, estimate],

@@ -215,6 +215,12 @@ async function texts(): Promise<void> {
   )
   save('history', 'torn', Buffer.from(`\n${lines[0]}\n\n${lines[1]!.slice(0, 200)}`))
 
+  const missing = ['/images/a.img', '/images/b\u00e9 "c".qcow2']
+  save('incoming-mark', 'two', Buffer.from(`${JSON.stringify({ id: 'id', missing })}\n`))
+  save('incoming-mark', 'none', Buffer.from('{"id":"id","missing":[]}\n'))
+  save('incoming-mark', 'others', Buffer.from('{"missing":[1,null,{},["a"]]}'))
+  save('incoming-mark', 'name', Buffer.from('8950abfd-a7b7-4763-8760-dd35bcf5c3da-vda.qcow2'))
+
   const answer = (result: unknown): Buffer =>
     Buffer.from(`${JSON.stringify({ version: 1, ok: true, result })}\n`)
   const create = { path: '/images/a.img', format: 'raw', size: SIZE }

@@ -217,6 +217,18 @@ test('the unit is sound, hardened, and its watchdog slower than the one of swamd
   assert.match(stdout, /Overall exposure level for swamd\.service: [\d.]+ /)
 })
 
+test('the unit that removes old salvage is sound and hardened, and started by its timer alone', async () => {
+  const units = join(root, 'lib/systemd/system')
+  const here = ['swam-salvage.service', 'swam-salvage.timer'].map((name) => join(directory, name))
+  for (const path of here) {
+    const text = readFileSync(join(units, basename(path)), 'utf8')
+    await writeFile(path, text.replace('/usr/bin/swam', join(lib, 'bin/swam')))
+  }
+  assert.doesNotMatch(readFileSync(here[0]!, 'utf8'), /\[Install\]/)
+  assert.equal((await run('systemd-analyze', ['verify', '--man=no', ...here])).stderr, '')
+  await run('systemd-analyze', ['security', '--offline=true', `--threshold=${EXPOSURE_MAX}`, here[0]!])
+})
+
 test('man pages and completion are there, and man can show them', async () => {
   const pages = ['man1/swam.1.gz', 'man8/swamd.8.gz', 'man5/swam.toml.5.gz', 'man1/swam-peer.1.gz']
   for (const page of pages) {

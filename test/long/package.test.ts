@@ -119,6 +119,21 @@ chmod 755 /etc/libvirt/hooks/qemu.d/90-probe`)
       await machine.shell('rm /etc/libvirt/hooks/qemu.d/90-probe /run/probe')
     })
 
+    await t.test(
+      'old salvage is removed by the timer’s service, in its sandbox, and by nobody else',
+      async () => {
+        assert.equal(await machine.shell('systemctl is-active swam-salvage.timer'), 'active')
+        const folder = '/var/lib/libvirt/images/.swam-salvage'
+        const name = '33333333-3333-4333-8333-333333333333-vda.raw'
+        await machine.shell(`mkdir -m 700 ${folder}; truncate -s 2M ${folder}/${name} ${folder}/notes
+cp /etc/swam/swam.toml /root/swam.toml; sed -i 's/^salvageGiB = .*/salvageGiB = 0/' /etc/swam/swam.toml
+dd if=/dev/urandom of=${folder}/${name} bs=1M count=2 status=none`)
+        await machine.shell('systemctl start swam-salvage.service')
+        assert.equal(await machine.shell(`ls ${folder}`), 'notes')
+        await machine.shell(`rm -r ${folder}; mv /root/swam.toml /etc/swam/swam.toml`)
+      },
+    )
+
     await t.test('in its sandbox: what swamd runs and reads works', async () => {
       await startGuest(machine)
       await machine.shell(`truncate -s 1M /var/lib/libvirt/images/closed.raw

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import { after, mock, test } from 'node:test'
 import { ManualClock } from '../../../lib/core/clock.ts'
 import { RefusedError } from '../../../lib/core/errors.ts'
-import { FLUSH_AHEAD_MS } from '../../../lib/core/limits.ts'
+import { FLUSH_AHEAD_MS, FLUSH_BULK_MS } from '../../../lib/core/limits.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { FlushAhead } from '../../../lib/engine/flush-ahead.ts'
 import { SenderGroup } from '../../../lib/engine/sender-group.ts'
@@ -42,6 +42,42 @@ test('a device is flushed when something was written since, once it was asked to
   ahead.stop()
   clock.advance(3 * FLUSH_AHEAD_MS)
   assert.equal(gates.length, 2)
+})
+
+test('while a disk is copied it is flushed now and then: of what a QEMU that is killed leaves the next attempt finds most', async () => {
+  const clock = new ManualClock()
+  let flushes = 0
+  const device = {
+    async flush(): Promise<void> {
+      flushes++
+    },
+  }
+  const ahead = new FlushAhead({ device, clock, fail: (error) => assert.fail(String(error)) })
+  clock.advance(2 * FLUSH_BULK_MS)
+  assert.equal(flushes, 0, 'nothing was written')
+  ahead.wrote()
+  clock.advance(FLUSH_BULK_MS - 1)
+  ahead.wrote()
+  assert.equal(flushes, 0)
+  clock.advance(1)
+  await new Promise((resolve) => setImmediate(resolve))
+  assert.equal(flushes, 1)
+  clock.advance(2 * FLUSH_BULK_MS)
+  await new Promise((resolve) => setImmediate(resolve))
+  assert.equal(flushes, 1, 'nothing was written since')
+  ahead.wrote()
+  clock.advance(FLUSH_BULK_MS)
+  await new Promise((resolve) => setImmediate(resolve))
+  assert.equal(flushes, 2)
+  ahead.wrote()
+  ahead.start()
+  clock.advance(FLUSH_AHEAD_MS)
+  await new Promise((resolve) => setImmediate(resolve))
+  assert.equal(flushes, 3, 'from now on often')
+  ahead.stop()
+  ahead.wrote()
+  clock.advance(2 * FLUSH_BULK_MS)
+  assert.equal(flushes, 3)
 })
 
 test('I2: a flush in the background that fails is the end of the session, though the next one would not fail', async () => {

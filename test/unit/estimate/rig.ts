@@ -123,7 +123,14 @@ export async function hosts(context: TestContext, options: HostsOptions): Promis
     config: {
       images: [near],
       stateDir: nearState,
-      limits: { wanMbit: options.wanMbit ?? 0, windowMiB: 64, indexMiB: 32, scanMiBps: 0 },
+      limits: {
+        wanMbit: options.wanMbit ?? 0,
+        windowMiB: 64,
+        indexMiB: 32,
+        scanMiBps: 0,
+        salvageGiB: 0,
+        salvageDays: 7,
+      },
     },
     libvirt,
     estimateMs: options.estimateMs ?? 120_000,

@@ -4,7 +4,7 @@
  */
 import assert from 'node:assert/strict'
 import { existsSync } from 'node:fs'
-import { mkdir, mkdtemp, rm } from 'node:fs/promises'
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
@@ -19,6 +19,7 @@ import {
   LOCATED_MS,
   PEER_CONTROL_BUNDLES_MAX,
   PEER_MIGRATIONS_MAX,
+  STARTED_MARK_MS,
 } from '../../../lib/core/limits.ts'
 import { createLog } from '../../../lib/core/log.ts'
 import { MIB } from '../../../lib/core/units.ts'
@@ -28,6 +29,7 @@ import { bundlePair } from '../../../lib/peer/memory.ts'
 import { Rpc } from '../../../lib/peer/rpc.ts'
 import { History } from '../../../server/history.ts'
 import { ImageList } from '../../../server/image-list.ts'
+import { readMark, writeMark } from '../../../server/incoming-mark.ts'
 import type { Peer } from '../../../server/peers.ts'
 import { Site } from '../../../server/site.ts'
 import { SourceSide } from '../../../server/source-side.ts'
@@ -220,6 +222,65 @@ test('a guest whose migration failed stays marked for a while: hooks of libvirt 
   for (let turn = 0; turn < 500 && existsSync(mark); turn++)
     await new Promise((resolve) => setTimeout(resolve, 10))
   assert.ok(!existsSync(mark))
+})
+
+test('the mark of a guest says which of its files were missing and were not made by the hook', async (context) => {
+  const { site, directory, ends } = await start(context)
+  const peer = {
+    config: { name: 'ams1' },
+    dial: () => new Promise(() => undefined),
+    call: async (method: string) => {
+      if (method !== 'locate') return {}
+      const disk = (target: string) => ({
+        target,
+        format: 'raw',
+        alias: null,
+        backed: target === 'vdb',
+        capacity: MIB,
+      })
+      return { found: true, name: 'vm', disks: ['vda', 'vdb', 'vdc', 'vdd'].map(disk) }
+    },
+  } as unknown as Peer
+  const stock = new ImageStock({ indexBytesMax: MIB, blockIndexBytesMax: MIB, imagesMax: 1 })
+  ends.push(() => stock.close())
+  const side = new TargetSide(site, [peer], stock, images(directory, site))
+  const mark = join(directory, 'incoming', 'vm')
+  await writeFile(join(directory, 'there.raw'), Buffer.alloc(MIB))
+  const file = (target: string, name: string): string =>
+    `<disk type='file'><driver type='raw'/><source file='${directory}/${name}'/><target dev='${target}'/></disk>`
+  const block = `<disk type='block'><source dev='/dev/none'/><target dev='vdd'/></disk>`
+  const disks = file('vda', 'made.raw') + file('vdb', 'backed.raw') + file('vdc', 'there.raw') + block
+  const whole = xml(UUID).replace('<devices/>', `<devices>${disks}</devices>`)
+  const answer = await side.hook({ guest: 'vm', op: 'migrate', sub: 'begin', xml: whole })
+  assert.deepEqual(
+    answer.create.map(({ path }) => path),
+    [join(directory, 'made.raw')],
+  )
+  // The hook may be cut short before it reports.
+  assert.deepEqual([...(await readMark(mark))], [join(directory, 'made.raw'), join(directory, 'backed.raw')])
+  const made = [{ path: join(directory, 'made.raw'), created: true, error: null }]
+  await side.hookReport({ guest: 'vm', uuid: UUID, images: made })
+  assert.deepEqual([...(await readMark(mark))], [join(directory, 'backed.raw')])
+  // Of a guest that is not coming no mark is made.
+  await side.hookReport({ guest: 'other', uuid: UUID, images: made })
+  assert.ok(!existsSync(join(directory, 'incoming', 'other')))
+  await Promise.all(side.migrations.map((migration) => migration.abort('over')))
+})
+
+test('what a daemon that was killed has marked stays for a while: libvirt ends these guests then', async (context) => {
+  const clock = new ManualClock()
+  const { site, directory, ends } = await start(context, clock)
+  const stock = new ImageStock({ indexBytesMax: MIB, blockIndexBytesMax: MIB, imagesMax: 1 })
+  ends.push(() => stock.close())
+  const side = new TargetSide(site, [], stock, images(directory, site))
+  const mark = join(directory, 'incoming', 'vm')
+  await writeMark(mark, 'id', ['/a'])
+  await side.recover()
+  clock.advance(STARTED_MARK_MS - 1)
+  await new Promise((resolve) => setTimeout(resolve, 50))
+  assert.deepEqual([...(await readMark(mark))], ['/a'])
+  clock.advance(1)
+  await until('the mark to go', 5000, async () => (existsSync(mark) ? undefined : true))
 })
 
 test('a peer has two control bundles at most: the oldest makes room', async (context) => {

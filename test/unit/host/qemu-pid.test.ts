@@ -1,0 +1,36 @@
+/** Which guests run here, by the pid files that libvirt leaves and by the command lines of real processes. */
+import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import { RefusedError } from '../../../lib/core/errors.ts'
+import { qemuPid, runningUuids } from '../../../lib/host/qemu-pid.ts'
+
+const UUID = '33333333-3333-4333-8333-333333333333'
+const OTHER = '44444444-4444-4444-8444-444444444444'
+
+test('guests whose pid file names a process with their uuid run here, and no others', async (context) => {
+  const directory = mkdtempSync(join(tmpdir(), 'swam-pids-'))
+  const child = spawn('sh', ['-c', 'echo up; read line', 'qemu', '-name', 'vm', '-uuid', UUID], {
+    stdio: ['pipe', 'pipe', 'ignore'],
+  })
+  context.after(async () => {
+    child.stdin.end('\n')
+    await once(child, 'close')
+    rmSync(directory, { recursive: true })
+  })
+  await once(child.stdout, 'data')
+  assert.deepEqual([...(await runningUuids(join(directory, 'none')))], [])
+  writeFileSync(join(directory, 'vm.pid'), `${child.pid}\n`)
+  writeFileSync(join(directory, 'this.pid'), `${process.pid}`)
+  writeFileSync(join(directory, 'gone.pid'), '4194304')
+  writeFileSync(join(directory, 'text.pid'), '$(reboot)')
+  writeFileSync(join(directory, 'vm.xml'), '')
+  assert.deepEqual([...(await runningUuids(directory))], [UUID])
+  assert.equal(await qemuPid('vm', UUID, directory), child.pid)
+  await assert.rejects(qemuPid('vm', OTHER, directory), RefusedError)
+  await assert.rejects(qemuPid('none', UUID, directory), RefusedError)
+})
