@@ -149,6 +149,30 @@ for (const event of ['stopped end', 'release end']) {
   })
 }
 
+test('the script that libvirt runs, with the program itself: linked, quiet, and not for a guest that is not marked', async (context) => {
+  const at = host(context)
+  const path = at.image('a.raw')
+  const root = new URL('../../../', import.meta.url).pathname
+  const script = readFileSync(join(root, 'hooks/50-swam'), 'utf8')
+    .replace('/usr/bin/swam', join(root, 'bin/swam'))
+    .replace('/etc/swam/swam.toml', join(at.folder, 'swam.toml'))
+    .replace('/run/swam/incoming', join(at.folder, 'incoming'))
+  writeFileSync(join(at.folder, '50-swam'), script)
+  const disk = `<disk type='file'><driver type='raw'/><source file='${path}'/><target dev='vda'/></disk>`
+  const xml = `<domain><name>vm</name><uuid>${UUID}</uuid><devices>${disk}</devices></domain>`
+  writeFileSync(join(at.folder, 'vm.xml'), xml)
+  const call = (): string =>
+    execFileSync('sh', ['-c', 'dash ./50-swam vm stopped end - <vm.xml 2>&1'], {
+      cwd: at.folder,
+      encoding: 'utf8',
+    })
+  assert.equal(call(), '')
+  assert.deepEqual(at.kept(), [])
+  await at.mark(path)
+  assert.equal(call(), '')
+  assert.deepEqual(at.kept(), [NAME])
+})
+
 test('both events of one end, one after the other, make one link', async (context) => {
   const at = host(context)
   const path = at.image('a.raw')
