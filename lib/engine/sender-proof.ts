@@ -7,7 +7,7 @@
  */
 import type { Described } from '../chunk/describer.ts'
 import type { LeafSpan } from '../chunk/leaf-digests.ts'
-import { LostError, ProtocolError, RefusedError } from '../core/errors.ts'
+import { errorText, LostError, ProtocolError, RefusedError } from '../core/errors.ts'
 import { PROOF_RUNS_MAX } from '../core/limits.ts'
 import { LEAF_BYTES } from '../core/units.ts'
 import type { LeafMap } from '../proof/leaf-map.ts'
@@ -199,4 +199,9 @@ export class Disproved extends RefusedError {
     )
     this.root = own
   }
+}
+
+/** Whether a session was lost because a proof failed, at whichever end. */
+export function isDisproof(error: unknown): boolean {
+  return /(^|: )proof: /.test(errorText(error))
 }

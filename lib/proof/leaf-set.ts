@@ -101,6 +101,11 @@ export class LeafSet {
     return at < this.#firsts.length && this.#firsts[at]! <= leaf
   }
 
+  overlaps(first: number, end: number): boolean {
+    const at = this.#firstReaching(first + 1)
+    return at < this.#firsts.length && this.#firsts[at]! < end
+  }
+
   /** The parts of [first, end) that are in the set. */
   within(first: number, end: number): LeafRun[] {
     const runs: LeafRun[] = []
@@ -109,6 +114,11 @@ export class LeafSet {
       runs.push({ first: Math.max(first, this.#firsts[at]!), end: Math.min(end, this.#ends[at]!) })
     }
     return runs
+  }
+
+  /** One after the other; the set must not change meanwhile. */
+  *entries(): Generator<LeafRun> {
+    for (let at = 0; at < this.#firsts.length; at++) yield { first: this.#firsts[at]!, end: this.#ends[at]! }
   }
 
   runs(): LeafRun[] {
