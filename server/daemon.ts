@@ -54,6 +54,7 @@ import type { RedirectReport, StatusReport } from './report.ts'
 import { Site } from './site.ts'
 import { SourceSide } from './source-side.ts'
 import { TargetSide } from './target-side.ts'
+import { type GuestRecords, recordsOf } from './verify/records.ts'
 import { Vitals } from './vitals.ts'
 
 const SOCKETS = ['peer.sock', 'hook.sock', 'control.sock']
@@ -289,6 +290,14 @@ export class Daemon {
     )
   }
 
+  async #proofRecordsOf(params: unknown): Promise<GuestRecords> {
+    return await recordsOf(new Params('proofRecords', params).text('guest', GUEST_NAME_BYTES_MAX), {
+      folder: this.#proofRecords,
+      libvirt: this.#site.libvirt,
+      images: this.#config.images,
+    })
+  }
+
   /** One daemon a runDir: a second one must leave before it takes the first one's table and marks away. */
   async #claimDirectories(): Promise<void> {
     const { runDir, stateDir } = this.#config
@@ -354,6 +363,7 @@ export class Daemon {
           peerTest: (params) => this.#peerTest(params),
           estimate: (params, signal) => this.#estimate(params, signal),
           peersAbout: () => this.#peersAbout(),
+          proofRecords: (params) => this.#proofRecordsOf(params),
         },
         requestBytesMax: HOOK_REQUEST_BYTES_MAX,
         onError: (error) => this.#log.debug({ error }, 'hook socket'),

@@ -17,6 +17,7 @@ import { historyCommand } from './history.ts'
 import { hookCommand } from './hook.ts'
 import { addPeerCommands } from './peer-commands.ts'
 import { statusCommand } from './status.ts'
+import type { VerifyCommandOptions } from './verify.ts'
 
 /** `argv` without node and script. */
 export async function runSwam(argv: readonly string[], stdin: Readable, output: Output): Promise<number> {
@@ -84,6 +85,9 @@ export function swamProgram(
     })
   addAnalyzeCommand(program, output)
   addEstimateCommand(program, output)
+  addVerifyCommand(program, output, (code) => {
+    exitCode = code
+  })
   addCatalogCommands(program, output, (code) => {
     exitCode = code
   })
@@ -139,6 +143,18 @@ function addEstimateCommand(program: Command, output: Output): void {
     .action(async (guest: string, peer: string, _options, command: Command) => {
       const { estimateCommand } = await import('./estimate.ts')
       await estimateCommand(guest, peer, command.optsWithGlobals<GlobalOptions>(), output)
+    })
+}
+
+function addVerifyCommand(program: Command, output: Output, done: (exitCode: number) => void): void {
+  program
+    .command('verify')
+    .description('holds the disks of a guest that is switched off against the proof of its last migration')
+    .argument('<guest>', 'its name or uuid')
+    .option('--image <target=path...>', 'where the image of a disk lies now, if not where libvirt had it')
+    .action(async (guest: string, _options, command: Command) => {
+      const { verifyCommand } = await import('./verify.ts')
+      done(await verifyCommand(guest, command.optsWithGlobals<VerifyCommandOptions>(), output))
     })
 }
 
