@@ -9,6 +9,7 @@ import { estimate } from './targets/estimate.ts'
 import { config, domainXml, history, procTables, running, toolOutput } from './targets/host.ts'
 import { imageMap } from './targets/image-map.ts'
 import { authorizedKeys, configText, joinFacts, joinLines } from './targets/join.ts'
+import { leafRecord } from './targets/leaf-record.ts'
 import { linkTest } from './targets/link-test.ts'
 import { peerListener } from './targets/listener.ts'
 import { nbdDial, nbdGreeting, nbdReplies } from './targets/nbd-client.ts'
@@ -19,7 +20,7 @@ export const GROUPS: Readonly<Record<string, readonly FuzzTarget[]>> = {
   'nbd-server': [nbdOptions, nbdRequests, nbdServe, configText, authorizedKeys, hostSettings],
   'nbd-client': [nbdGreeting, nbdReplies, nbdDial, joinFacts, doctorReport, running],
   'peer-frames': [peerHello, peerFrames, diskMessages, streamBlocks, joinLines, peerAbout],
-  texts: [domainXml, config, history, procTables, toolOutput, params, imageMap],
+  texts: [domainXml, config, history, procTables, toolOutput, params, imageMap, leafRecord],
   engine: [diskReceiver, diskSender],
   sockets: [bundleTarget, peerListener, controlRequest, controlAnswer, linkTest, estimate],
 }

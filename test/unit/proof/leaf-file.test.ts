@@ -32,7 +32,10 @@ before(async () => {
 })
 after(async () => await rm(directory, { recursive: true }))
 
-async function kept(folder: ProofFolder, changes: Partial<typeof HEAD> | { target: string } = {}): Promise<string> {
+async function kept(
+  folder: ProofFolder,
+  changes: Partial<typeof HEAD> | { target: string } = {},
+): Promise<string> {
   const map = await folder.begin(HEAD.size)
   map.zero(0, LEAVES)
   map.put(2, sha256(Buffer.from('two')))
@@ -59,7 +62,10 @@ test('a record says what the map knew, and is sparse', async () => {
   assert.ok((await record.readPage(2)).subarray(43 * 32, 44 * 32).equals(sha256(Buffer.from('last'))))
   await record.close()
   assert.equal((await stat(path)).mode & 0o777, 0o600)
-  assert.deepEqual((await folder.find('vm')).map(({ head: { target } }) => target), ['vda'])
+  assert.deepEqual(
+    (await folder.find('vm')).map(({ head: { target } }) => target),
+    ['vda'],
+  )
   assert.deepEqual((await folder.find(UUID)).length, 1)
   assert.deepEqual(await folder.find('other'), [])
 })
@@ -119,14 +125,34 @@ const DAMAGES: readonly {
 }[] = [
   { name: 'nothing', damage: (path) => truncate(path, 0), finding: /0 bytes/ },
   { name: 'its head only', damage: (path) => truncate(path, PROOF_HEAD_BYTES), finding: /bytes, expected/ },
-  { name: 'less by a byte', damage: async (path) => truncate(path, (await stat(path)).size - 1), finding: /bytes, expected/ },
+  {
+    name: 'less by a byte',
+    damage: async (path) => truncate(path, (await stat(path)).size - 1),
+    finding: /bytes, expected/,
+  },
   { name: 'another magic', damage: (path) => poke(path, 0, 1), finding: /begin with SWAMLEAF/ },
   { name: 'another version', damage: (path) => poke(path, 11, 3), finding: /of version 2/ },
   { name: 'a bit of its head', damage: (path) => poke(path, 40, 1), finding: /does not fit its digest/ },
-  { name: 'a bit of its runs', damage: async (path) => poke(path, (await stat(path)).size - 1, 1), finding: /runs do not fit/ },
-  { name: 'a head of another kind', damage: (path) => rewrite(path, (head) => ({ ...head, size: -1 })), finding: /something else than a head/ },
-  { name: 'a disk larger than any', damage: (path) => rewrite(path, (head) => ({ ...head, size: 2 ** 50 })), finding: /something else than a head/ },
-  { name: 'more runs than there are', damage: (path) => rewrite(path, (head) => ({ ...head, runs: 3 })), finding: /bytes, expected/ },
+  {
+    name: 'a bit of its runs',
+    damage: async (path) => poke(path, (await stat(path)).size - 1, 1),
+    finding: /runs do not fit/,
+  },
+  {
+    name: 'a head of another kind',
+    damage: (path) => rewrite(path, (head) => ({ ...head, size: -1 })),
+    finding: /something else than a head/,
+  },
+  {
+    name: 'a disk larger than any',
+    damage: (path) => rewrite(path, (head) => ({ ...head, size: 2 ** 50 })),
+    finding: /something else than a head/,
+  },
+  {
+    name: 'more runs than there are',
+    damage: (path) => rewrite(path, (head) => ({ ...head, runs: 3 })),
+    finding: /bytes, expected/,
+  },
 ]
 
 async function poke(path: string, at: number, bits: number): Promise<void> {

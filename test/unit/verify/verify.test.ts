@@ -114,7 +114,10 @@ test('an image elsewhere is held against the record by its name, as the old one 
   const report = await verify({ ask: ask(), images: new Map([['vda', other]]) })
   assert.equal(report.equal, true)
   assert.match(verifyText(report), /vm left for fra1/)
-  await assert.rejects(verify({ ask: ask(), images: new Map([['vdz', other]]) }), /no disk vdz was proved here/)
+  await assert.rejects(
+    verify({ ask: ask(), images: new Map([['vdz', other]]) }),
+    /no disk vdz was proved here/,
+  )
 })
 
 for (const state of ['running', 'paused']) {
