@@ -124,8 +124,13 @@ export class ReadBack {
 
   // ---- in the background -------------------------------------------------------------------------------------
 
+  /** What is to be read now. */
+  get #sets(): LeafSet[] {
+    return this.#started ? [this.#missing, this.#backlog, this.#fresh] : [this.#missing]
+  }
+
   #wake(): void {
-    if (this.#running || this.#next() === undefined) return
+    if (this.#running || this.#sets.every(({ leaves }) => leaves === 0)) return
     this.#running = true
     void this.#run()
       .catch(this.#options.fail)
@@ -134,9 +139,17 @@ export class ReadBack {
       })
   }
 
+  /** The first that nothing is done to, and of which nothing is on its way. */
   #next(): LeafRun | undefined {
-    for (const set of this.#started ? [this.#missing, this.#backlog, this.#fresh] : [this.#missing]) {
-      for (const piece of piecesOf(set.entries())) if (!this.#isBusy(piece)) return piece
+    const { assembly } = this.#options
+    for (const set of this.#sets) {
+      for (const { first, end } of piecesOf(set.entries())) {
+        let from = first
+        while (from < end && assembly.has(from)) from++
+        let to = from
+        while (to < end && !assembly.has(to)) to++
+        if (from < to && !this.#isBusy({ first: from, end: to })) return { first: from, end: to }
+      }
     }
     return undefined
   }
@@ -144,13 +157,13 @@ export class ReadBack {
   async #run(): Promise<void> {
     // Whatever is handed over in one go.
     await this.#rest(PROOF_REST_MS)
-    const over = (): boolean => this.#options.ended() || this.#options.map.broken !== undefined
-    for (let next = this.#next(); next !== undefined && !over(); next = this.#next()) {
-      const startMs = this.#options.clock.nowMs()
-      const result = await this.#read(next, false)
-      if (result === 'refused') this.#forget(next)
-      const tookMs = this.#options.clock.nowMs() - startMs
-      await this.#rest(result === 'busy' ? PROOF_BUSY_MS : Math.max(PROOF_REST_MS, tookMs))
+    const { clock, ended, map } = this.#options
+    while (!ended() && map.broken === undefined && this.#sets.some(({ leaves }) => leaves > 0)) {
+      const next = this.#next()
+      const startMs = clock.nowMs()
+      const result = next === undefined ? 'busy' : await this.#read(next, false)
+      if (result === 'refused') this.#forget(next!)
+      await this.#rest(result === 'busy' ? PROOF_BUSY_MS : Math.max(PROOF_REST_MS, clock.nowMs() - startMs))
     }
   }
 

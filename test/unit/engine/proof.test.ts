@@ -1,13 +1,13 @@
 /** Proofs of both ends over the whole engine: what they agree on, what they leave out, and what each of them finds. */
 import assert from 'node:assert/strict'
 import { after, test } from 'node:test'
-import { RefusedError } from '../../../lib/core/errors.ts'
+import { ProtocolError, RefusedError } from '../../../lib/core/errors.ts'
 import { KIB, MIB } from '../../../lib/core/units.ts'
 import { LeafSlots } from '../../../lib/engine/leaf-assembly.ts'
 import { decodeDiskMessage, ENGINE_FEATURES } from '../../../lib/wire/disk.ts'
 import { DISK_PROVE, FEATURE_PROOF } from '../../../lib/wire/disk-proof.ts'
 import { plainRoot } from './proof-rig.ts'
-import { closeRigs, type DurableDevice, noise, type Rig, rig } from './rig.ts'
+import { closeRigs, type DurableDevice, loneReceiver, noise, type Rig, rig } from './rig.ts'
 
 after(closeRigs)
 
@@ -316,7 +316,7 @@ test('what was written before the first FLUSH is read back behind it, and a faul
   // The FLUSH did not wait for the whole disk.
   assert.ok(joined.proof!.sender.cutOver!.unread! > 20)
   gate.resolve()
-  await until(() => joined.receiverError() !== undefined)
+  await until(() => joined.sender.lost !== undefined)
   await disproved(
     joined,
     () => joined.sender.write(0, noise(LEAF, 1)),
@@ -384,4 +384,62 @@ test('a map that cannot be kept at either end fails nothing, and proves nothing'
     assert.equal(joined.proof!.sender.cutOver, undefined)
     assert.match(joined.proof!.sender.reason ?? '', end === 'sender' ? /closed/ : /keeps no map/)
   }
+})
+
+test('what is written while it is read back is not judged by the older bytes', async () => {
+  const target = disk(1)
+  const gate = Promise.withResolvers<void>()
+  const [older, newer] = [noise(LEAF, 41), noise(LEAF, 42)]
+  let held = false
+  const joined = await rig({
+    contents: Buffer.alloc(SIZE),
+    proof: { read: true },
+    break: (device) => {
+      const { read } = device
+      device.read = async (offset, length) => {
+        const bytes = await read.call(device, offset, length)
+        const at = 4 * LEAF - offset
+        if (held || at < 0 || !bytes.subarray(at, at + LEAF).equals(older)) return bytes
+        held = true
+        await gate.promise
+        return bytes
+      }
+    },
+  })
+  await copy(joined, target)
+  await joined.sender.flush()
+  await until(() => joined.proof!.receiver.unread === 0)
+  await joined.sender.write(4 * LEAF, Buffer.from(older))
+  await until(() => held)
+  await joined.sender.write(4 * LEAF, Buffer.from(newer))
+  newer.copy(target, 4 * LEAF)
+  await until(() => joined.device.bytes.subarray(4 * LEAF, 5 * LEAF).equals(newer))
+  gate.resolve()
+  await until(() => joined.proof!.receiver.unread === 0)
+  await joined.sender.flush()
+  assert.equal(joined.proof!.sender.cutOver?.root, plainRoot(target))
+})
+
+test('a PROVE that was not agreed on, comes late, or speaks of leaves that are none, is a breach', async () => {
+  const open = [{ first: 0, end: 1 }]
+  const lone = loneReceiver()
+  await lone.say({ type: 'prove', id: 1, barrier: 0, read: false, open })
+  assert.match(lone.ended()?.message ?? '', /PROVE: it was not agreed on/)
+  const joined = await rig({ contents: Buffer.alloc(SIZE), proof: {} })
+  const { receiver, sender } = joined.proof!
+  assert.throws(() => receiver.asked({ barrier: 4, read: false, open }, 5), /5 chunks were described/)
+  const beyond = [{ first: 31, end: 33 }]
+  assert.throws(() => receiver.asked({ barrier: 5, read: false, open: beyond }, 5), ProtocolError)
+  await sender.ask(900)
+  await assert.rejects(
+    sender.answer(900, { root: Buffer.alloc(32), unread: 0, excluded: beyond }),
+    ProtocolError,
+  )
+  await sender.answer(900, undefined)
+})
+
+test('where a receiver keeps no map although it was agreed on, a PROVE is a FLUSH', async () => {
+  const lone = loneReceiver([...ENGINE_FEATURES, FEATURE_PROOF])
+  await lone.say({ type: 'prove', id: 7, barrier: 0, read: true, open: [] })
+  await until(() => lone.heard.some((message) => message.type === 'flushed' && message.id === 7))
 })
