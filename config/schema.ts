@@ -258,7 +258,7 @@ export const CONFIG_SCHEMA: Group = {
     (value) => typeof value === 'boolean',
   ),
   verify: choice(
-    'Proof at the end of a migration: "map" by the digests of what was applied, "read" by reading back, "off" none. Not acted on yet.',
+    'Both ends compare every 64 KiB before a guest goes on. "map": as it was written. "read": also as it is read back. "off": not.',
     'map',
     'map',
     'read',

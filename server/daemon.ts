@@ -20,11 +20,13 @@ import {
   CONTROL_REQUEST_BYTES_MAX,
   GUEST_NAME_BYTES_MAX,
   HOOK_REQUEST_BYTES_MAX,
+  PROOF_ASSEMBLED_BYTES_MAX,
   REDIRECT_REFRESH_MS,
   SHARED_IMAGES_MAX,
 } from '../lib/core/limits.ts'
 import type { Log } from '../lib/core/log.ts'
 import { MIB } from '../lib/core/units.ts'
+import { LeafSlots } from '../lib/engine/leaf-assembly.ts'
 import { NatAnchor } from '../lib/host/nat-anchor.ts'
 import { Redirect, type RedirectEntry } from '../lib/host/redirect.ts'
 import { userIds } from '../lib/host/users.ts'
@@ -33,7 +35,7 @@ import { PeerListener } from '../lib/peer/accept.ts'
 import { RateLimit } from '../lib/peer/rate-limit.ts'
 import { sshCrypto } from '../lib/peer/ssh.ts'
 import { WindowPool } from '../lib/peer/windows.ts'
-import { ENGINE_FEATURES } from '../lib/wire/disk.ts'
+import { ProofFolder } from '../lib/proof/proof-folder.ts'
 import { FEATURE_RESUME } from '../lib/wire/hello.ts'
 import { Abouts } from './about.ts'
 import { CatalogTender } from './catalog-tender.ts'
@@ -42,15 +44,17 @@ import { EstimateAnswers } from './estimate/answers.ts'
 import { type EstimateReport, Estimates } from './estimate/estimate.ts'
 import { History } from './history.ts'
 import { ImageList } from './image-list.ts'
+import type { ProofMeans } from './migration/proofs.ts'
 import type { MigrationRecord } from './migration/record.ts'
 import { Params } from './params.ts'
 import { type PeerChanges, PeerList } from './peer-list.ts'
-import { bundleTuning, type OwnEnd, Peer } from './peers.ts'
+import { bundleTuning, diskFeatures, type OwnEnd, Peer } from './peers.ts'
 import { release } from './release.ts'
 import type { RedirectReport, StatusReport } from './report.ts'
 import { Site } from './site.ts'
 import { SourceSide } from './source-side.ts'
 import { TargetSide } from './target-side.ts'
+import { type GuestRecords, recordsOf } from './verify/records.ts'
 import { Vitals } from './vitals.ts'
 
 const SOCKETS = ['peer.sock', 'hook.sock', 'control.sock']
@@ -66,6 +70,10 @@ export class Daemon {
   readonly #release = release()
   readonly #notifySocket: string | undefined
   readonly #describer = new Describer({ workers: 1 })
+  /** Of what arrives: it shall not wait for what leaves. None where verify is "off". */
+  readonly #digester: Describer | undefined
+  readonly #proofRecords: ProofFolder
+  readonly #proofs: ProofMeans | undefined
   readonly #vitals: Vitals
   readonly #stock: ImageStock
   readonly #images: ImageList
@@ -128,12 +136,15 @@ export class Daemon {
       rateLimit: rateLimitOf(config.limits.wanMbit),
       windows: new WindowPool({ bytesMax: BUNDLES_IN_FLIGHT_BYTES_MAX }),
       linkTests: this.#site.linkTests,
+      proofs: config.verify !== 'off',
     }
     this.#peers = new PeerList(config.peers, {
       make: (peer) => new Peer(peer, log, this.#own),
       busy: (name) => this.#records().some((record) => record.report().peer === name),
       dropped: (name) => this.#source?.dropPeer(name),
     })
+    this.#proofRecords = new ProofFolder({ path: join(config.stateDir, 'proof') })
+    this.#digester = config.verify === 'off' ? undefined : new Describer({ workers: 1 })
     this.#images = new ImageList({
       images: config.images,
       qcow2: config.qcow2,
@@ -148,8 +159,16 @@ export class Daemon {
       receiving: () => this.#target.receiving,
       onProblem: (error) => log.warn({ error }, 'an image could not be closed'),
     })
+    this.#proofs = this.#proofMeans()
     const needed = (): boolean => this.#estimateAnswers.busy
-    const target = new TargetSide(this.#site, this.#peers.peers, this.#stock, this.#images, needed)
+    const target = new TargetSide(
+      this.#site,
+      this.#peers.peers,
+      this.#stock,
+      this.#images,
+      needed,
+      this.#proofs,
+    )
     this.#target = target
     this.#catalog = new CatalogTender({
       stock: this.#stock,
@@ -158,6 +177,17 @@ export class Daemon {
       busy: () => target.receiving,
       log,
     })
+  }
+
+  #proofMeans(): ProofMeans | undefined {
+    if (this.#digester === undefined) return undefined
+    return {
+      folder: this.#proofRecords,
+      read: this.#config.verify === 'read',
+      describer: this.#describer,
+      digester: this.#digester,
+      slots: new LeafSlots({ bytesMax: PROOF_ASSEMBLED_BYTES_MAX }),
+    }
   }
 
   async start(): Promise<void> {
@@ -170,6 +200,7 @@ export class Daemon {
       onProblem: (text) => this.#log.warn({ text }, 'the watchdog of swamd: started again'),
     })
     await this.#recover()
+    await this.#proofRecords.start()
     const uids = await this.#caughtUids()
     if (this.#config.redirect === 'nft') {
       this.#redirect = new Redirect({ uids, ownUid: process.getuid?.() ?? 0, run: this.#site.commands.run })
@@ -183,6 +214,7 @@ export class Daemon {
       describe: (bytes) => this.#describer.describe(bytes),
       farLives: async (name, instance) => (await this.#peerNamed(name)?.lives(instance)) ?? 'unknown',
       estimates: this.#estimateAnswers,
+      ...(this.#proofs === undefined ? {} : { proofs: this.#proofs }),
     })
     this.#source = source
     await this.#listen(source)
@@ -258,6 +290,14 @@ export class Daemon {
     )
   }
 
+  async #proofRecordsOf(params: unknown): Promise<GuestRecords> {
+    return await recordsOf(new Params('proofRecords', params).text('guest', GUEST_NAME_BYTES_MAX), {
+      folder: this.#proofRecords,
+      libvirt: this.#site.libvirt,
+      images: this.#config.images,
+    })
+  }
+
   /** One daemon a runDir: a second one must leave before it takes the first one's table and marks away. */
   async #claimDirectories(): Promise<void> {
     const { runDir, stateDir } = this.#config
@@ -302,7 +342,7 @@ export class Daemon {
       path: join(runDir, 'peer.sock'),
       localName: 'swamd',
       onBundle: (bundle) => source.takeBundle(bundle),
-      features: [...(this.#own.resumeMs === 0 ? [] : [FEATURE_RESUME]), ...ENGINE_FEATURES],
+      features: [...(this.#own.resumeMs === 0 ? [] : [FEATURE_RESUME]), ...diskFeatures(this.#own)],
       instance: this.#own.instance,
       ...bundleTuning(this.#own),
       onRefused: (peer, error) => this.#log.warn({ peer, error }, 'refused a channel'),
@@ -323,6 +363,7 @@ export class Daemon {
           peerTest: (params) => this.#peerTest(params),
           estimate: (params, signal) => this.#estimate(params, signal),
           peersAbout: () => this.#peersAbout(),
+          proofRecords: (params) => this.#proofRecordsOf(params),
         },
         requestBytesMax: HOOK_REQUEST_BYTES_MAX,
         onError: (error) => this.#log.debug({ error }, 'hook socket'),
@@ -419,7 +460,9 @@ export class Daemon {
     await Promise.allSettled(this.#peers.peers.map((peer) => peer.close()))
     await this.#site.history.settled()
     await this.#site.commands.close()
+    await this.#proofRecords.settled()
     await this.#describer.close()
+    await this.#digester?.close()
     await this.#stock.close()
     // Last: whatever hangs in here is ended by it too.
     this.#watchdog?.close()

@@ -1,6 +1,6 @@
 /** Checks of what peers and the hook send as JSON: each names the method and the key that is wrong. */
 import { ProtocolError } from '../lib/core/errors.ts'
-import type { ExportInfo } from './migration/outgoing.ts'
+import type { ExportInfo } from './migration/outgoing-options.ts'
 
 export class Params {
   readonly #method: string

@@ -17,6 +17,7 @@ import { Rpc, type RpcHandler } from '../lib/peer/rpc.ts'
 import { dialBundle } from '../lib/peer/ssh.ts'
 import type { WindowPool } from '../lib/peer/windows.ts'
 import { ENGINE_FEATURES } from '../lib/wire/disk.ts'
+import { FEATURE_PROOF } from '../lib/wire/disk-proof.ts'
 import { FEATURE_RESUME } from '../lib/wire/hello.ts'
 import { aboutOf, failedAbout, type PeerAbout } from './about.ts'
 import { type LinkTestReport, type LinkTests, roundTrip } from './link-test.ts'
@@ -39,6 +40,13 @@ export interface OwnEnd {
   /** What the bundles share of memory. */
   readonly windows: WindowPool
   readonly linkTests: LinkTests
+  /** Whether maps of disks are kept: verify is not "off". */
+  readonly proofs?: boolean
+}
+
+/** What this end knows of the transfer of disks. */
+export function diskFeatures(own: OwnEnd): string[] {
+  return own.proofs === true ? [...ENGINE_FEATURES, FEATURE_PROOF] : [...ENGINE_FEATURES]
 }
 
 /** A control bundle is simply dialed anew; what a migration has under way is resumed. */
@@ -128,7 +136,7 @@ export class Peer {
       peer: name,
       features: [
         ...(kind === 'control' || this.#own.resumeMs === 0 ? [] : [FEATURE_RESUME]),
-        ...(kind === 'disk' ? ENGINE_FEATURES : []),
+        ...(kind === 'disk' ? diskFeatures(this.#own) : []),
       ],
       instance: this.#own.instance,
       ...bundleTuning(this.#own),

@@ -45,6 +45,18 @@ export interface DiskReport {
   readonly bySource: BySource
   /** When the last FLUSH of QEMU was answered, at the source; null at the far side, and before the first. */
   readonly flushedAt?: number | null
+  /** Of the disk at the last FLUSH that was proved, 64 hex digits: the same at both ends. Null without a proof. */
+  readonly root?: string | null
+  readonly proof?: ProofReport | null
+}
+
+/** How far that root speaks for the disk, in pieces of 64 KiB. */
+export interface ProofReport {
+  readonly at: number
+  readonly leaves: number
+  readonly provedLeaves: number
+  /** Written and not read back; null where only maps were compared (verify = "map"). */
+  readonly unreadLeaves: number | null
 }
 
 /** How the source catches up with its guest, once the disks are copied. Bytes a second. */
@@ -89,7 +101,10 @@ export interface MigrationReport {
   readonly ram: RamReport
   readonly wireBytes: number
   readonly etaMs: number | null
+  /** Both ends had one root of every disk when the guest went on; false: they had not, and it stayed. Null: nobody looked. */
   readonly verified: boolean | null
+  /** Why it is null, once that is known. */
+  readonly unverified?: string | null
   readonly error: string | null
   readonly connections: readonly ConnectionReport[]
   /** How often the link under it broke and was resumed, and whether it is broken now. */

@@ -25,6 +25,7 @@ import type { Bundle } from '../lib/peer/bundle.ts'
 import { Abouts } from './about.ts'
 import type { EstimateAnswers } from './estimate/answers.ts'
 import { OutgoingMigration } from './migration/outgoing.ts'
+import { MigrationProofs, type ProofMeans } from './migration/proofs.ts'
 import { Params } from './params.ts'
 import { answerPeer } from './peers.ts'
 import type { Site } from './site.ts'
@@ -39,6 +40,8 @@ export interface SourceOptions {
   /** Whether that start of the peer's daemon is still there. */
   readonly farLives: (peer: string, instance: string) => Promise<'yes' | 'no' | 'unknown'>
   readonly estimates: Pick<EstimateAnswers, 'handlers'>
+  /** None where verify is "off". */
+  readonly proofs?: ProofMeans
 }
 
 export class SourceSide {
@@ -237,13 +240,19 @@ export class SourceSide {
     if (own >= PEER_MIGRATIONS_MAX) throw new RefusedError(`${own} migrations of ${peer} are under way`)
     const config = this.#site.peers.find((one) => one.name === peer)!
     const since = Date.now()
+    const log = this.#site.log.child({ migration: id, guest: domain.name })
+    const { proofs } = this.#options
+    const imageOf = (target: string): RunningDomain['disks'][number] | undefined =>
+      domain.disks.find((disk) => disk.target === target)
+    const proved = { guest: domain.name, uuid, peer, direction: 'out', imageOf, log } as const
     const migration = new OutgoingMigration({
       id,
       uuid,
       guest: domain.name,
       peer,
       peerAddresses: config.addresses,
-      log: this.#site.log.child({ migration: id, guest: domain.name }),
+      log,
+      ...(proofs === undefined ? {} : { proofs: new MigrationProofs(proofs, proved) }),
       uids: this.#options.uids,
       slabs: this.#options.slabs,
       describe: this.#options.describe,

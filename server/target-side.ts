@@ -21,6 +21,7 @@ import {
   MIGRATIONS_MAX,
   STARTED_MARK_MS,
 } from '../lib/core/limits.ts'
+import type { Log } from '../lib/core/log.ts'
 import { MIB } from '../lib/core/units.ts'
 import { Arrivals } from '../lib/engine/arrivals.ts'
 import { type Domain, parseDomain } from '../lib/host/domain-xml.ts'
@@ -29,6 +30,7 @@ import { unwrittenDisks } from '../lib/host/unwritten.ts'
 import type { ImageList } from './image-list.ts'
 import { markPath, writeMark } from './incoming-mark.ts'
 import { IncomingMigration } from './migration/incoming.ts'
+import { MigrationProofs, type ProofMeans } from './migration/proofs.ts'
 import { Params } from './params.ts'
 import type { Peer } from './peers.ts'
 import { emptyBySource } from './report.ts'
@@ -42,6 +44,7 @@ export class TargetSide {
   readonly #stock: ImageStock
   readonly #images: ImageList
   readonly #needed: () => boolean
+  readonly #proofs: ProofMeans | undefined
   readonly #incoming = new Map<string, IncomingMigration>()
   /** Which peers said that they run the guest, by its migration. */
   readonly #claims = new WeakMap<IncomingMigration, readonly string[]>()
@@ -52,15 +55,20 @@ export class TargetSide {
   /** Guests that arrive are sources for each other. */
   readonly #arrivals: Arrivals
 
-  /** @param needed whether somebody else needs the images of the stock open */
+  /**
+   * @param needed whether somebody else needs the images of the stock open
+   * @param proofs none where verify is "off"
+   */
   constructor(
     site: Site,
     peers: readonly Peer[],
     stock: ImageStock,
     images: ImageList,
     needed: () => boolean = () => false,
+    proofs?: ProofMeans,
   ) {
     this.#site = site
+    this.#proofs = proofs
     this.#images = images
     this.#peers = peers
     this.#stock = stock
@@ -172,12 +180,14 @@ export class TargetSide {
     const id = randomUUID()
     const since = Date.now()
     const targets = domain.disks.flatMap((disk) => (disk.source === undefined ? [] : [disk.source]))
+    const log = this.#site.log.child({ migration: id, guest: domain.name })
     const migration = new IncomingMigration({
       id,
       uuid: domain.uuid,
       guest: domain.name,
       peer: peer.config.name,
-      log: this.#site.log.child({ migration: id, guest: domain.name }),
+      log,
+      ...this.#proofsOf(domain, peer.config.name, log),
       stock: this.#stock,
       memory: this.#memory,
       arrivals,
@@ -225,6 +235,15 @@ export class TargetSide {
     }
     migration.preparing()
     return { action: create.length > 0 ? 'create' : 'none', create, message: problem ?? '' }
+  }
+
+  #proofsOf({ name: guest, uuid, disks }: Domain, peer: string, log: Log): { proofs?: MigrationProofs } {
+    if (this.#proofs === undefined) return {}
+    const imageOf = (target: string): Domain['disks'][number] | undefined =>
+      disks.find((disk) => disk.target === target)
+    return {
+      proofs: new MigrationProofs(this.#proofs, { guest, uuid, peer, direction: 'in', imageOf, log }),
+    }
   }
 
   /** As with images that lie here: what is not in `images` is for nobody else. */

@@ -12,13 +12,20 @@ import { errorText, LostError } from '../core/errors.ts'
 import { DESCRIBE_BYTES_MAX, DESCRIBE_JOBS_MAX, DESCRIBE_WORKERS_MAX } from '../core/limits.ts'
 import { type DescribedRun, unflatten } from './chunker.ts'
 import type { DescribeReply, DescribeRequest } from './describe-worker.ts'
+import type { LeafSpan } from './leaf-digests.ts'
 
 export type { DescribedRun } from './chunker.ts'
 
+/** A description, and the digests of the leaves that were asked for with it. */
+export interface Described {
+  readonly runs: DescribedRun[]
+  readonly leaves: Uint8Array
+}
+
 interface Job {
   readonly id: number
-  readonly bytes: Uint8Array
-  readonly resolve: (runs: DescribedRun[]) => void
+  readonly request: Omit<DescribeRequest, 'id'>
+  readonly resolve: (described: Described) => void
   readonly reject: (error: unknown) => void
   /** Settled towards the caller, by abort: its result is dropped. */
   aborted: boolean
@@ -58,8 +65,23 @@ export class Describer {
    * The runs of `bytes`, contiguous from 0. `bytes` must not change until the promise is fulfilled; after an abort a
    * thread may still be reading them, and what it finds is dropped.
    */
-  describe(bytes: Uint8Array, signal?: AbortSignal): Promise<DescribedRun[]> {
+  async describe(bytes: Uint8Array, signal?: AbortSignal): Promise<DescribedRun[]> {
+    return (await this.#ask({ bytes, cut: true, leaves: undefined }, signal)).runs
+  }
+
+  /** The same, with the digests of the leaves in that span, while the bytes are at hand. */
+  describeWithLeaves(bytes: Uint8Array, leaves: LeafSpan): Promise<Described> {
+    return this.#ask({ bytes, cut: true, leaves })
+  }
+
+  /** 32 bytes for each leaf in the span. */
+  async digestLeaves(bytes: Uint8Array, leaves: LeafSpan): Promise<Uint8Array> {
+    return (await this.#ask({ bytes, cut: false, leaves })).leaves
+  }
+
+  #ask(request: Omit<DescribeRequest, 'id'>, signal?: AbortSignal): Promise<Described> {
     return new Promise((resolve, reject) => {
+      const { bytes } = request
       signal?.throwIfAborted()
       if (this.#failure !== undefined) throw this.#failure
       if (!(bytes.buffer instanceof SharedArrayBuffer)) {
@@ -79,10 +101,10 @@ export class Describer {
       }
       const job: Job = {
         id: this.#nextId++,
-        bytes,
-        resolve: (runs) => {
+        request,
+        resolve: (described) => {
           signal?.removeEventListener('abort', onAbort)
-          resolve(runs)
+          resolve(described)
         },
         reject: (error) => {
           signal?.removeEventListener('abort', onAbort)
@@ -134,7 +156,7 @@ export class Describer {
       if (thread.jobCount >= DESCRIBE_JOBS_MAX) return
       const job = this.#queue.shift()!
       if (thread.jobCount++ === 0) thread.worker.ref()
-      const request: DescribeRequest = { id: job.id, bytes: job.bytes }
+      const request: DescribeRequest = { id: job.id, ...job.request }
       thread.worker.postMessage(request)
     }
   }
@@ -151,7 +173,7 @@ export class Describer {
     for (const [id, job] of this.#jobs) {
       if (job.reply === undefined) return
       this.#jobs.delete(id)
-      if (!job.aborted) job.resolve(unflatten(job.reply))
+      if (!job.aborted) job.resolve({ runs: unflatten(job.reply), leaves: job.reply.leaves })
     }
   }
 

@@ -656,6 +656,35 @@ export const ESTIMATE_SAMPLE_BYTES_MAX: number = 64 * MIB
 /** Parts of a disk's map between the thread that reads it and the one that asks about it, some 700 KiB each. */
 export const ESTIMATE_PIECES_MAX: number = 4
 
+// ---- Proof -----------------------------------------------------------------------------------------------------
+
+/** Pages of digests (4 KiB, of 8 MiB of disk each) that one disk's map keeps in memory; the others lie in its file. */
+export const PROOF_PAGES_MAX: number = 256
+/** Changes of one disk's map that wait for its file: more, and what is described waits, too. */
+export const PROOF_CHANGES_MAX: number = 16_384
+/** Runs of leaves in one PROVE or PROVED, and in what either end keeps of a disk: beyond it small gaps count as part of them. */
+export const PROOF_RUNS_MAX: number = 16_384
+/** Leaves of all disks of the daemon that are put together of pieces, or being digested; what finds no room is read back. */
+export const PROOF_ASSEMBLED_BYTES_MAX: number = 32 * MIB
+/** Bytes of one read of a proof: sixteen leaves, so that a disk with a moving head reads more than it seeks. */
+export const PROOF_READ_BYTES_MAX: number = 1 * MIB
+/** Reads of one disk in flight while a FLUSH waits for them; in the background there is one. */
+export const PROOF_READS_MAX: number = 8
+/** The least rest between two reads in the background, which rest as long as they took: half of the disk is for others. */
+export const PROOF_REST_MS: number = 5
+/** How soon is looked again when all that is to be read back is being written. */
+export const PROOF_BUSY_MS: number = 50
+/** Head of a record: who, when, where from. Its texts are a guest's name and a path of full length, in JSON. */
+export const PROOF_HEAD_BYTES: number = 32 * KIB
+/** Records that a host keeps, one a disk of a guest; the oldest go. */
+export const PROOF_RECORDS_MAX: number = 1024
+/** Bytes of all records as they lie on disk, 0.05% of the data of the guests; the oldest go. */
+export const PROOF_RECORDS_BYTES_MAX: number = 8 * GIB
+/** How long a record is kept: after a month at work no disk is what it was. */
+export const PROOF_RECORD_AGE_MS: number = 30 * 24 * 3_600_000
+/** Places of differences that `swam verify` names; the others it counts. */
+export const PROOF_DIFFERENCES_MAX: number = 16
+
 // ---- RAM and other streams -------------------------------------------------------------------------------------
 
 /** Raw bytes of one block of a passed-through stream. Checked before it is decompressed, and again by zlib. */

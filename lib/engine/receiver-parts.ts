@@ -6,6 +6,7 @@ import type { DiskAccount } from './account.ts'
 import type { Arrivals } from './arrivals.ts'
 import type { BlockPlaces } from './block-finder.ts'
 import type { DiskLink } from './link.ts'
+import type { ReceiverProof } from './receiver-proof.ts'
 import type { ChunkSource } from './sources.ts'
 import type { ReceiverBudget } from './task.ts'
 
@@ -27,5 +28,7 @@ export interface ReceiverOptions {
   readonly clock?: Clock
   /** Shared by all receivers of the daemon. */
   readonly arrivals?: Arrivals
+  /** `device` is then its own; used where FEATURE_PROOF is agreed on. */
+  readonly proof?: ReceiverProof
   readonly onEnd?: (error: Error | undefined) => void
 }

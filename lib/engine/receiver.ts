@@ -22,9 +22,7 @@ import type { ByteShare } from '../core/byte-budget.ts'
 import { errorText, ProtocolError, RefusedError } from '../core/errors.ts'
 import {
   HURRIED_CHUNKS_MAX,
-  MIGRATION_TASKS_MAX,
   RECEIVER_FLUSHES_MAX,
-  RECEIVER_TASKS_MAX,
   RESOLVING_CHUNKS_MAX,
   SESSION_BLOCKS_BYTES_MAX,
 } from '../core/limits.ts'
@@ -39,14 +37,17 @@ import {
   ROOT_CHUNKS,
   type SourceName,
 } from '../wire/disk.ts'
+import { FEATURE_PROOF } from '../wire/disk-proof.ts'
 import type { DiskAccount } from './account.ts'
 import { type ArrivalSession, Arrivals } from './arrivals.ts'
+import { Barriers } from './barriers.ts'
 import { BlockLevel } from './block-level.ts'
 import { FlushAhead } from './flush-ahead.ts'
 import { IncomingLiterals, misfit } from './incoming-literals.ts'
 import { IncomingReads } from './incoming-reads.ts'
 import { CLASS_CONTROL, type DiskEndpoint } from './link.ts'
 import type { ReceiverOptions } from './receiver-parts.ts'
+import { disproved, type Prove, type ReceiverProof } from './receiver-proof.ts'
 import { Reports } from './reports.ts'
 import { RootLevel } from './root-level.ts'
 import { SameChunks } from './same-chunks.ts'
@@ -54,7 +55,7 @@ import { RunWriter } from './seams.ts'
 import { type ChunkQuery, SessionSource, SourceRouter, unlessRefused } from './sources.ts'
 import { runsOf, type Survey } from './survey.ts'
 import { TargetZeroes } from './target-zeroes.ts'
-import { newTask, type ReceiverBudget, type Task } from './task.ts'
+import { checkCount, checkPlace, newTask, type ReceiverBudget, type Task } from './task.ts'
 
 const EIO = 5
 
@@ -81,7 +82,8 @@ export class DiskReceiver implements DiskEndpoint {
   readonly #blocks: BlockLevel | undefined
   readonly #roots: RootLevel
   readonly #ahead: FlushAhead
-  #barriers: { barrier: number; resolve: () => void }[] = []
+  readonly #barriers = new Barriers()
+  readonly #proof: ReceiverProof | undefined
   #failed: Error | undefined
   #closed = false
   readonly #ended = (): boolean => this.#failed !== undefined
@@ -104,6 +106,14 @@ export class DiskReceiver implements DiskEndpoint {
       // What was described meanwhile may be written at any moment.
       untouched: (start, end) => this.#nextSeq === 0 && !this.#latest.overlaps(start, end),
       inTurn: (start, end, work) => this.#inTurn(start, end, work),
+    })
+    const { features } = options.link
+    this.#proof = features.has(FEATURE_PROOF) && features.has(FEATURE_SURVEY) ? options.proof : undefined
+    this.#proof?.attach({
+      busy: (start, end) => this.#latest.overlaps(start, end),
+      applyZeroes: (bytes, offset) => this.#zeroes.applyTo(bytes, offset),
+      ended: this.#ended,
+      fail: this.#onError,
     })
     this.#reports = new Reports((message) => this.#send(message), options.link.features.has(FEATURE_SURVEY))
     this.#roots = this.#rootLevel()
@@ -144,6 +154,7 @@ export class DiskReceiver implements DiskEndpoint {
       mayHold: (start, end) => !this.#zeroes.isKnown(start, end),
       hold: (task) => this.#hold(task),
       letGo: (task) => this.#letGo(task),
+      saw: (offset, bytes) => this.#proof?.lies(offset, bytes),
       inPlace: (task) => void this.#inPlace(task).catch(this.#onError),
       resolve: (task) => this.#resolve(task, [], this.#same.olderThan(task)),
       fail: this.#onError,
@@ -201,11 +212,15 @@ export class DiskReceiver implements DiskEndpoint {
         for (const { seq, hints } of message.chunks) this.#hints(message.type, seq, hints)
         return
       case 'flush':
+      case 'prove':
         if (++this.#flushes > RECEIVER_FLUSHES_MAX)
           throw new ProtocolError(`disk ${message.disk}: ${this.#flushes} FLUSHes wait already`)
-        void this.#flush(message.id, message.barrier)
+        void this.#flush(message, message.type === 'prove' ? message : undefined)
           .catch(this.#onError)
           .finally(() => this.#flushes--)
+        return
+      case 'disproved':
+        this.#end(disproved(this.account.target, message.root))
         return
       case 'read':
         this.#reads.read(message.id, message.offset, message.length)
@@ -224,19 +239,8 @@ export class DiskReceiver implements DiskEndpoint {
     if (seq !== this.#nextSeq) {
       throw new ProtocolError(`${what}: sequence ${seq}, expected ${this.#nextSeq}`)
     }
-    if (offset + length > this.#device.size) {
-      throw new ProtocolError(`${what}: ${length} bytes at ${offset}, the disk has ${this.#device.size}`)
-    }
-    const unit = this.#device.blockSizes.minimum
-    if (offset % unit !== 0 || (length % unit !== 0 && offset + length !== this.#device.size)) {
-      throw new ProtocolError(
-        `${what}: ${length} bytes at ${offset} are no multiple of the block size ${unit}`,
-      )
-    }
-    if (this.#tasks.size >= RECEIVER_TASKS_MAX)
-      throw new ProtocolError(`${what}: ${this.#tasks.size} chunks are under way already`)
-    if (this.#budget.tasks >= MIGRATION_TASKS_MAX)
-      throw new ProtocolError(`${what}: ${this.#budget.tasks} chunks of all disks are under way already`)
+    checkPlace(what, this.#device, offset, length)
+    checkCount(what, this.#tasks.size, this.#budget)
   }
 
   #describe(firstSeq: number, offset: number, lengths: Uint32Array, digests: Uint8Array): void {
@@ -297,6 +301,7 @@ export class DiskReceiver implements DiskEndpoint {
     this.#tasks.set(task.seq, task)
     this.#budget.tasks++
     this.#latest.set(start, end, task)
+    this.#proof?.began(task.seq, start, end)
     // What the source was asked for and superseded before it was sent is not known here.
     this.account.askedBytes += end - start
     return task
@@ -379,7 +384,7 @@ export class DiskReceiver implements DiskEndpoint {
 
   /** It lies nowhere here: another session that has asked for it is waited for, or it is asked for. */
   #ask(task: Task, verify: ChunkQuery['verify']): void {
-    const flushWaits = this.#barriers.length > 0
+    const flushWaits = this.#barriers.any
     const arrival = flushWaits ? undefined : this.#others.wait(task)
     if (arrival === undefined) {
       this.#others.asked(task)
@@ -429,6 +434,7 @@ export class DiskReceiver implements DiskEndpoint {
     this.#literals.keep(task, undefined)
     task.bytes = bytes
     task.finding()
+    if (source === 'inPlace') this.#proof?.lies(task.start, bytes)
     this.#others.arrived(task, bytes)
     void this.#write(task, bytes, source).catch(this.#onError)
   }
@@ -469,7 +475,7 @@ export class DiskReceiver implements DiskEndpoint {
     task.finish()
     this.account.applied(source, task.end - task.start, task.literalBytes, task.deltaBytes)
     this.#reports.applied(task.seq, source)
-    this.#checkBarriers()
+    this.#barriers.check(this.#tasks, this.#nextSeq)
   }
 
   // ---- zeroes and flushes ------------------------------------------------------------------------------------
@@ -482,6 +488,7 @@ export class DiskReceiver implements DiskEndpoint {
       for (const claim of before) await claim.done
       if (this.#failed !== undefined) return
       const many = this.#zeroes.add(task.start, task.end)
+      this.#proof?.zeroed(task.start, task.end)
       this.#finish(task, 'zero')
       if (many) await this.#zeroes.settle()
     })().catch(this.#onError)
@@ -500,36 +507,23 @@ export class DiskReceiver implements DiskEndpoint {
     }
   }
 
-  async #flush(id: number, barrier: number): Promise<void> {
-    await new Promise<void>((resolve) => {
-      this.#barriers.push({ barrier, resolve })
-      this.#checkBarriers()
-      if (this.#barriers.length > 0) this.#others.hurry()
-    })
+  async #flush({ id, barrier }: { id: number; barrier: number }, prove?: Prove): Promise<void> {
+    if (prove !== undefined && !this.#options.link.features.has(FEATURE_PROOF))
+      throw new ProtocolError('PROVE: it was not agreed on')
+    const asked = prove === undefined ? undefined : this.#proof?.asked(prove, this.#nextSeq)
+    const applied = this.#barriers.wait(barrier, this.#tasks, this.#nextSeq)
+    if (this.#barriers.any) this.#others.hurry()
+    await applied
     if (this.#failed !== undefined) return
     await this.#zeroes.settle()
     if (this.#failed !== undefined) return
-    await this.#device.flush()
+    const proving = asked === undefined ? undefined : this.#proof?.answer(asked)
+    const [proved] = await Promise.all([proving, this.#device.flush()])
     if (this.#failed !== undefined) return
     // The account of what was applied goes first, so that both ends agree on it when the FLUSH is answered.
     this.#reports.now()
-    this.#send({ type: 'flushed', id })
+    this.#send(proved === undefined ? { type: 'flushed', id } : { type: 'proved', id, ...proved })
     this.#ahead.start()
-  }
-
-  #checkBarriers(): void {
-    if (this.#barriers.length === 0) return
-    // Tasks are in the map in the order of their numbers.
-    let oldest = this.#nextSeq
-    for (const seq of this.#tasks.keys()) {
-      oldest = seq
-      break
-    }
-    this.#barriers = this.#barriers.filter(({ barrier, resolve }) => {
-      if (oldest < barrier) return true
-      resolve()
-      return false
-    })
   }
 
   #send(message: DiskMessageBody): void {
@@ -572,7 +566,8 @@ export class DiskReceiver implements DiskEndpoint {
     this.#reports.close()
     this.#ahead.stop()
     this.#literals.close()
-    for (const { resolve } of this.#barriers.splice(0)) resolve()
+    this.#barriers.end()
+    this.#proof?.close()
     this.#resolving.clear()
     void this.#device.close().catch(() => undefined)
     this.#options.onEnd?.(error)

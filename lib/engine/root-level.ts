@@ -24,6 +24,8 @@ export interface RootLevelOptions {
   /** Takes and gives back the chunk's place in memory. */
   readonly hold: (task: Task) => Promise<void>
   readonly letGo: (task: Task) => void
+  /** Was read of the device, whatever it may turn out to be. */
+  readonly saw?: (offset: number, bytes: Buffer) => void
   /** The device holds this chunk where it belongs. */
   readonly inPlace: (task: Task) => void
   /** Its digest is known now; what is older on its range is applied. */
@@ -74,7 +76,9 @@ export class RootLevel {
     await hold(task)
     try {
       const bytes = await unlessRefused(readBytes(device, task.start, task.end - task.start))
-      if (bytes !== undefined) digests.push(sha256(bytes))
+      if (bytes === undefined) return
+      digests.push(sha256(bytes))
+      this.#options.saw?.(task.start, bytes)
     } finally {
       letGo(task)
     }

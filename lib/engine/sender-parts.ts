@@ -3,10 +3,31 @@ import type { BlockSizes } from '../block/device.ts'
 import type { DescribedRun } from '../chunk/describer.ts'
 import type { Slab, SlabPool } from '../chunk/slab.ts'
 import type { Clock } from '../core/clock.ts'
+import { ProtocolError } from '../core/errors.ts'
+import { type DiskMessage, FEATURE_BLOCKS, FEATURE_DELTA, FEATURE_SURVEY } from '../wire/disk.ts'
+import { FEATURE_PROOF } from '../wire/disk-proof.ts'
 import type { DiskAccount } from './account.ts'
 import type { DiskLink } from './link.ts'
 import type { SendWindow } from './send-window.ts'
 import type { SenderGroup } from './sender-group.ts'
+import type { SenderProof } from './sender-proof.ts'
+
+/** What the far side may say only if both ends know it. */
+const FEATURES: Partial<Record<DiskMessage['type'], string>> = {
+  ask: FEATURE_BLOCKS,
+  parts: FEATURE_BLOCKS,
+  sketches: FEATURE_DELTA,
+  detail: FEATURE_SURVEY,
+  held: FEATURE_SURVEY,
+  proved: FEATURE_PROOF,
+}
+
+/** @throws ProtocolError */
+export function checkAgreed(message: DiskMessage, features: ReadonlySet<string>): void {
+  const feature = FEATURES[message.type]
+  if (feature !== undefined && !features.has(feature))
+    throw new ProtocolError(`disk ${message.disk}: ${message.type} was not agreed on`)
+}
 
 export interface SenderLimits {
   /** What all disks of the daemon share; none in tests of one disk. */
@@ -34,6 +55,8 @@ export interface SenderOptions {
   readonly clock?: Clock
   /** Of the guest's disks. */
   readonly group?: SenderGroup
+  /** Used where FEATURE_PROOF is agreed on. */
+  readonly proof?: SenderProof
   /**
    * Nobody waits for what is written (an image is read, no guest writes): it leaves the stage when that is full or a FLUSH
    * comes, and nothing is sent unasked. What is described and wanted then depends on the bytes, not on the time. Of the

@@ -23,29 +23,20 @@ import {
 import type { DescribedRun } from '../chunk/describer.ts'
 import type { Slab } from '../chunk/slab.ts'
 import { errorText, LostError, ProtocolError, RefusedError, SwamError } from '../core/errors.ts'
-import {
-  EAGER_RUN_BYTES_MAX,
-  HELD_BACK_BYTES_MAX,
-  HELD_BACK_MS,
-  LITERAL_BYTES_MAX,
-  SENDER_RECORDS_MAX,
-} from '../core/limits.ts'
-import {
-  type DiskMessage,
-  type DiskMessageBody,
-  FEATURE_BLOCKS,
-  FEATURE_DELTA,
-  FEATURE_SURVEY,
-  type SeqRun,
-} from '../wire/disk.ts'
+import { EAGER_RUN_BYTES_MAX, HELD_BACK_BYTES_MAX, HELD_BACK_MS, SENDER_RECORDS_MAX } from '../core/limits.ts'
+import { type DiskMessage, type DiskMessageBody, FEATURE_SURVEY, type SeqRun } from '../wire/disk.ts'
+import { FEATURE_PROOF } from '../wire/disk-proof.ts'
 import type { DiskAccount } from './account.ts'
+import { describeRun } from './describe-run.ts'
+import { FarReads } from './far-reads.ts'
 import { Hinter } from './hinter.ts'
 import { CLASS_CONTROL, CLASS_FINAL, type DiskClass, type DiskEndpoint } from './link.ts'
 import { LiteralSender } from './literals.ts'
 import { Patience } from './patience.ts'
 import { Room } from './room.ts'
 import type { WindowMember } from './send-window.ts'
-import type { SenderOptions, Waiter } from './sender-parts.ts'
+import { checkAgreed, type SenderOptions, type Waiter } from './sender-parts.ts'
+import { Disproved, type Proved, type SenderProof } from './sender-proof.ts'
 import { SentChunks } from './sent-chunks.ts'
 import { StageDrain } from './stage-drain.ts'
 import { surveyOf } from './survey.ts'
@@ -54,15 +45,6 @@ import { asOneChunk, isSooner, Unasked } from './unasked.ts'
 /** NBD errno values that reach QEMU. */
 const EIO = 5
 const ENOSPC = 28
-
-/** What the far side may say only if both ends know it. */
-const FEATURES: Partial<Record<DiskMessage['type'], string>> = {
-  ask: FEATURE_BLOCKS,
-  parts: FEATURE_BLOCKS,
-  sketches: FEATURE_DELTA,
-  detail: FEATURE_SURVEY,
-  held: FEATURE_SURVEY,
-}
 
 export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   readonly size: number
@@ -83,7 +65,8 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   #flushedChanges = 0
   #flushing: { changes: number; done: Promise<void> } | undefined
   #flushes = new Map<number, Waiter>()
-  #reads = new Map<number, { resolve: (data: Buffer) => void; reject: (error: Error) => void }>()
+  readonly #reads: FarReads
+  readonly #proof: SenderProof | undefined
   #nextId = 1
   #opened: Waiter | undefined
   readonly #patience: Patience
@@ -107,6 +90,13 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
           ),
         ),
     })
+    const { features } = options.link
+    this.#proof = features.has(FEATURE_PROOF) && features.has(FEATURE_SURVEY) ? options.proof : undefined
+    this.#reads = new FarReads({
+      nextId: () => this.#nextId++,
+      send: (id, offset, length) => this.#send({ type: 'read', id, offset, length }, CLASS_CONTROL),
+      check: () => this.#check(),
+    })
     this.#unasked = new Unasked(options.link)
     this.#sent = new SentChunks({
       size: options.size,
@@ -117,13 +107,19 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
       onHinted: (bytes, sentBytes) => this.#unasked.applied(bytes, sentBytes),
     })
     this.#drain = new StageDrain({
-      slabs: options.slabs,
-      describe: options.describe,
+      runBytesMax: options.slabs.bytesMax,
+      describe: (run) => describeRun(run, options, this.#proof),
       bulkOnly: options.bulkOnly === true,
       clock: options.clock,
       heldBytesMax: () => this.#heldBytesMax(),
-      deliver: (offset, slab, runs) => this.#deliver(offset, slab, runs),
-      deliverZeroes: (offset, length) => this.#sendZeroes(offset, length),
+      deliver: async (offset, length, { slab, runs, leaves }) => {
+        if (leaves !== undefined) await this.#proof?.described(offset, length, leaves)
+        await this.#deliver(offset, slab, runs)
+      },
+      deliverZeroes: async (offset, length) => {
+        await this.#proof?.zeroed(offset, length)
+        await this.#sendZeroes(offset, length)
+      },
       onError: (error) => this.#fail(error),
     })
     const isNeeded = this.#sent.has.bind(this.#sent)
@@ -188,21 +184,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   /** Rare (a mirror never reads its target): waits until what it would read is applied, then asks the far side. */
   async read(offset: number, length: number): Promise<Buffer> {
     await this.settle()
-    const result = Buffer.allocUnsafe(length)
-    for (let at = 0; at < length; at += LITERAL_BYTES_MAX) {
-      const part = Math.min(LITERAL_BYTES_MAX, length - at)
-      // Whoever begins to wait after the loss would wait for ever.
-      this.#check()
-      const id = this.#nextId++
-      const reply = new Promise<Buffer>((resolve, reject) => this.#reads.set(id, { resolve, reject }))
-      reply.catch(() => undefined)
-      await this.#send({ type: 'read', id, offset: offset + at, length: part }, CLASS_CONTROL)
-      const data = await reply
-      if (data.length !== part)
-        throw new ProtocolError(`READ ${offset + at}: ${data.length} bytes came for ${part}`)
-      data.copy(result, at)
-    }
-    return result
+    return await this.#reads.read(offset, length)
   }
 
   /** Resolves when everything that was written is applied; nobody waits for it as for a FLUSH, which it is none. */
@@ -246,9 +228,22 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     const id = this.#nextId++
     const flushed = new Promise<void>((resolve, reject) => this.#flushes.set(id, { resolve, reject }))
     flushed.catch(() => undefined)
-    await this.#send({ type: 'flush', id, barrier: this.#sent.nextSeq }, CLASS_CONTROL)
+    await this.#sendFlush(id)
     await flushed
     if (changes > this.#flushedChanges) this.#flushedChanges = changes
+  }
+
+  /** What is to be proved goes between two runs: so all of them are on one side of the barrier. */
+  async #sendFlush(id: number): Promise<void> {
+    const proof = this.#proof
+    const flush = async (): Promise<void> => {
+      const open = await proof?.ask(id)
+      const at = { id, barrier: this.#sent.nextSeq }
+      if (proof === undefined || open === undefined) await this.#send({ type: 'flush', ...at }, CLASS_CONTROL)
+      else await this.#send({ type: 'prove', ...at, read: proof.read, open }, CLASS_CONTROL)
+    }
+    if (proof === undefined) await flush()
+    else this.#drain.inTurn(flush)
   }
 
   async close(): Promise<void> {
@@ -408,9 +403,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   // ---- from the far side -------------------------------------------------------------------------------------
 
   onMessage(message: DiskMessage): void {
-    const feature = FEATURES[message.type]
-    if (feature !== undefined && !this.#options.link.features.has(feature))
-      throw new ProtocolError(`disk ${message.disk}: ${message.type} was not agreed on`)
+    checkAgreed(message, this.#options.link.features)
     if (message.epoch !== this.#options.epoch || this.#lost !== undefined) return
     switch (message.type) {
       case 'opened':
@@ -445,25 +438,36 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
         this.#settledSome()
         if (this.#sent.count === 0) for (const waiter of this.#settled.splice(0)) waiter.resolve()
         return
-      case 'flushed': {
-        const waiter = this.#flushes.get(message.id)
-        this.#flushes.delete(message.id)
-        waiter?.resolve()
+      case 'flushed':
+        void this.#flushed(message.id, undefined)
         return
-      }
+      case 'proved':
+        void this.#flushed(message.id, message)
+        return
       case 'failed':
         this.#fail(new RefusedError(`the far side failed: ${message.text}`, { errno: message.errno }))
         return
-      case 'readReply': {
-        const waiter = this.#reads.get(message.id)
-        this.#reads.delete(message.id)
-        if (message.errno === 0) waiter?.resolve(message.data)
-        else waiter?.reject(new RefusedError('READ failed at the far side', { errno: message.errno }))
+      case 'readReply':
+        this.#reads.answered(message)
         return
-      }
       default:
         throw new ProtocolError(`disk ${message.disk}: ${message.type} is not for a sender`)
     }
+  }
+
+  /** I1: nothing is answered to QEMU before both ends have one root. */
+  async #flushed(id: number, proved: Proved): Promise<void> {
+    try {
+      await this.#proof?.answer(id, proved)
+    } catch (error) {
+      if (error instanceof Disproved)
+        void this.#send({ type: 'disproved', id, root: error.root }, CLASS_CONTROL).catch(() => undefined)
+      this.#fail(error)
+      return
+    }
+    const waiter = this.#flushes.get(id)
+    this.#flushes.delete(id)
+    waiter?.resolve()
   }
 
   async #sendDetail(run: SeqRun): Promise<void> {
@@ -491,13 +495,13 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     this.#sent.clear()
     this.#literals.close()
     this.#hinter.close()
-    const answers = [...this.#flushes.values(), ...this.#reads.values()]
-    for (const { reject } of [...this.#admissions, ...this.#settled, ...answers]) reject(lost)
+    this.#reads.fail(lost)
+    this.#proof?.close()
+    for (const { reject } of [...this.#admissions, ...this.#settled, ...this.#flushes.values()]) reject(lost)
     this.#opened?.reject(lost)
     this.#admissions = []
     this.#settled = []
     this.#flushes.clear()
-    this.#reads.clear()
     this.#options.link.unregister(this.#options.disk, this)
     this.#options.limits.window?.leave(this)
     this.#options.group?.leave(this)

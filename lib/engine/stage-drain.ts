@@ -5,8 +5,6 @@
  *
  * Runs are described by workers but delivered in the order in which they left the stage; the first failure ends the session.
  */
-import type { DescribedRun } from '../chunk/describer.ts'
-import type { Slab, SlabPool } from '../chunk/slab.ts'
 import { type Clock, systemClock } from '../core/clock.ts'
 import {
   DESCRIBING_RUNS_MAX,
@@ -17,28 +15,24 @@ import {
   STAGE_IDLE_MS,
   STAGE_PIECES_MAX,
 } from '../core/limits.ts'
-import { loopTurn } from '../core/loop-turn.ts'
+import type { DescribedSlab } from './describe-run.ts'
 import { Heat } from './heat.ts'
 import { Stage, type StagedRun } from './stage.ts'
 
 export interface StageDrainOptions {
-  readonly slabs: SlabPool
-  readonly describe: (bytes: Uint8Array) => Promise<DescribedRun[]>
+  /** A run of data is at most so long. */
+  readonly runBytesMax: number
+  readonly describe: (run: StagedRun) => Promise<DescribedSlab>
   /** Nothing leaves because it waited, and nothing is held. */
   readonly bulkOnly: boolean
   readonly clock?: Clock | undefined
   /** How much may be held back now. */
   readonly heldBytesMax: () => number
   /** The slab is the callee's until it returns, unless it retains it. */
-  readonly deliver: (offset: number, slab: Slab, runs: readonly DescribedRun[]) => Promise<void>
+  readonly deliver: (offset: number, length: number, described: DescribedSlab) => Promise<void>
   readonly deliverZeroes: (offset: number, length: number) => Promise<void>
   /** Called for every failure; `clear` is expected. */
   readonly onError: (error: unknown) => void
-}
-
-interface Described {
-  readonly slab: Slab
-  readonly runs: readonly DescribedRun[]
 }
 
 export class StageDrain {
@@ -115,7 +109,7 @@ export class StageDrain {
         this.#pumpSoon()
         break
       }
-      const runMax = Math.min(RUN_BYTES_MAX, this.#options.slabs.bytesMax)
+      const runMax = Math.min(RUN_BYTES_MAX, this.#options.runBytesMax)
       this.#emit(this.#stage.takeOldest(runMax, held)!)
     }
     if (!this.#options.bulkOnly) this.#watchIdle()
@@ -151,16 +145,16 @@ export class StageDrain {
 
   #emit(run: StagedRun): void {
     if (run.zero) {
-      this.#follow(() => this.#options.deliverZeroes(run.offset, run.length))
+      this.inTurn(() => this.#options.deliverZeroes(run.offset, run.length))
       return
     }
     this.#describing++
     this.#describingBytes += run.length
-    const described = this.#describeRun(run)
+    const described = this.#options.describe(run)
     described.catch(() => undefined)
-    this.#follow(async () => {
+    this.inTurn(async () => {
       try {
-        await this.#deliver(run.offset, await described)
+        await this.#deliver(run, await described)
       } finally {
         this.#describing--
         this.#describingBytes -= run.length
@@ -169,16 +163,16 @@ export class StageDrain {
     })
   }
 
-  async #deliver(offset: number, { slab, runs }: Described): Promise<void> {
+  async #deliver({ offset, length }: StagedRun, described: DescribedSlab): Promise<void> {
     try {
-      await this.#options.deliver(offset, slab, runs)
+      await this.#options.deliver(offset, length, described)
     } finally {
-      slab.release()
+      described.slab.release()
     }
   }
 
-  /** Runs a step after all earlier ones, also after a loss (it may hold memory). */
-  #follow(step: () => Promise<void>): void {
+  /** Runs a step when all that left before is delivered, and before what leaves after; also after a loss (it may hold memory). */
+  inTurn(step: () => Promise<void>): void {
     this.#chain = this.#chain.then(async () => {
       try {
         await step()
@@ -186,22 +180,5 @@ export class StageDrain {
         this.#options.onError(error)
       }
     })
-  }
-
-  async #describeRun(run: StagedRun): Promise<Described> {
-    const slab = await this.#options.slabs.takeAsync(run.length)
-    try {
-      let at = 0
-      for (const part of run.parts) {
-        slab.bytes.set(part, at)
-        at += part.length
-        // New memory is slow: 16 MiB were seen to take 25 ms.
-        if (loopTurn.over) await loopTurn.next()
-      }
-      return { slab, runs: await this.#options.describe(slab.bytes) }
-    } catch (error) {
-      slab.release()
-      throw error
-    }
   }
 }

@@ -1,4 +1,7 @@
 /** One described chunk, or one range of zeroes, at the receiver; and how chunks are told of in runs. */
+import type { BlockDevice } from '../block/device.ts'
+import { ProtocolError } from '../core/errors.ts'
+import { MIGRATION_TASKS_MAX, RECEIVER_TASKS_MAX } from '../core/limits.ts'
 import type { AppliedRun, SeqRun, SourceName } from '../wire/disk.ts'
 import type { RunWriter } from './seams.ts'
 
@@ -90,6 +93,28 @@ export function newTask(
     literalBytes: 0,
     deltaBytes: 0,
   }
+}
+
+/** Whether what is described lies on the disk, in whole blocks. @throws ProtocolError */
+export function checkPlace(
+  what: string,
+  { size, blockSizes }: Pick<BlockDevice, 'size' | 'blockSizes'>,
+  offset: number,
+  length: number,
+): void {
+  if (offset + length > size)
+    throw new ProtocolError(`${what}: ${length} bytes at ${offset}, the disk has ${size}`)
+  const unit = blockSizes.minimum
+  if (offset % unit !== 0 || (length % unit !== 0 && offset + length !== size)) {
+    throw new ProtocolError(`${what}: ${length} bytes at ${offset} are no multiple of the block size ${unit}`)
+  }
+}
+
+/** Whether there may be one more. @throws ProtocolError */
+export function checkCount(what: string, tasks: number, budget: ReceiverBudget): void {
+  if (tasks >= RECEIVER_TASKS_MAX) throw new ProtocolError(`${what}: ${tasks} chunks are under way already`)
+  if (budget.tasks >= MIGRATION_TASKS_MAX)
+    throw new ProtocolError(`${what}: ${budget.tasks} chunks of all disks are under way already`)
 }
 
 /** Neighbouring numbers as runs. @param sorted ascending */

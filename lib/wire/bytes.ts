@@ -92,6 +92,13 @@ export function varint(value: number): number[] {
   return bytes
 }
 
+/** Bits that are set. */
+export function bitCount(bytes: Uint8Array): number {
+  let sum = 0
+  for (let rest of bytes) for (; rest !== 0; rest &= rest - 1) sum++
+  return sum
+}
+
 export class PayloadWriter {
   readonly bytes: Buffer
   #at = 0

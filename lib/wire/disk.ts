@@ -24,7 +24,8 @@ import {
   SURVEY_SEGMENTS_MAX,
 } from '../core/limits.ts'
 import { BRIEF_HINT_BYTES, HINT_BYTES, SKETCH_BYTES } from '../core/units.ts'
-import { PayloadReader, PayloadWriter, varint } from './bytes.ts'
+import { bitCount, PayloadReader, PayloadWriter, varint } from './bytes.ts'
+import { decodeProof, encodeProof, type ProofMessage } from './disk-proof.ts'
 
 export const DISK_OPEN: number = 16
 export const DISK_OPENED: number = 17
@@ -48,6 +49,7 @@ export const DISK_DIGESTS: number = 34
 export const DISK_HELD: number = 35
 export const DISK_SKETCHES: number = 36
 export const DISK_BRIEF: number = 37
+// 38 to 40: disk-proof.ts.
 
 export const DIGEST_BYTES: number = 32
 
@@ -62,7 +64,7 @@ export const FEATURE_SURVEY = 'survey'
  * BRIEF hints come unasked.
  */
 export const FEATURE_DELTA = 'delta'
-/** What this end knows of these, for its HELLO on a disk bundle. */
+/** What this end knows of these, for its HELLO on a disk bundle; FEATURE_PROOF (disk-proof.ts) where it keeps a map of the disk. */
 export const ENGINE_FEATURES: readonly string[] = [
   FEATURE_BLOCKS,
   FEATURE_STREAM,
@@ -176,6 +178,7 @@ export type DiskMessageBody =
   | { readonly type: 'sketches'; readonly chunks: readonly ChunkSketches[] }
   | { readonly type: 'flush'; readonly id: number; readonly barrier: number }
   | { readonly type: 'flushed'; readonly id: number }
+  | ProofMessage
   | { readonly type: 'failed'; readonly errno: number; readonly text: string }
   | { readonly type: 'read'; readonly id: number; readonly offset: number; readonly length: number }
   | { readonly type: 'readReply'; readonly id: number; readonly errno: number; readonly data: Buffer }
@@ -301,6 +304,10 @@ export function encodeDiskMessage(message: DiskMessage): EncodedMessage {
       return { type: DISK_FLUSH, payload: [start(12).u32(message.id).u64(message.barrier).done()] }
     case 'flushed':
       return { type: DISK_FLUSHED, payload: [start(4).u32(message.id).done()] }
+    case 'prove':
+    case 'proved':
+    case 'disproved':
+      return encodeProof(message)
     case 'read': {
       const payload = start(16).u32(message.id).u64(message.offset).u32(message.length)
       return { type: DISK_READ, payload: [payload.done()] }
@@ -336,12 +343,6 @@ function blockCount(reader: PayloadReader, name: string): number {
   if (value === 0 || value > CHUNK_BLOCKS_MAX)
     throw new ProtocolError(`${name}: a chunk in ${value} blocks, expected 1 to ${CHUNK_BLOCKS_MAX}`)
   return value
-}
-
-function bitCount(bytes: Uint8Array): number {
-  let sum = 0
-  for (let rest of bytes) for (; rest !== 0; rest &= rest - 1) sum++
-  return sum
 }
 
 function hints(reader: PayloadReader, name: string, hintBytes: number): ChunkHints[] {
@@ -579,7 +580,10 @@ function decodeBody(type: number, head: Head, reader: PayloadReader): DiskMessag
     }
     case DISK_CLOSE:
       return { ...head, type: 'close' }
-    default:
-      throw new ProtocolError(`disk message of unknown type ${type}`)
+    default: {
+      const proof = decodeProof(type, reader)
+      if (proof === undefined) throw new ProtocolError(`disk message of unknown type ${type}`)
+      return { ...head, ...proof }
+    }
   }
 }

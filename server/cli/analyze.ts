@@ -26,7 +26,7 @@ export async function analyzeCommand(
   output: Output,
 ): Promise<void> {
   const { have = [], backing = [], inPlace, format } = options
-  const report = await interruptible((signal) =>
+  const report = await interruptible('analyze', (signal) =>
     analyze({
       target,
       have,
@@ -41,9 +41,12 @@ export async function analyzeCommand(
 }
 
 /** Until the work is done, a signal that would end us ends the work, which then cleans up. */
-async function interruptible<Result>(work: (signal: AbortSignal) => Promise<Result>): Promise<Result> {
+export async function interruptible<Result>(
+  what: string,
+  work: (signal: AbortSignal) => Promise<Result>,
+): Promise<Result> {
   const abort = new AbortController()
-  const onSignal = (name: string): void => abort.abort(new RefusedError(`analyze: interrupted by ${name}`))
+  const onSignal = (name: string): void => abort.abort(new RefusedError(`${what}: interrupted by ${name}`))
   for (const name of SIGNALS) process.once(name, onSignal)
   try {
     return await work(abort.signal)

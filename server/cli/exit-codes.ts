@@ -13,6 +13,10 @@ export const EXIT = {
   notAllowed: 4,
   notFound: 5,
   badConfig: 6,
+  /** Of `swam verify`: the guest is at work, so its disks are not judged. */
+  inUse: 7,
+  /** Of `swam verify`: an image is not what was proved. */
+  differs: 8,
   /** Of `swam hook` only: a strict host refuses the migration. */
   hookRefused: 10,
 } as const
@@ -29,6 +33,7 @@ export function exitCodeOf(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.done : EXIT.usage
   if (error instanceof UsageError) return EXIT.usage
   if (isNotAllowed(error)) return EXIT.notAllowed
+  if (error instanceof SwamError && error.code === 'SWAM_IN_USE') return EXIT.inUse
   if (error instanceof ConfigError) return EXIT.badConfig
   if (error instanceof AnswerError) {
     return error.answerCode === 'SWAM_NOT_FOUND' ? EXIT.notFound : EXIT.failed

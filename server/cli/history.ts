@@ -18,7 +18,29 @@ export async function historyCommand(
 ): Promise<void> {
   const all = (await ask(options, 'history')) as unknown as HistoryReport
   const report = { ...all, migrations: ofGuest(all.migrations, guest, 'swam history') }
-  output.out(options.json === true ? jsonLine(report) : `${historyText(report)}\n`)
+  const text = (): string =>
+    [historyText(report), ...(guest === undefined ? [] : proofLines(report))].join('\n')
+  output.out(options.json === true ? jsonLine(report) : `${text()}\n`)
+}
+
+/** What both ends agreed on when the guest went on, for whoever compares them by eye; `swam verify` compares disks. */
+export function proofLines({ migrations }: HistoryReport): string[] {
+  return migrations.flatMap(({ startedAt, disks, verified, unverified }) => {
+    const when = timeText(startedAt)
+    if (typeof unverified === 'string') return [`${when}  not proved: ${plainText(unverified)}`]
+    const lines = disks.flatMap(({ target, root, proof }) => {
+      if (typeof root !== 'string' || proof === undefined || proof === null) return []
+      const { leaves, provedLeaves, unreadLeaves } = proof
+      const unread =
+        unreadLeaves === null
+          ? ''
+          : unreadLeaves === 0
+            ? ', read back'
+            : `, ${unreadLeaves} of them not read back`
+      return [`${when}  ${plainText(target)}  root ${root}  ${provedLeaves} of ${leaves} pieces${unread}`]
+    })
+    return verified === true ? lines : []
+  })
 }
 
 export function historyText(report: HistoryReport): string {
@@ -29,6 +51,7 @@ export function historyText(report: HistoryReport): string {
     '',
     'peer',
     'result',
+    'proof',
     'time',
     'downtime',
     'disk asked',
@@ -42,6 +65,7 @@ export function historyText(report: HistoryReport): string {
     migration.direction === 'out' ? 'to' : 'from',
     migration.peer,
     resultText(migration),
+    proofText(migration),
     durationText(migration.elapsedMs),
     durationText(migration.downtimeMs),
     bytesText(migration.disks.reduce((sum, disk) => sum + disk.askedBytes, 0)),
@@ -55,6 +79,11 @@ export function historyText(report: HistoryReport): string {
 function resultText(migration: MigrationReport): string {
   if (migration.phase !== 'done') return migration.phase
   return migration.accelerated ? 'done' : 'done, direct'
+}
+
+function proofText({ verified }: MigrationReport): string {
+  if (verified === null) return ''
+  return verified ? 'equal' : 'DIFFERED'
 }
 
 function explanation(migration: MigrationReport): string {

@@ -18,6 +18,7 @@ import { hookCommand } from './hook.ts'
 import { addPeerCommands } from './peer-commands.ts'
 import type { SalvageAction } from './salvage.ts'
 import { statusCommand } from './status.ts'
+import type { VerifyCommandOptions } from './verify.ts'
 
 /** `argv` without node and script. */
 export async function runSwam(argv: readonly string[], stdin: Readable, output: Output): Promise<number> {
@@ -85,6 +86,9 @@ export function swamProgram(
     })
   addAnalyzeCommand(program, output)
   addEstimateCommand(program, output)
+  addVerifyCommand(program, output, (code) => {
+    exitCode = code
+  })
   addCatalogCommands(program, output, (code) => {
     exitCode = code
   })
@@ -143,6 +147,18 @@ function addEstimateCommand(program: Command, output: Output): void {
     .action(async (guest: string, peer: string, _options, command: Command) => {
       const { estimateCommand } = await import('./estimate.ts')
       await estimateCommand(guest, peer, command.optsWithGlobals<GlobalOptions>(), output)
+    })
+}
+
+function addVerifyCommand(program: Command, output: Output, done: (exitCode: number) => void): void {
+  program
+    .command('verify')
+    .description('holds the disks of a guest that is switched off against the proof of its last migration')
+    .argument('<guest>', 'its name or uuid')
+    .option('--image <target=path...>', 'where the image of a disk lies now, if not where libvirt had it')
+    .action(async (guest: string, _options, command: Command) => {
+      const { verifyCommand } = await import('./verify.ts')
+      done(await verifyCommand(guest, command.optsWithGlobals<VerifyCommandOptions>(), output))
     })
 }
 

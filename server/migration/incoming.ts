@@ -30,6 +30,7 @@ import { DiskAccount } from '../../lib/engine/account.ts'
 import type { Arrivals } from '../../lib/engine/arrivals.ts'
 import { CLASS_CONTROL, type DiskEndpoint, DiskLink } from '../../lib/engine/link.ts'
 import { DiskReceiver } from '../../lib/engine/receiver.ts'
+import { isDisproof } from '../../lib/engine/sender-proof.ts'
 import { StockBlocks, StockSource } from '../../lib/engine/stock-source.ts'
 import type { ReceiverBudget } from '../../lib/engine/task.ts'
 import { negotiateNbd } from '../../lib/nbd/client.ts'
@@ -38,7 +39,9 @@ import type { StreamMeta } from '../../lib/peer/stream.ts'
 import { StreamMux } from '../../lib/peer/stream.ts'
 import { type Counts, passThrough, slowLink } from '../../lib/ram/passthrough.ts'
 import type { DiskMessage } from '../../lib/wire/disk.ts'
-import type { ExportInfo } from './outgoing.ts'
+import { FEATURE_PROOF } from '../../lib/wire/disk-proof.ts'
+import type { ExportInfo } from './outgoing-options.ts'
+import type { MigrationProofs } from './proofs.ts'
 import { MigrationRecord } from './record.ts'
 
 /** A port of the new QEMU, as the hook saw it. */
@@ -63,6 +66,8 @@ export interface IncomingOptions {
   readonly memory: ByteBudget
   /** What all receivers of the daemon have from each other. */
   readonly arrivals: Arrivals
+  /** None where verify is "off". */
+  readonly proofs?: MigrationProofs
   /** Files that this migration writes. */
   readonly targets: readonly string[]
   readonly dial: (kind: 'disk' | 'ram') => Promise<Bundle>
@@ -402,11 +407,17 @@ export class IncomingMigration {
     const account = new DiskAccount(this.#options.targetOf(exportName), device.size)
     const own = this.targets
     const { uuid } = this.#options
+    const link = this.#disk!
+    const { proofs } = this.#options
+    this.record.unproved = proofs === undefined ? 'verify is "off" here' : 'the far side proves nothing'
+    const agreed = link.features.has(FEATURE_PROOF)
+    const proof = agreed ? await proofs?.receiver(account.target, device) : undefined
     const receiver = new DiskReceiver({
-      link: this.#disk!,
+      link,
       disk,
       epoch,
-      device,
+      device: proof?.device ?? device,
+      ...(proof === undefined ? {} : { proof }),
       account,
       sources: [new StockSource(this.#options.stock, own, (path) => isSalvageOf(path, uuid, account.target))],
       blockPlaces: [new StockBlocks(this.#options.stock)],
@@ -418,11 +429,12 @@ export class IncomingMigration {
       onEnd: (error) => {
         if (error !== undefined) {
           this.record.error ??= errorText(error)
+          this.record.disproved ||= isDisproof(error)
           this.#log.warn({ error, export: exportName }, 'the disk session ended with an error')
         }
       },
     })
-    this.record.addDisk(account)
+    this.record.addDisk(account, proof)
     // A large fragmented image takes longer: what is not known by then is read and compared.
     await Promise.race([
       receiver.scanTarget(),
@@ -453,6 +465,7 @@ export class IncomingMigration {
     if (state !== 'gone') this.record.downtimeMs = await this.#options.downtimeMs().catch(() => null)
     this.record.finish(state === 'here' ? 'done' : 'failed')
     if (this.record.phase === 'failed') this.record.error ??= this.#withProblem('the guest did not arrive')
+    void this.#options.proofs?.end(this.record.phase === 'done')
     this.#options.onEnd(this)
     // The source knows that its guest is gone, and not whether it left or died. Past SWAM it judges by itself.
     if (this.#direct) return

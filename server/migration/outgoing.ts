@@ -11,10 +11,7 @@
  */
 import { randomInt } from 'node:crypto'
 import { createServer, type Server, type Socket } from 'node:net'
-import type { BlockSizes } from '../../lib/block/device.ts'
 import { viewOf } from '../../lib/block/view.ts'
-import type { DescribedRun } from '../../lib/chunk/describer.ts'
-import type { SlabPool } from '../../lib/chunk/slab.ts'
 import { type Clock, systemClock } from '../../lib/core/clock.ts'
 import { errorText, LostError, RefusedError } from '../../lib/core/errors.ts'
 import {
@@ -31,7 +28,7 @@ import { DiskAccount } from '../../lib/engine/account.ts'
 import { DiskLink } from '../../lib/engine/link.ts'
 import { DiskSender } from '../../lib/engine/sender.ts'
 import { SenderGroup } from '../../lib/engine/sender-group.ts'
-import type { SenderLimits } from '../../lib/engine/sender-parts.ts'
+import { isDisproof } from '../../lib/engine/sender-proof.ts'
 import {
   REDIRECT_LISTEN_ADDRESS_4,
   REDIRECT_LISTEN_ADDRESS_6,
@@ -41,49 +38,11 @@ import { serveNbd } from '../../lib/nbd/server.ts'
 import type { Bundle } from '../../lib/peer/bundle.ts'
 import { StreamMux } from '../../lib/peer/stream.ts'
 import { type Counts, passThrough, slowLink } from '../../lib/ram/passthrough.ts'
+import { FEATURE_PROOF } from '../../lib/wire/disk-proof.ts'
 import { Door } from './door.ts'
+import type { ExportInfo, OutgoingOptions } from './outgoing-options.ts'
 import { MigrationRecord } from './record.ts'
 import { relay } from './relay.ts'
-
-export interface ExportInfo {
-  readonly name: string
-  readonly size: number
-  readonly blockSizes: BlockSizes
-}
-
-export interface OutgoingOptions {
-  readonly id: string
-  readonly uuid: string
-  readonly guest: string
-  readonly peer: string
-  readonly peerAddresses: readonly string[]
-  readonly log: Log
-  /** Users whose connections are taken. */
-  readonly uids: readonly number[]
-  readonly slabs: SlabPool
-  readonly describe: (bytes: Uint8Array) => Promise<DescribedRun[]>
-  readonly limits: SenderLimits
-  readonly pickListenPort: () => number
-  /** Whether passed-through streams may be compressed. */
-  readonly compress: boolean
-  /** Whether the guest stayed at this host or left; waits while libvirt has not decided. */
-  readonly outcome: () => Promise<'here' | 'gone' | 'unknown'>
-  /** The same for a migration that goes past SWAM, however long it takes. */
-  readonly directOutcome: () => Promise<'here' | 'gone' | 'unknown'>
-  /** Whether libvirt still works on the migration. */
-  readonly migrating: () => Promise<boolean>
-  /** The disk's name, `vda`, for the name of its export. */
-  readonly targetOf: (exportName: string) => string
-  /** Whether that start of the far daemon is still there. */
-  readonly farLives: (instance: string) => Promise<'yes' | 'no' | 'unknown'>
-  /** Whether libvirt has paused the guest to switch over. */
-  readonly paused: () => Promise<boolean>
-  /** Catches nothing more for this migration, at the latest when it resolves. */
-  readonly disarm: () => Promise<void>
-  readonly onEnd: (migration: OutgoingMigration) => void
-  /** Measures how long is waited for what may never come. */
-  readonly clock?: Clock
-}
 
 interface Port {
   readonly port: number
@@ -487,8 +446,13 @@ export class OutgoingMigration {
 
   async #openSender(port: number, info: ExportInfo): Promise<DiskSender> {
     const account = new DiskAccount(this.#options.targetOf(info.name), info.size)
+    const { link } = this.#disk!
+    const { proofs } = this.#options
+    this.record.unproved = proofs === undefined ? 'verify is "off" here' : 'the far side proves nothing'
+    const agreed = link.features.has(FEATURE_PROOF)
+    const proof = agreed ? await proofs?.sender(account.target, info.size) : undefined
     const sender = new DiskSender({
-      link: this.#disk!.link,
+      link,
       disk: this.#nextDisk++,
       epoch: randomInt(1, 2 ** 32),
       size: info.size,
@@ -498,13 +462,15 @@ export class OutgoingMigration {
       describe: this.#options.describe,
       limits: this.#options.limits,
       group: this.#group,
+      ...(proof === undefined ? {} : { proof }),
       onLost: (error) => {
         this.record.error ??= errorText(error)
+        this.record.disproved ||= isDisproof(error)
         this.#log.warn({ error, export: info.name }, 'the disk session is lost: QEMU gets an error')
       },
     })
     await sender.open(port, info.name)
-    this.record.addDisk(account)
+    this.record.addDisk(account, proof)
     this.record.addSender(sender)
     return sender
   }
@@ -576,6 +542,7 @@ export class OutgoingMigration {
     if (failed)
       this.record.error = [this.record.error, WHERE[state]].filter((text) => text !== null).join('; ')
     this.record.finish(failed ? 'failed' : 'done')
+    void this.#options.proofs?.end(!failed)
     this.#options.onEnd(this)
   }
 

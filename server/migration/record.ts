@@ -4,11 +4,18 @@
  * Wire bytes are IP bytes, as the kernel counts them for each SSH connection (lib/host/tcp-info.ts).
  */
 import type { DiskAccount } from '../../lib/engine/account.ts'
+import type { DiskProof } from '../../lib/engine/disk-proof.ts'
 import type { DiskSender } from '../../lib/engine/sender.ts'
 import { type TcpCounts, type TcpName, tcpCounts } from '../../lib/host/tcp-info.ts'
 import type { Bundle } from '../../lib/peer/bundle.ts'
 import type { Counts } from '../../lib/ram/passthrough.ts'
-import { type ConnectionReport, emptyBySource, type MigrationPhase, type MigrationReport } from '../report.ts'
+import {
+  type ConnectionReport,
+  emptyBySource,
+  type MigrationPhase,
+  type MigrationReport,
+  type ProofReport,
+} from '../report.ts'
 import { Convergence } from './convergence.ts'
 
 export class MigrationRecord {
@@ -24,11 +31,16 @@ export class MigrationRecord {
   /** What is most likely the reason, should no disk come through SWAM. */
   note: string | null = null
   error: string | null = null
+  /** An end of a disk was another one than the other end's, or than what was written. */
+  disproved = false
+  /** Why nothing is proved, where that is known from the beginning. */
+  unproved: string | null = null
   downtimeMs: number | null = null
   #endedAt: number | undefined
   /** Since when nothing of QEMU is connected any more. */
   #goneAt: number | undefined
   readonly #disks: DiskAccount[] = []
+  readonly #proofs = new Map<DiskAccount, DiskProof>()
   readonly #senders: DiskSender[] = []
   readonly #bundles: Bundle[] = []
   readonly #streams: Counts[] = []
@@ -47,8 +59,9 @@ export class MigrationRecord {
     this.direction = options.direction
   }
 
-  addDisk(account: DiskAccount): void {
+  addDisk(account: DiskAccount, proof?: DiskProof): void {
     this.#disks.push(account)
+    if (proof !== undefined) this.#proofs.set(account, proof)
   }
 
   addSender(sender: DiskSender): void {
@@ -146,6 +159,7 @@ export class MigrationRecord {
       appliedBytes: account.appliedBytes,
       bySource: { ...account.bySource },
       flushedAt: account.flushedAt ?? null,
+      ...proofOf(this.#proofs.get(account)),
     }))
     const asked = this.#streams.reduce((sum, counts) => sum + counts.toStream + counts.fromStream, 0)
     const ramWire = this.#wireBytes('ram')
@@ -166,13 +180,26 @@ export class MigrationRecord {
       ram: { askedBytes: asked, wireBytes: ramWire, bySource: { ...emptyBySource(), literal: asked } },
       wireBytes: this.#wireBytes('disk') + ramWire,
       etaMs: this.#etaMs(elapsedMs),
-      verified: null,
+      ...this.#verdict(),
       error: this.error,
       connections: this.connections,
       breaks: this.#bundles.reduce((sum, bundle) => sum + bundle.resumes, 0),
       linkBroken: !this.ended && this.#bundles.some((bundle) => bundle.broken),
       convergence: this.ended || this.#senders.length === 0 ? null : this.#convergence.report(),
     }
+  }
+
+  /** A proof speaks for the guest only when it went on with it. */
+  #verdict(): { verified: boolean | null; unverified: string | null } {
+    if (this.disproved) return { verified: false, unverified: null }
+    if (this.#outcome !== 'done' || this.#disks.length === 0) return { verified: null, unverified: null }
+    for (const account of this.#disks) {
+      const proof = this.#proofs.get(account)
+      const why = proof === undefined ? this.unproved : (proof.reason ?? 'no FLUSH was proved')
+      if (proof?.cutOver === undefined)
+        return { verified: null, unverified: `${account.target}: ${why ?? 'there is no map of it'}` }
+    }
+    return { verified: true, unverified: null }
   }
 
   /** By what was applied so far; the mirror copies each disk once, so its size is the whole. */
@@ -186,6 +213,13 @@ export class MigrationRecord {
     }
     return applied === 0 ? null : Math.round((elapsedMs * (total - applied)) / applied)
   }
+}
+
+function proofOf(proof: DiskProof | undefined): { root: string | null; proof: ProofReport | null } {
+  const cutOver = proof?.cutOver
+  if (cutOver === undefined) return { root: null, proof: null }
+  const { root, at, leaves, proved, unread } = cutOver
+  return { root, proof: { at, leaves, provedLeaves: proved, unreadLeaves: unread } }
 }
 
 export function wireKey(name: { localAddress: string; localPort: number; remotePort: number }): string {

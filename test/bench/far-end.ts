@@ -19,13 +19,14 @@ import {
   encodeDiskMessage,
   ROOT_CHUNKS,
 } from '../../lib/wire/disk.ts'
+import { FEATURE_PROOF } from '../../lib/wire/disk-proof.ts'
 
 export type Knowledge = 'unknown' | 'inPlace' | 'elsewhere'
 /** Of the image: exactly `length` bytes. */
 export type Read = (offset: number, length: number) => Buffer
 
 export class FarEnd implements FrameChannel {
-  readonly features: ReadonlySet<string> = new Set(ENGINE_FEATURES)
+  readonly features: ReadonlySet<string> = new Set([...ENGINE_FEATURES, FEATURE_PROOF])
   readonly rateBytesPerSecond = 1e9
   readonly roundTripMs = 0
   readonly silentMs = 0
@@ -83,6 +84,7 @@ export class FarEnd implements FrameChannel {
       case 'close':
         return
       case 'flush':
+      case 'prove':
         this.#flush = message
         this.#flushed()
         return
@@ -108,8 +110,10 @@ export class FarEnd implements FrameChannel {
 
   /** A FLUSH is answered when everything before it is applied. */
   #flushed(): void {
-    if (this.#flush?.type !== 'flush' || this.#applied < this.#flush.barrier) return
-    this.#say({ type: 'flushed', id: this.#flush.id }, this.#flush)
+    const flush = this.#flush
+    if (flush?.type !== 'flush' && flush?.type !== 'prove') return
+    if (this.#applied < flush.barrier) return
+    this.#say({ type: 'flushed', id: flush.id }, flush)
     this.#flush = undefined
   }
 

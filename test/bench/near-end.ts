@@ -14,6 +14,7 @@ import {
   ENGINE_FEATURES,
   encodeDiskMessage,
 } from '../../lib/wire/disk.ts'
+import { FEATURE_PROOF } from '../../lib/wire/disk-proof.ts'
 import { placed, type Read } from './far-end.ts'
 
 /** Chunks and runs of zeroes that are told of and not applied: as many as an honest sender has on a fast link. */
@@ -34,7 +35,7 @@ interface Literal extends Frame {
 }
 
 export class NearEnd implements FrameChannel {
-  readonly features: ReadonlySet<string> = new Set(ENGINE_FEATURES)
+  readonly features: ReadonlySet<string> = new Set([...ENGINE_FEATURES, FEATURE_PROOF])
   readonly rateBytesPerSecond = 1e9
   readonly roundTripMs = 0
   readonly silentMs = 0
@@ -101,7 +102,7 @@ export class NearEnd implements FrameChannel {
       while (told - this.#applied > UNDER_WAY_MAX) await this.#moved.promise
       await new Promise((resolve) => setImmediate(resolve))
     }
-    this.#say(frameOf({ type: 'flush', disk: 0, epoch: 1, id: 1, barrier: told }))
+    this.#say(frameOf({ type: 'prove', disk: 0, epoch: 1, id: 1, barrier: told, read: false, open: [] }))
     await this.#flushed.promise
   }
 
@@ -135,7 +136,7 @@ export class NearEnd implements FrameChannel {
       setImmediate(() => this.#sayLiterals())
     } else if (message.type === 'applied') {
       for (const { count } of message.runs) this.#applied += count
-    } else if (message.type === 'flushed') this.#flushed.resolve()
+    } else if (message.type === 'flushed' || message.type === 'proved') this.#flushed.resolve()
     else if (message.type === 'failed')
       void this.close(new Error(`bench: the receiver failed: ${message.text}`))
     else if (message.type !== 'held')

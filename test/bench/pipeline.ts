@@ -3,6 +3,7 @@
  * place, has everything elsewhere; and the receiver, to which what the first of these sent is said again. Beside them, in the same
  * run and in turns, SHA-256 of 64 KiB buffers on one thread, and casync, borg and restic on the same image into empty stores.
  * Data lies in memory, so no disk is measured on our side, nor a link. What was sent is verified each time, when the clock stands.
+ * Both ends keep the map of a proof, as by default (verify = "map"), in files of the scratch folder.
  */
 import { mkdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -12,13 +13,22 @@ import { Describer } from '../../lib/chunk/describer.ts'
 import { sha256 } from '../../lib/chunk/digest.ts'
 import { SlabPool } from '../../lib/chunk/slab.ts'
 import { ByteBudget } from '../../lib/core/byte-budget.ts'
-import { MIGRATION_DRAIN_MS, UNDETERMINED_BYTES_MAX } from '../../lib/core/limits.ts'
+import {
+  MIGRATION_DRAIN_MS,
+  PROOF_ASSEMBLED_BYTES_MAX,
+  UNDETERMINED_BYTES_MAX,
+} from '../../lib/core/limits.ts'
 import { LoopWatch } from '../../lib/core/loop-watch.ts'
 import { KIB, MIB } from '../../lib/core/units.ts'
 import { DiskAccount } from '../../lib/engine/account.ts'
+import { LeafSlots } from '../../lib/engine/leaf-assembly.ts'
 import { DiskLink } from '../../lib/engine/link.ts'
 import { DiskReceiver } from '../../lib/engine/receiver.ts'
+import { ReceiverProof } from '../../lib/engine/receiver-proof.ts'
 import { DiskSender } from '../../lib/engine/sender.ts'
+import { SenderProof } from '../../lib/engine/sender-proof.ts'
+import { LeafFile } from '../../lib/proof/leaf-file.ts'
+import { LeafMap } from '../../lib/proof/leaf-map.ts'
 import type { DiskMessage } from '../../lib/wire/disk.ts'
 import { commitOfTree } from '../demo/report.ts'
 import { BACKUP_TOOLS, backupToolVersions } from './backup-tools.ts'
@@ -77,12 +87,12 @@ export async function run(): Promise<Pipeline> {
     for (let round = 0; round < ROUNDS; round++) {
       note('sha256', sha256Ms(image))
       for (const side of SIDES) {
-        const { far, ...sent } = await send(image, side)
+        const { far, ...sent } = await send(image, side, join(folder, `${side}-${round}.map`))
         note(side, sent.elapsedMs)
         noteTurns(side, sent)
         await far.verify(image.size, (offset, length) => image.read(offset, length))
         if (side !== 'unknown') continue
-        const received = await receive(image, far.messages)
+        const received = await receive(image, far.messages, join(folder, `received-${round}.map`))
         note('receiver', received.elapsedMs)
         noteTurns('receiver', received)
       }
@@ -163,8 +173,9 @@ async function timed<T>(work: () => Promise<T>): Promise<Turns & { value: T }> {
 }
 
 /** As swamd has it: one worker, 256 MiB on their way. */
-async function send(image: MemoryImage, side: Knowledge): Promise<Turns & { far: FarEnd }> {
+async function send(image: MemoryImage, side: Knowledge, path: string): Promise<Turns & { far: FarEnd }> {
   await using describer = new Describer({ workers: 1 })
+  const map = new LeafMap(await LeafFile.create(path, image.size))
   const far = new FarEnd(side)
   const sender = new DiskSender({
     link: new DiskLink(far),
@@ -177,6 +188,13 @@ async function send(image: MemoryImage, side: Knowledge): Promise<Turns & { far:
     describe: (bytes) => describer.describe(bytes),
     limits: { windowBytes: UNDETERMINED_BYTES_MAX, drainMs: MIGRATION_DRAIN_MS, flushDeadlineMs: 60_000 },
     bulkOnly: true,
+    proof: new SenderProof({
+      map,
+      size: image.size,
+      target: 'vda',
+      read: false,
+      describe: (bytes, leaves) => describer.describeWithLeaves(bytes, leaves),
+    }),
   })
   await sender.open(0, '')
   const { value: _, ...turns } = await timed(async () => {
@@ -190,18 +208,30 @@ async function send(image: MemoryImage, side: Knowledge): Promise<Turns & { far:
     await sender.flush()
   })
   await sender.close()
+  await map.close()
   return { ...turns, far }
 }
 
 /** Says to a receiver with an empty disk and no images what a sender said, and gives it each chunk that it wants. */
-async function receive(image: MemoryImage, messages: readonly DiskMessage[]): Promise<Turns> {
+async function receive(image: MemoryImage, messages: readonly DiskMessage[], path: string): Promise<Turns> {
+  await using digester = new Describer({ workers: 1 })
+  const map = new LeafMap(await LeafFile.create(path, image.size))
   const arrived = new MemoryImage(image.size)
   const near = await NearEnd.of(messages, (offset, length) => image.read(offset, length))
+  const proof = new ReceiverProof({
+    device: deviceOf(arrived),
+    map,
+    target: 'vda',
+    slots: new LeafSlots({ bytesMax: PROOF_ASSEMBLED_BYTES_MAX }),
+    digest: (bytes) => digester.digestLeaves(bytes, { from: 0, to: bytes.length }),
+    read: false,
+  })
   const receiver = new DiskReceiver({
     link: new DiskLink(near),
     disk: 0,
     epoch: 1,
-    device: deviceOf(arrived),
+    device: proof.device,
+    proof,
     account: new DiskAccount('', image.size),
     sources: [],
     memory: new ByteBudget({ bytesMax: 128 * MIB }),
@@ -210,6 +240,8 @@ async function receive(image: MemoryImage, messages: readonly DiskMessage[]): Pr
   await receiver.scanTarget()
   const { value: _, ...turns } = await timed(async () => await near.say())
   if (!arrived.equals(image)) throw new Error('bench: what the receiver wrote is not the image')
+  if (proof.cutOver?.proved !== map.leaves) throw new Error('bench: not all of it was proved')
+  await map.close()
   return turns
 }
 

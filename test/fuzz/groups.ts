@@ -10,6 +10,7 @@ import { config, domainXml, history, procTables, running, toolOutput } from './t
 import { imageMap } from './targets/image-map.ts'
 import { incomingMark } from './targets/incoming-mark.ts'
 import { authorizedKeys, configText, joinFacts, joinLines } from './targets/join.ts'
+import { leafRecord } from './targets/leaf-record.ts'
 import { linkTest } from './targets/link-test.ts'
 import { peerListener } from './targets/listener.ts'
 import { nbdDial, nbdGreeting, nbdReplies } from './targets/nbd-client.ts'
@@ -20,7 +21,7 @@ export const GROUPS: Readonly<Record<string, readonly FuzzTarget[]>> = {
   'nbd-server': [nbdOptions, nbdRequests, nbdServe, configText, authorizedKeys, hostSettings],
   'nbd-client': [nbdGreeting, nbdReplies, nbdDial, joinFacts, doctorReport, running],
   'peer-frames': [peerHello, peerFrames, diskMessages, streamBlocks, joinLines, peerAbout, incomingMark],
-  texts: [domainXml, config, history, procTables, toolOutput, params, imageMap],
+  texts: [domainXml, config, history, procTables, toolOutput, params, imageMap, leafRecord],
   engine: [diskReceiver, diskSender],
   sockets: [bundleTarget, peerListener, controlRequest, controlAnswer, linkTest, estimate],
 }

@@ -342,9 +342,35 @@ function maps(): void {
   }
 }
 
+/** Records of proofs: of a small disk, whole and in part, and heads that say too much. */
+function records(): void {
+  const head = (size: number, leaves: Buffer, runs: Buffer, more: object = {}): Buffer => {
+    const json = Buffer.from(
+      JSON.stringify({
+        ...{ guest: 'vm', uuid: '8950abfd-a7b7-4763-8760-dd35bcf5c3da', target: 'vda', image: '/i/vm.raw' },
+        ...{ format: 'raw', peer: 'fra1', direction: 'in', at: 1.7e12, size },
+        ...{ root: 'ab'.repeat(32), fileRoot: 'cd'.repeat(32), runs: runs.length / 8 },
+        runsDigest: createHash('sha256').update(runs).digest('hex'),
+        ...more,
+      }),
+    )
+    const length = Buffer.alloc(2)
+    length.writeUInt16BE(json.length)
+    return Buffer.concat([length, json, leaves, runs])
+  }
+  const leaf = createHash('sha256').update('leaf').digest()
+  const run = Buffer.from([0, 0, 0, 1, 0, 0, 0, 3])
+  save('leaf-record', 'whole', head(3 * 65_536, Buffer.concat([leaf, leaf, leaf]), Buffer.alloc(0)))
+  save('leaf-record', 'part', head(3 * 65_536, Buffer.concat([leaf, Buffer.alloc(64)]), run))
+  save('leaf-record', 'disorder', head(65_536, leaf, Buffer.concat([run, run])))
+  save('leaf-record', 'huge', head(2 ** 44, leaf, run, { image: null }))
+  save('leaf-record', 'empty', head(0, Buffer.alloc(0), Buffer.alloc(0)))
+}
+
 await clients()
 await servers()
 generated()
 await texts()
 joining()
 maps()
+records()

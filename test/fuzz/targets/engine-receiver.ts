@@ -5,17 +5,23 @@
  */
 import assert from 'node:assert/strict'
 import { createHash } from 'node:crypto'
+import { rm } from 'node:fs/promises'
 import { zstdCompressSync } from 'node:zlib'
+import { leafDigests } from '../../../lib/chunk/leaf-digests.ts'
 import { ByteBudget } from '../../../lib/core/byte-budget.ts'
 import { LostError, ProtocolError, RefusedError } from '../../../lib/core/errors.ts'
 import { LITERAL_BYTES_MAX } from '../../../lib/core/limits.ts'
-import { alignDown, BLOCK_BYTES, BRIEF_HINT_BYTES, HINT_BYTES } from '../../../lib/core/units.ts'
+import { alignDown, BLOCK_BYTES, BRIEF_HINT_BYTES, HINT_BYTES, LEAF_BYTES } from '../../../lib/core/units.ts'
 import { DiskAccount } from '../../../lib/engine/account.ts'
 import { hintsOf, partsOf } from '../../../lib/engine/chunk-blocks.ts'
+import { LeafSlots } from '../../../lib/engine/leaf-assembly.ts'
 import { DiskLink } from '../../../lib/engine/link.ts'
 import { differencesOf, writeBody } from '../../../lib/engine/pieces.ts'
 import { DiskReceiver } from '../../../lib/engine/receiver.ts'
+import { ReceiverProof } from '../../../lib/engine/receiver-proof.ts'
+import type { LeafMap } from '../../../lib/proof/leaf-map.ts'
 import type { DiskMessage, SurveyedRun } from '../../../lib/wire/disk.ts'
+import { closeProofs, newMap, plainRoot } from '../../unit/engine/proof-rig.ts'
 import { DurableDevice } from '../../unit/engine/rig.ts'
 import type { FuzzTarget } from '../target.ts'
 import { EPOCH, Liar } from './liar.ts'
@@ -152,10 +158,17 @@ class LyingSender extends Liar {
   readonly digested = new Set<number>()
   readonly filled = new Set<number>()
   readonly flushed = new Set<number>()
+  readonly proved = new Map<number, Extract<DiskMessage, { type: 'proved' }>>()
+  readonly proves: boolean
   /** Why it is over, once it is. */
   end: Error | undefined
   fault: unknown
   #over = false
+
+  constructor(proves: boolean) {
+    super(proves)
+    this.proves = proves
+  }
 
   protected override heard(message: DiskMessage): void {
     try {
@@ -178,7 +191,10 @@ class LyingSender extends Liar {
       } else if (message.type === 'applied') {
         this.#each(message.runs, (seq) => this.#once(this.applied, seq, 'applied'))
       } else if (message.type === 'flushed') this.flushed.add(message.id)
-      else if (message.type === 'failed') this.#over = true
+      else if (message.type === 'proved') {
+        this.flushed.add(message.id)
+        this.proved.set(message.id, message)
+      } else if (message.type === 'failed') this.#over = true
     } catch (error) {
       this.fault ??= error
     }
@@ -209,13 +225,17 @@ export const diskReceiver: FuzzTarget = {
     for (let at = 0; at < SIZE; at += 8192) pattern(script.below(4), 8192).copy(contents, at)
     const model = new Model(contents)
     const device = new CheckedDevice(contents, model)
-    const liar = new LyingSender()
+    // By what the input is as a whole, so that the steps of older ones stay what they were.
+    const liar = new LyingSender(input.length % 2 === 1)
     const link = new DiskLink(liar.channel)
+    const map = liar.proves ? await newMap(SIZE) : undefined
+    const proof = map === undefined ? undefined : proofOf(map, device, input.length % 3 === 0)
     new DiskReceiver({
       link,
       disk: 0,
       epoch: EPOCH,
-      device,
+      device: proof?.device ?? device,
+      ...(proof === undefined ? {} : { proof }),
       account: new DiskAccount('vda', SIZE),
       sources: [],
       memory: new ByteBudget({ bytesMax: 4 * SIZE }),
@@ -232,7 +252,23 @@ export const diskReceiver: FuzzTarget = {
       flush += told.flushes
     }
     await finish(liar, device, model, seq, flush)
+    if (map === undefined) return
+    await map.close()
+    await rm(map.path)
   },
+  close: closeProofs,
+}
+
+/** @param narrow there is room for one leaf only, so most are read back */
+function proofOf(map: LeafMap, device: CheckedDevice, narrow: boolean): ReceiverProof {
+  return new ReceiverProof({
+    device,
+    map,
+    target: 'vda',
+    slots: new LeafSlots({ bytesMax: narrow ? LEAF_BYTES : SIZE }),
+    digest: async (bytes) => leafDigests(bytes, { from: 0, to: bytes.length }),
+    read: narrow,
+  })
 }
 
 function step(
@@ -282,6 +318,12 @@ function step(
       return nothing
     }
     case 5:
+      if (liar.proves && script.once(2)) {
+        const first = script.below(SIZE / LEAF_BYTES)
+        const open = script.once(2) ? [{ first, end: first + 1 }] : []
+        liar.say({ type: 'prove', id: flush, barrier: seq + script.below(3), read: script.once(2), open })
+        return { chunks: 0, flushes: 1 }
+      }
       liar.say({ type: 'flush', id: flush, barrier: seq - Math.min(seq, script.below(4)) })
       return { chunks: 0, flushes: 1 }
     case 6:
@@ -296,7 +338,7 @@ function step(
       // Bytes that are no message, or one that nobody expects.
       if (!script.once(4)) return nothing
       liar.sayBytes(
-        16 + script.below(23),
+        16 + script.below(25),
         Buffer.concat([Buffer.from([0, 0, 0, 0, 0, EPOCH]), script.take(40)]),
       )
       // It may have been a chunk: what the oracle knows is not all any more.
@@ -450,7 +492,10 @@ async function finish(
     }
     liar.cut()
   }
-  if (liar.end === undefined) liar.say({ type: 'flush', id: flush, barrier: seq })
+  if (liar.end === undefined) {
+    if (liar.proves) liar.say({ type: 'prove', id: flush, barrier: seq, read: false, open: [] })
+    else liar.say({ type: 'flush', id: flush, barrier: seq })
+  }
   await until(() => {
     serve()
     return liar.end !== undefined || liar.flushed.has(flush)
@@ -466,6 +511,11 @@ async function finish(
   }
   assert.equal(liar.applied.size, seq, 'every chunk is applied')
   assert.ok(device.durable.equals(model.disk), 'the disk is as described, and durable')
+  if (liar.proves) {
+    const proved = liar.proved.get(flush)
+    assert.deepEqual(proved?.excluded, [], 'nothing came behind the last PROVE')
+    assert.equal(proved?.root.toString('hex'), plainRoot(model.disk), 'the root is that of the disk')
+  }
   liar.cut()
   await turn()
 }

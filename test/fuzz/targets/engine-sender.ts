@@ -4,7 +4,9 @@
  * a FLUSHED (I1); and all memory of the session is given back.
  */
 import assert from 'node:assert/strict'
+import { rm } from 'node:fs/promises'
 import { Chunker, unflatten } from '../../../lib/chunk/chunker.ts'
+import { leafDigests } from '../../../lib/chunk/leaf-digests.ts'
 import { SlabPool } from '../../../lib/chunk/slab.ts'
 import { LostError, ProtocolError, RefusedError } from '../../../lib/core/errors.ts'
 import { LITERAL_BYTES_MAX } from '../../../lib/core/limits.ts'
@@ -12,8 +14,12 @@ import { SKETCH_BYTES } from '../../../lib/core/units.ts'
 import { DiskAccount } from '../../../lib/engine/account.ts'
 import { DiskLink } from '../../../lib/engine/link.ts'
 import { DiskSender } from '../../../lib/engine/sender.ts'
+import { SenderProof } from '../../../lib/engine/sender-proof.ts'
 import { errnoOf } from '../../../lib/nbd/protocol/errno.ts'
+import type { LeafMap } from '../../../lib/proof/leaf-map.ts'
 import { DISK_FLUSHED, type DiskMessage } from '../../../lib/wire/disk.ts'
+import { DISK_PROVED } from '../../../lib/wire/disk-proof.ts'
+import { closeProofs, newMap } from '../../unit/engine/proof-rig.ts'
 import type { FuzzTarget } from '../target.ts'
 import { EPOCH, Liar } from './liar.ts'
 import { anySteps, Script, turn } from './script.ts'
@@ -36,8 +42,8 @@ class LyingReceiver extends Liar {
   readonly #before = new Map<number, number>()
 
   override sayBytes(type: number, payload: Buffer): void {
-    // A FLUSHED, whoever made it up.
-    if (type === DISK_FLUSHED && payload.length === 10) {
+    // A FLUSHED, or a PROVED, whoever made it up; of the latter the sender believes only what it knows.
+    if ((type === DISK_FLUSHED && payload.length === 10) || (type === DISK_PROVED && payload.length >= 10)) {
       this.confirmed = Math.max(this.confirmed, this.#before.get(payload.readUInt32BE(6)) ?? 0)
     }
     super.sayBytes(type, payload)
@@ -53,7 +59,7 @@ class LyingReceiver extends Liar {
     else if (message.type === 'survey') {
       for (const run of message.runs) this.chunks += run.zero ? 1 : run.lengths.length
     } else if (message.type === 'zero') this.chunks++
-    else if (message.type === 'flush') this.#flush(message.id)
+    else if (message.type === 'flush' || message.type === 'prove') this.#flush(message.id)
     else if (message.type === 'read') this.reads.push({ id: message.id, length: message.length })
   }
 }
@@ -65,7 +71,10 @@ export const diskSender: FuzzTarget = {
   allocationBytesMax: 16 * LITERAL_BYTES_MAX,
   async run(input) {
     const script = new Script(input)
-    const liar = new LyingReceiver()
+    // By what the input is as a whole, so that the steps of older ones stay what they were.
+    const proves = input.length % 2 === 1
+    const liar = new LyingReceiver(proves)
+    const map = proves ? await newMap(SIZE) : undefined
     const slabs = new SlabPool({ bytesMax: 64 * LITERAL_BYTES_MAX })
     const sender = new DiskSender({
       link: new DiskLink(liar.channel),
@@ -77,6 +86,7 @@ export const diskSender: FuzzTarget = {
       slabs,
       describe: async (bytes) => unflatten(chunker.describe(bytes)),
       limits: { windowBytes: 4 * SIZE, drainMs: 1000, flushDeadlineMs: 60_000 },
+      ...(map === undefined ? {} : { proof: proofOf(map) }),
     })
     const asked: Promise<unknown>[] = []
     const ask = (operation: Promise<unknown>, flushes: boolean): void => {
@@ -158,7 +168,13 @@ export const diskSender: FuzzTarget = {
         }
         case 11: {
           const id = script.once(4) ? script.below(9) : liar.flushes.shift()
-          if (id !== undefined) liar.say({ type: 'flushed', id })
+          if (id === undefined) break
+          if (proves && script.once(2)) {
+            const first = script.below(20)
+            const excluded = script.once(2) ? [{ first, end: first + 1 }] : []
+            const root = Buffer.alloc(32, script.once(4) ? 1 : 0)
+            liar.say({ type: 'proved', id, root, unread: script.below(9), excluded })
+          } else liar.say({ type: 'flushed', id })
           break
         }
         case 12: {
@@ -180,7 +196,7 @@ export const diskSender: FuzzTarget = {
         case 14:
           if (script.once(4)) {
             const head = Buffer.from([0, 0, 0, 0, 0, EPOCH])
-            liar.sayBytes(16 + script.below(22), Buffer.concat([head, script.take(30)]))
+            liar.sayBytes(16 + script.below(25), Buffer.concat([head, script.take(30)]))
           }
           break
         default:
@@ -198,7 +214,24 @@ export const diskSender: FuzzTarget = {
     }
     for (let turns = 0; slabs.used > 0 && turns < 100; turns++) await turn()
     assert.equal(slabs.used, 0, 'slabs that nobody gave back')
+    if (map === undefined) return
+    await map.close()
+    await rm(map.path)
   },
+  close: closeProofs,
+}
+
+function proofOf(map: LeafMap): SenderProof {
+  return new SenderProof({
+    map,
+    size: SIZE,
+    target: 'vda',
+    read: false,
+    describe: async (bytes, span) => ({
+      runs: unflatten(chunker.describe(bytes)),
+      leaves: leafDigests(bytes, span),
+    }),
+  })
 }
 
 function ones(bytes: Uint8Array): number {

@@ -8,6 +8,7 @@ import {
   ENGINE_FEATURES,
   encodeDiskMessage,
 } from '../../../lib/wire/disk.ts'
+import { FEATURE_PROOF } from '../../../lib/wire/disk-proof.ts'
 
 export const EPOCH = 7
 
@@ -15,10 +16,11 @@ export abstract class Liar {
   readonly channel: FrameChannel
   readonly #closed = Promise.withResolvers<Error | undefined>()
 
-  constructor() {
+  /** @param proves FEATURE_PROOF is agreed on, too */
+  constructor(proves = false) {
     this.channel = {
       onFrame: undefined,
-      features: new Set(ENGINE_FEATURES),
+      features: new Set([...ENGINE_FEATURES, ...(proves ? [FEATURE_PROOF] : [])]),
       rateBytesPerSecond: 1e8,
       roundTripMs: 0,
       silentMs: 0,

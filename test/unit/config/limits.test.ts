@@ -26,7 +26,7 @@ held below 1.5 GiB in those of eight (test/long/swam-resources.test.ts). What it
 
 | what | at most |
 |---|---|
-| program, libraries, four worker threads, objects | 150 MiB |
+| program, libraries, five worker threads, objects | 160 MiB |
 | sent: data in shared memory (\`SlabPool\`), on its way to the far side | windowMiB |
 | sent: writes of guests that are not cut yet (\`SendWindow\`; what is in shared memory counts here too) | windowMiB, and 2 MiB a disk |
 | sent: what QEMU has written and was not told so | 64 MiB and one payload for each NBD connection; QEMU itself: 16 MiB |
@@ -40,6 +40,9 @@ held below 1.5 GiB in those of eight (test/long/swam-resources.test.ts). What it
 | qcow2 images that are open as sources | 16 processes of QEMU of some 30 MiB, and one for a scan |
 | places of what a session delivered | 100 bytes for each 32 KiB of a disk, 100 MiB a disk; of its blocks 16 MiB a disk |
 | which parts of a disk were sent | a bit for each 64 KiB: 200 KB for 100 GB, 16 MiB a disk at most |
+| proofs: pages of a disk's map, sets of leaves | 1 MiB a disk, and 4 MiB where it is written in very many places |
+| proofs: leaves that are put together (\`LeafSlots\`) | 32 MiB |
+| proofs: what is read back | 8 MiB a disk while a FLUSH waits, else 1 MiB |
 | streams of literals | 10 MiB a disk that is sent, 7 MiB a disk that is received |
 | an estimate of this host's (one at a time): thread, chunks that are known to be there twice, chunks that are looked at closely | 80 MiB |
 | bookkeeping of chunks under way | 3 MiB for sending a disk, 32 MiB for receiving it |

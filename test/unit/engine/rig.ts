@@ -32,7 +32,10 @@ import {
   ENGINE_FEATURES,
   encodeDiskMessage,
 } from '../../../lib/wire/disk.ts'
+import { FEATURE_PROOF } from '../../../lib/wire/disk-proof.ts'
 import { random } from '../../random.ts'
+import type { ProofEnds, ProofOptions } from './proof-rig.ts'
+import { closeProofs, proofEnds } from './proof-rig.ts'
 
 /** Bytes that nothing compresses, the same for the same seed. */
 export function noise(length: number, seed: number): Buffer {
@@ -228,11 +231,14 @@ export interface Rig {
   readonly device: DurableDevice
   readonly wire: Wire
   readonly receiverError: () => Error | undefined
+  /** Where it was asked for. */
+  readonly proof: ProofEnds | undefined
 }
 
 const describer: { current: Describer | undefined } = { current: undefined }
 
 export async function closeRigs(): Promise<void> {
+  await closeProofs()
   await describer.current?.close()
   describer.current = undefined
 }
@@ -254,6 +260,8 @@ export async function rig(options: {
   channels?: { readonly near: FrameChannel; readonly far: FrameChannel }
   /** Of the sender. */
   clock?: Clock
+  /** Both ends keep a map of the disk. */
+  proof?: ProofOptions
   /** Makes the device fail, before anything is opened. */
   break?: (device: DurableDevice) => void
 }): Promise<Rig> {
@@ -261,7 +269,9 @@ export async function rig(options: {
   const describe = describer.current
   const device = new DurableDevice(options.contents, options.minimum ?? 1, options.delay)
   options.break?.(device)
-  const joined = wire(options.features)
+  const proof = options.proof === undefined ? undefined : await proofEnds(device, describe, options.proof)
+  const agreed = options.features ?? [...ENGINE_FEATURES, ...(proof === undefined ? [] : [FEATURE_PROOF])]
+  const joined = wire(agreed)
   let receiverError: Error | undefined
   const far: DiskLink = new DiskLink(options.channels?.far ?? joined.b, (message) => {
     if (message.type !== 'open') return undefined
@@ -269,7 +279,8 @@ export async function rig(options: {
       link: far,
       disk: message.disk,
       epoch: message.epoch,
-      device,
+      device: proof?.receiver.device ?? device,
+      ...(proof === undefined ? {} : { proof: proof.receiver }),
       account: new DiskAccount('vda', device.size),
       sources: options.sources ?? [],
       blockPlaces: options.blockPlaces ?? [],
@@ -298,9 +309,10 @@ export async function rig(options: {
     describe: (bytes) => describe.describe(bytes),
     limits: options.limits ?? { windowBytes: 64 * MIB, drainMs: 1000, flushDeadlineMs: 2000 },
     ...(options.clock === undefined ? {} : { clock: options.clock }),
+    ...(proof === undefined ? {} : { proof: proof.sender }),
   })
   await sender.open(49153, 'drive-virtio-disk0')
-  return { sender, device, wire: joined, receiverError: () => receiverError }
+  return { sender, device, wire: joined, receiverError: () => receiverError, proof }
 }
 
 export interface LoneReceiver {

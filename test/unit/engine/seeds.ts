@@ -6,22 +6,27 @@
  *   I2  after a loss nothing succeeds any more
  *   I3  the device is never written with bytes that the guest did not write there
  * Timers of the engine run by the seed's clock; only what libuv's threads compress comes when it comes.
+ *   proof  both ends agree on a root at every FLUSH, and the last one is that of the model, of which leaf by leaf nothing else is known
  * After a loss the next session begins, on what lies there, as the same virsh command again would. Throws with the seed.
  */
 import assert from 'node:assert/strict'
 import { Chunker, unflatten } from '../../../lib/chunk/chunker.ts'
+import { leafDigests } from '../../../lib/chunk/leaf-digests.ts'
 import { SlabPool } from '../../../lib/chunk/slab.ts'
 import { ByteBudget } from '../../../lib/core/byte-budget.ts'
 import { ManualClock } from '../../../lib/core/clock.ts'
 import { LostError } from '../../../lib/core/errors.ts'
 import { KIB, MIB } from '../../../lib/core/units.ts'
 import { DiskAccount } from '../../../lib/engine/account.ts'
+import { LeafSlots } from '../../../lib/engine/leaf-assembly.ts'
 import { DiskLink } from '../../../lib/engine/link.ts'
 import { DiskReceiver } from '../../../lib/engine/receiver.ts'
 import { DiskSender } from '../../../lib/engine/sender.ts'
 import { SenderGroup } from '../../../lib/engine/sender-group.ts'
 import { ENGINE_FEATURES } from '../../../lib/wire/disk.ts'
+import { FEATURE_PROOF } from '../../../lib/wire/disk-proof.ts'
 import { random } from '../../random.ts'
+import { type ProofEnds, plainRoot, proofEnds } from './proof-rig.ts'
 import { DurableDevice, noise, type Wire, wire } from './rig.ts'
 
 const SIZE = 512 * KIB
@@ -62,6 +67,7 @@ interface Session {
   readonly wire: Wire
   /** The engine's time: the machine's load is no part of a seed. */
   readonly clock: ManualClock
+  readonly proof: ProofEnds | undefined
 }
 
 /** The versions that each sector may have: since the last acknowledged FLUSH, the first being what it was then. */
@@ -160,9 +166,31 @@ function flip(device: WatchedDevice, next: Next): void {
 }
 
 async function begin(next: Next, device: WatchedDevice): Promise<Session> {
-  const joined = wire(
-    next() < 0.8 ? ENGINE_FEATURES : ENGINE_FEATURES.slice(0, Math.floor(next() * ENGINE_FEATURES.length)),
-  )
+  const late = async (): Promise<void> => {
+    for (let turns = Math.floor(next() * 3); turns > 0; turns--) await turn()
+  }
+  const features =
+    next() < 0.8
+      ? [...ENGINE_FEATURES, FEATURE_PROOF]
+      : ENGINE_FEATURES.slice(0, Math.floor(next() * ENGINE_FEATURES.length))
+  const joined = wire(features)
+  const worker = {
+    describeWithLeaves: async (bytes: Uint8Array, span: { from: number; to: number }) => {
+      await late()
+      return { runs: unflatten(chunker.describe(bytes)), leaves: leafDigests(bytes, span) }
+    },
+    digestLeaves: async (bytes: Uint8Array, span: { from: number; to: number }) => {
+      await late()
+      return leafDigests(bytes, span)
+    },
+  }
+  const proof = features.includes(FEATURE_PROOF)
+    ? await proofEnds(device, worker, {
+        read: next() < 0.3,
+        // Now and then there is no room to put leaves together.
+        slots: new LeafSlots({ bytesMax: next() < 0.3 ? 128 * KIB : 8 * MIB }),
+      })
+    : undefined
   Object.assign(joined.a, {
     roundTripMs: next() < 0.5 ? 0 : 20,
     rateBytesPerSecond: next() < 0.5 ? 100 * MIB : 2 * MIB,
@@ -174,7 +202,8 @@ async function begin(next: Next, device: WatchedDevice): Promise<Session> {
       link: far,
       disk: 0,
       epoch: message.epoch,
-      device,
+      device: proof?.receiver.device ?? device,
+      ...(proof === undefined ? {} : { proof: proof.receiver }),
       account: new DiskAccount('vda', SIZE),
       sources: [],
       memory: new ByteBudget({ bytesMax: next() < 0.3 ? 20_000 : 8 * MIB }),
@@ -196,15 +225,16 @@ async function begin(next: Next, device: WatchedDevice): Promise<Session> {
     account: new DiskAccount('vda', SIZE),
     slabs: new SlabPool({ bytesMax: 4 * MIB }),
     describe: async (bytes) => {
-      for (let turns = Math.floor(next() * 3); turns > 0; turns--) await turn()
+      await late()
       return unflatten(chunker.describe(bytes))
     },
+    ...(proof === undefined ? {} : { proof: proof.sender }),
     limits: { windowBytes: 4 * MIB, drainMs: 1000, flushDeadlineMs: 5000 },
     group: new SenderGroup(() => true),
     clock,
   })
   await sender.open(49_153, 'drive-virtio-disk0')
-  return { sender, wire: joined, clock }
+  return { sender, wire: joined, clock, proof }
 }
 
 async function runSession(
@@ -214,7 +244,7 @@ async function runSession(
   unit: number,
   ends: 'whole' | 'cut',
 ): Promise<void> {
-  const { sender, wire, clock } = await begin(next, device)
+  const { sender, wire, clock, proof } = await begin(next, device)
   let lost = false
   const cutAt = ends === 'cut' ? Math.floor(next() * (STEPS + SIZE / (64 * KIB))) : Number.POSITIVE_INFINITY
   const asked: Promise<void>[] = []
@@ -280,7 +310,10 @@ async function runSession(
     flush()
     await allAnswered()
     assert.ok(device.durable.equals(model.bytes), 'I1: after the last FLUSH')
+    if (proof !== undefined) await assertProved(proof, model.bytes)
     await sender.close()
+    await proof?.sender.map.close()
+    await proof?.receiver.map.close()
     return
   }
   if (!lost) {
@@ -294,8 +327,31 @@ async function runSession(
     sender.writeZeroes(0, unit),
   ])
   for (const { status } of later) assert.equal(status, 'rejected', 'I2: success after a loss')
+  await proof?.sender.map.close()
+  await proof?.receiver.map.close()
   // A write that is under way is one of this session; the next one's QEMU is another.
   for (let still = 0; still < 20; still = device.busy === 0 ? still + 1 : 0) await turn()
+}
+
+/** Nothing is under way: both maps are of this disk, as far as they know it, and what the source wrote whole is known. */
+async function assertProved({ sender, receiver }: ProofEnds, bytes: Buffer): Promise<void> {
+  const unknown = await sender.map.turn(async (turn) => turn.unknown.runs())
+  assert.deepEqual(sender.since, [], 'proof: nothing came after the last FLUSH')
+  assert.deepEqual(receiver.since, [])
+  const leftOut = unknown.reduce((sum, { first, end }) => sum + end - first, 0)
+  assert.equal(sender.cutOver?.proved, SIZE / (64 * KIB) - leftOut, 'proof: leaves')
+  assert.equal(sender.cutOver.root, plainRoot(bytes, unknown), 'proof: the root of the model')
+  assert.equal(receiver.cutOver?.root, sender.cutOver.root, 'proof: both ends')
+  for (const map of [sender.map, receiver.map]) {
+    await map.turn(async (turn) => {
+      for (let leaf = 0; leaf < map.leaves; leaf++) {
+        const content = bytes.subarray(leaf * 64 * KIB, (leaf + 1) * 64 * KIB)
+        const digest = await turn.digest(leaf)
+        if (digest !== undefined)
+          assert.deepEqual(digest, Buffer.from(leafDigests(content, { from: 0, to: content.length })))
+      }
+    })
+  }
 }
 
 /** What the guest does next. */

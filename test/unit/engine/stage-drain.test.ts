@@ -12,6 +12,7 @@ import {
   STAGE_PIECES_MAX,
 } from '../../../lib/core/limits.ts'
 import { MIB } from '../../../lib/core/units.ts'
+import { describeRun } from '../../../lib/engine/describe-run.ts'
 import { StageDrain } from '../../../lib/engine/stage-drain.ts'
 
 interface Draining {
@@ -27,8 +28,8 @@ function start(describe: (bytes: Uint8Array) => Promise<DescribedRun[]> = async 
   const delivered: number[] = []
   const errors: unknown[] = []
   const drain = new StageDrain({
-    slabs: new SlabPool({ bytesMax: 64 * MIB }),
-    describe,
+    runBytesMax: 64 * MIB,
+    describe: (run) => describeRun(run, { slabs: new SlabPool({ bytesMax: 64 * MIB }), describe }, undefined),
     bulkOnly: false,
     clock,
     heldBytesMax: () => 0,

@@ -8,7 +8,8 @@ import { createLog } from '../../../lib/core/log.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { bundlePair, type MemoryOptions, type MemoryPair } from '../../../lib/peer/memory.ts'
 import { StreamMux } from '../../../lib/peer/stream.ts'
-import { OutgoingMigration, type OutgoingOptions } from '../../../server/migration/outgoing.ts'
+import { OutgoingMigration } from '../../../server/migration/outgoing.ts'
+import type { OutgoingOptions } from '../../../server/migration/outgoing-options.ts'
 
 /** A connection straight to the listener stands in the kernel's table as one to this address: so it is the peer's. */
 export const LISTENER = '127.77.0.1'
