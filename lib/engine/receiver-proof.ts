@@ -70,6 +70,7 @@ export class ReceiverProof implements DiskProof {
   #asked: Asked[] = []
   #last: Asked | undefined
   #cutOver: CutOver | undefined
+  #reason: string | undefined
 
   constructor(options: ReceiverProofOptions) {
     const { device, map, slots, digest } = options
@@ -103,7 +104,7 @@ export class ReceiverProof implements DiskProof {
   }
 
   get reason(): string | undefined {
-    return this.map.broken?.message
+    return this.#reason
   }
 
   get since(): LeafRun[] {
@@ -198,6 +199,12 @@ export class ReceiverProof implements DiskProof {
     const asked = { ...prove, excluded: new LeafSet([], PROOF_RUNS_MAX) }
     this.#asked.push(asked)
     return asked
+  }
+
+  /** A FLUSH is answered for which no root speaks: an older one speaks for nothing any more. */
+  unproved(): void {
+    this.#cutOver = undefined
+    this.#reason = this.map.broken?.message ?? 'the source proves nothing'
   }
 
   /** What is below the barrier is applied, zeroes too. Undefined: there is no proof. */

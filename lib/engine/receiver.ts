@@ -522,6 +522,7 @@ export class DiskReceiver implements DiskEndpoint {
     if (this.#failed !== undefined) return
     // The account of what was applied goes first, so that both ends agree on it when the FLUSH is answered.
     this.#reports.now()
+    if (proved === undefined) this.#proof?.unproved()
     this.#send(proved === undefined ? { type: 'flushed', id } : { type: 'proved', id, ...proved })
     this.#ahead.start()
   }

@@ -66,7 +66,7 @@ export class SenderProof implements DiskProof {
   }
 
   get reason(): string | undefined {
-    return this.map.broken !== undefined && !this.#closed ? this.map.broken.message : this.#reason
+    return this.#reason
   }
 
   /** Cuts what lies at `offset`, and digests the leaves that lie whole in it. */
@@ -122,7 +122,11 @@ export class SenderProof implements DiskProof {
    * where there is nothing to be proved any more.
    */
   async ask(id: number): Promise<LeafRange[] | undefined> {
-    if (this.map.broken !== undefined || this.#closed) return undefined
+    if (this.#closed) return undefined
+    if (this.map.broken !== undefined) {
+      this.#unproved(this.map.broken.message)
+      return undefined
+    }
     const { promise: answered, resolve: answer, reject: refuse } = Promise.withResolvers<Proved>()
     answered.catch(() => undefined)
     const opened = Promise.withResolvers<LeafRange[] | undefined>()
@@ -132,7 +136,7 @@ export class SenderProof implements DiskProof {
       opened.resolve(turn.unknown.runs())
       const proved = await answered
       if (proved === undefined) {
-        this.#reason = 'the far side keeps no map of this disk'
+        this.#unproved('the far side keeps no map of this disk')
         return
       }
       const root = await turn.without(proved.excluded)
@@ -158,6 +162,12 @@ export class SenderProof implements DiskProof {
     return await opened.promise
   }
 
+  /** A FLUSH is answered for which no root speaks: an older one speaks for nothing any more. */
+  #unproved(reason: string): void {
+    this.#cutOver = undefined
+    this.#reason = reason
+  }
+
   /** @throws Disproved where the far side has another disk than this one; ProtocolError */
   async answer(id: number, proved: Proved): Promise<void> {
     const asked = this.#asked.get(id)
@@ -168,8 +178,9 @@ export class SenderProof implements DiskProof {
     this.#asked.delete(id)
     asked.answer(proved)
     await asked.compared.catch((error: unknown) => {
-      // A map that broke meanwhile proves nothing, and fails nothing.
       if (error instanceof Disproved) throw error
+      // A map that broke meanwhile proves nothing, and fails nothing.
+      if (!this.#closed) this.#unproved(errorText(error))
     })
   }
 

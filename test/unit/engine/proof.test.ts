@@ -373,16 +373,26 @@ for (const { name, features } of [
   })
 }
 
-test('a map that cannot be kept at either end fails nothing, and proves nothing', async () => {
+test('a map that cannot be kept at either end fails nothing, and proves nothing, whatever was proved before', async () => {
   for (const end of ['sender', 'receiver'] as const) {
-    const target = disk(1)
-    const joined = await rig({ contents: Buffer.alloc(SIZE), proof: {} })
-    await joined.proof![end].map.close()
-    await copy(joined, target)
-    await joined.sender.flush()
-    assert.ok(joined.device.durable.equals(target))
-    assert.equal(joined.proof!.sender.cutOver, undefined)
-    assert.match(joined.proof!.sender.reason ?? '', end === 'sender' ? /closed/ : /keeps no map/)
+    for (const before of [false, true]) {
+      const target = disk(1)
+      const joined = await rig({ contents: Buffer.alloc(SIZE), proof: {} })
+      const { sender, receiver } = joined.proof!
+      if (before) {
+        await joined.sender.write(0, noise(LEAF, 2))
+        await joined.sender.flush()
+        assert.notEqual(sender.cutOver, undefined)
+      }
+      await joined.proof![end].map.close()
+      await copy(joined, target)
+      await joined.sender.flush()
+      assert.ok(joined.device.durable.equals(target))
+      assert.equal(sender.cutOver, undefined)
+      assert.equal(receiver.cutOver, undefined)
+      assert.match(sender.reason ?? '', end === 'sender' ? /closed/ : /keeps no map/)
+      assert.match(receiver.reason ?? '', end === 'sender' ? /proves nothing/ : /closed/)
+    }
   }
 })
 
