@@ -83,18 +83,16 @@ export class LeafAssembly {
   }
 
   #part(leaf: number, from: number, to: number, data: Uint8Array | undefined): void {
-    // What is being digested is older.
-    this.#digesting.delete(leaf)
+    // What is being digested is older, and nobody hears of it any more: but it was no zeroes.
+    const older = this.#digesting.delete(leaf)
     const filling = this.#filling.get(leaf) ?? this.#begin(leaf)
     if (filling === undefined) {
       this.#options.lost(leaf, false)
       return
     }
     if (data === undefined) filling.bytes.fill(0, from, to)
-    else {
-      filling.bytes.set(data, from)
-      filling.zeroesOnly = false
-    }
+    else filling.bytes.set(data, from)
+    if (older || data !== undefined) filling.zeroesOnly = false
     filling.parts = joined(filling.parts, from, to)
     const [first] = filling.parts
     if (first!.from === 0 && first!.to === this.#leafBytes(leaf)) this.#digest(leaf, filling)

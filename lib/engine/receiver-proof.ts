@@ -227,6 +227,8 @@ export class ReceiverProof implements DiskProof {
     if (reads) this.#readBack?.start()
     for (const leaf of this.#assembly.incomplete) if (!excluded.has(leaf)) this.#assembly.giveUp(leaf)
     for (const { first, end } of open) {
+      // Nor may a digest that is on its way be known later than that.
+      this.#assembly.dropAll(first, end)
       map.forget(first, end)
       this.#readBack?.found(first, end)
     }
