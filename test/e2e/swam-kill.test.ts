@@ -76,7 +76,8 @@ test('swamd ends or hangs in the middle of a migration', { timeout: 1_200_000 },
     assert.equal(code, 6)
     assert.match(stderr, /another swamd listens here/)
     assert.equal((await host.exec('nft', ['-a', 'list', 'ruleset'])).stdout, before)
-    assert.equal((await host.exec('ls', ['/run/swam/incoming'])).stdout.trim(), 'mark')
+    // Guests whose migration failed stay marked for a while, beside it.
+    assert.match((await host.exec('ls', ['/run/swam/incoming'])).stdout, /^mark$/m)
     await host.shell('rm /run/swam/incoming/mark')
     assert.equal((await host.swam('status')).code, 0)
   })
