@@ -225,25 +225,29 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     this.#sent.hurry((length) => isSooner(this.#options.link, this.#sent.earlyBytes + length))
     this.#literals.pump()
     await this.#drain.drain(() => this.#check())
-    const id = this.#nextId++
-    const flushed = new Promise<void>((resolve, reject) => this.#flushes.set(id, { resolve, reject }))
-    flushed.catch(() => undefined)
-    await this.#sendFlush(id)
-    await flushed
+    await this.#askFlush()
     if (changes > this.#flushedChanges) this.#flushedChanges = changes
   }
 
   /** What is to be proved goes between two runs: so all of them are on one side of the barrier. */
-  async #sendFlush(id: number): Promise<void> {
-    const proof = this.#proof
-    const flush = async (): Promise<void> => {
+  async #askFlush(): Promise<void> {
+    const id = this.#nextId++
+    const answered = Promise.withResolvers<void>()
+    const ask = async (): Promise<void> => {
+      this.#check()
+      const proof = this.#proof
       const open = await proof?.ask(id)
+      this.#check()
+      // What is answered before it was asked is no answer.
+      this.#flushes.set(id, answered)
       const at = { id, barrier: this.#sent.nextSeq }
       if (proof === undefined || open === undefined) await this.#send({ type: 'flush', ...at }, CLASS_CONTROL)
       else await this.#send({ type: 'prove', ...at, read: proof.read, open }, CLASS_CONTROL)
     }
-    if (proof === undefined) await flush()
-    else this.#drain.inTurn(flush)
+    const asked = async (): Promise<void> => await ask().catch(answered.reject)
+    if (this.#proof === undefined) void asked()
+    else this.#drain.inTurn(asked)
+    await answered.promise
   }
 
   async close(): Promise<void> {
@@ -457,17 +461,20 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
 
   /** I1: nothing is answered to QEMU before both ends have one root. */
   async #flushed(id: number, proved: Proved): Promise<void> {
+    const waiter = this.#flushes.get(id)
+    if (waiter === undefined) return
+    // A second answer is none, also while the first is compared.
+    this.#flushes.delete(id)
     try {
       await this.#proof?.answer(id, proved)
+      this.#check()
+      waiter.resolve()
     } catch (error) {
       if (error instanceof Disproved)
         void this.#send({ type: 'disproved', id, root: error.root }, CLASS_CONTROL).catch(() => undefined)
       this.#fail(error)
-      return
+      waiter.reject(this.#lost!)
     }
-    const waiter = this.#flushes.get(id)
-    this.#flushes.delete(id)
-    waiter?.resolve()
   }
 
   async #sendDetail(run: SeqRun): Promise<void> {

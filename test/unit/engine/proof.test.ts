@@ -1,10 +1,15 @@
 /** Proofs of both ends over the whole engine: what they agree on, what they leave out, and what each of them finds. */
 import assert from 'node:assert/strict'
 import { after, test } from 'node:test'
-import { ProtocolError, RefusedError } from '../../../lib/core/errors.ts'
+import { LostError, ProtocolError, RefusedError } from '../../../lib/core/errors.ts'
 import { KIB, MIB } from '../../../lib/core/units.ts'
 import { LeafSlots } from '../../../lib/engine/leaf-assembly.ts'
-import { decodeDiskMessage, ENGINE_FEATURES } from '../../../lib/wire/disk.ts'
+import {
+  type DiskMessageBody,
+  decodeDiskMessage,
+  ENGINE_FEATURES,
+  encodeDiskMessage,
+} from '../../../lib/wire/disk.ts'
 import { DISK_PROVE, FEATURE_PROOF } from '../../../lib/wire/disk-proof.ts'
 import { plainRoot } from './proof-rig.ts'
 import { closeRigs, type DurableDevice, loneReceiver, noise, type Rig, rig } from './rig.ts'
@@ -452,4 +457,54 @@ test('where a receiver keeps no map although it was agreed on, a PROVE is a FLUS
   const lone = loneReceiver([...ENGINE_FEATURES, FEATURE_PROOF])
   await lone.say({ type: 'prove', id: 7, barrier: 0, read: true, open: [] })
   await until(() => lone.heard.some((message) => message.type === 'flushed' && message.id === 7))
+})
+
+/** What a far side says out of turn. */
+function say({ wire }: Rig, message: DiskMessageBody): void {
+  const { type, payload } = encodeDiskMessage({ ...message, disk: 0, epoch: 7 })
+  wire.a.onFrame!(type, Buffer.concat(payload as Uint8Array[]), 0)
+}
+
+test('I1: a FLUSHED that comes before the FLUSH was sent is no answer to it', async () => {
+  const joined = await rig({ contents: Buffer.alloc(SIZE), proof: {} })
+  let sent = false
+  joined.wire.tamper = (type, payload) => {
+    if (type !== DISK_PROVE) return payload
+    sent = true
+    return undefined
+  }
+  await joined.sender.write(0, noise(LEAF, 1))
+  await joined.sender.settle()
+  let answered = false
+  const flushed = joined.sender.flush().then(() => {
+    answered = true
+  })
+  flushed.catch(() => undefined)
+  // At any moment before it.
+  for (let turns = 0; turns < 1000 && !sent; turns++) {
+    for (let id = 1; id < 10; id++) say(joined, { type: 'flushed', id })
+    await Promise.resolve()
+  }
+  assert.equal(sent, true)
+  await settle()
+  assert.equal(answered, false)
+  joined.wire.cut(new LostError('the end of the test'))
+  await assert.rejects(flushed)
+})
+
+test('I1: a second answer says nothing while the first one is compared', async () => {
+  const joined = await rig({ contents: Buffer.alloc(SIZE), proof: {} })
+  const prove = Promise.withResolvers<number>()
+  joined.wire.tamper = (type, payload) => {
+    if (type !== DISK_PROVE) return payload
+    const message = decodeDiskMessage(type, payload)
+    if (message.type === 'prove') prove.resolve(message.id)
+    return undefined
+  }
+  await joined.sender.write(0, noise(LEAF, 1))
+  const flushed = joined.sender.flush()
+  const id = await prove.promise
+  say(joined, { type: 'proved', id, root: Buffer.alloc(32, 9), unread: 0, excluded: [] })
+  say(joined, { type: 'flushed', id })
+  await assert.rejects(flushed, /the far side's disk is not this one/)
 })
