@@ -3,7 +3,8 @@
  * cannot be made (a full disk) is no failure of the migration: it goes without, and the log and the history say so.
  */
 import type { BlockDevice } from '../../lib/block/device.ts'
-import type { Describer } from '../../lib/chunk/describer.ts'
+import { type Described, type Describer, describeWithLeaves } from '../../lib/chunk/describer.ts'
+import type { LeafSpan } from '../../lib/chunk/leaf-digests.ts'
 import type { Log } from '../../lib/core/log.ts'
 import type { DiskProof } from '../../lib/engine/disk-proof.ts'
 import type { LeafSlots } from '../../lib/engine/leaf-assembly.ts'
@@ -18,8 +19,8 @@ export interface ProofMeans {
   /** verify = "read". */
   readonly read: boolean
   /** Of a thread that cuts what is sent. */
-  readonly describer: Pick<Describer, 'describeWithLeaves'>
-  /** Of another one, so that what arrives does not wait for what leaves. */
+  readonly describer: Pick<Describer, 'describe'>
+  /** Of another one, beside it. */
   readonly digester: Pick<Describer, 'digestLeaves'>
   readonly slots: LeafSlots
 }
@@ -48,9 +49,9 @@ export class MigrationProofs {
   }
 
   async sender(target: string, size: number): Promise<SenderProof | undefined> {
-    const { read, describer } = this.#means
-    const describe: Describer['describeWithLeaves'] = (bytes, leaves) =>
-      describer.describeWithLeaves(bytes, leaves)
+    const { read, describer, digester } = this.#means
+    const describe = (bytes: Uint8Array, leaves: LeafSpan): Promise<Described> =>
+      describeWithLeaves(describer, digester, bytes, leaves)
     return await this.#begin(target, size, (map) => new SenderProof({ map, size, target, read, describe }))
   }
 

@@ -9,7 +9,7 @@ import { mkdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { monitorEventLoopDelay, performance } from 'node:perf_hooks'
 import { ALL_FEATURES, type BlockDevice } from '../../lib/block/device.ts'
-import { Describer } from '../../lib/chunk/describer.ts'
+import { Describer, describeWithLeaves } from '../../lib/chunk/describer.ts'
 import { sha256 } from '../../lib/chunk/digest.ts'
 import { SlabPool } from '../../lib/chunk/slab.ts'
 import { ByteBudget } from '../../lib/core/byte-budget.ts'
@@ -172,9 +172,10 @@ async function timed<T>(work: () => Promise<T>): Promise<Turns & { value: T }> {
   return { elapsedMs, delayMs: delay.max / 1e6, busyMs: watch.report().busyMaxMs, value }
 }
 
-/** As swamd has it: one worker, 256 MiB on their way. */
+/** As swamd has it: one worker that cuts, one for the proof's digests, 256 MiB on their way. */
 async function send(image: MemoryImage, side: Knowledge, path: string): Promise<Turns & { far: FarEnd }> {
   await using describer = new Describer({ workers: 1 })
+  await using digester = new Describer({ workers: 1 })
   const map = new LeafMap(await LeafFile.create(path, image.size))
   const far = new FarEnd(side)
   const sender = new DiskSender({
@@ -193,7 +194,7 @@ async function send(image: MemoryImage, side: Knowledge, path: string): Promise<
       size: image.size,
       target: 'vda',
       read: false,
-      describe: (bytes, leaves) => describer.describeWithLeaves(bytes, leaves),
+      describe: (bytes, leaves) => describeWithLeaves(describer, digester, bytes, leaves),
     }),
   })
   await sender.open(0, '')

@@ -2,4 +2,4 @@
 import { test } from 'node:test'
 import { migrations } from './swam-durable.ts'
 
-test('what is durable is there after each of 4 migrations', { timeout: 600_000 }, (t) => migrations(t, 4))
+test('what is durable is there after each of 2 migrations', { timeout: 600_000 }, (t) => migrations(t, 2))

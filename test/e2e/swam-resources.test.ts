@@ -9,7 +9,7 @@ import { test } from 'node:test'
 import { move, rested, say, settled, vitals } from './leftovers.ts'
 import { logs, MIB, QUIET, SMALL, startBoth, swamLab } from './swam-lab.ts'
 
-const IN_A_ROW = 4
+const IN_A_ROW = 2
 /** Two at once; docs/limits.md has the sum for many. */
 const RSS_BYTES_MAX = 768 * MIB
 /**

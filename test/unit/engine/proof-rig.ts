@@ -4,8 +4,7 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { BlockDevice } from '../../../lib/block/device.ts'
-import type { Described } from '../../../lib/chunk/describer.ts'
-import type { LeafSpan } from '../../../lib/chunk/leaf-digests.ts'
+import { type Describer, describeWithLeaves } from '../../../lib/chunk/describer.ts'
 import { KIB, MIB } from '../../../lib/core/units.ts'
 import { LeafSlots } from '../../../lib/engine/leaf-assembly.ts'
 import { ReceiverProof } from '../../../lib/engine/receiver-proof.ts'
@@ -25,10 +24,7 @@ export interface ProofEnds {
   readonly receiver: ReceiverProof
 }
 
-interface LeafWorker {
-  describeWithLeaves(bytes: Uint8Array, leaves: LeafSpan): Promise<Described>
-  digestLeaves(bytes: Uint8Array, leaves: LeafSpan): Promise<Uint8Array>
-}
+type LeafWorker = Pick<Describer, 'describe' | 'digestLeaves'>
 
 const scratch: { folder: Promise<string> | undefined; maps: LeafMap[]; next: number } = {
   folder: undefined,
@@ -62,7 +58,7 @@ export async function proofEnds(
       size: device.size,
       target: 'vda',
       read,
-      describe: (bytes, leaves) => worker.describeWithLeaves(bytes, leaves),
+      describe: (bytes, leaves) => describeWithLeaves(worker, worker, bytes, leaves),
     }),
     receiver: new ReceiverProof({
       device,

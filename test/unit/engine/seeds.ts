@@ -175,9 +175,9 @@ async function begin(next: Next, device: WatchedDevice): Promise<Session> {
       : ENGINE_FEATURES.slice(0, Math.floor(next() * ENGINE_FEATURES.length))
   const joined = wire(features)
   const worker = {
-    describeWithLeaves: async (bytes: Uint8Array, span: { from: number; to: number }) => {
+    describe: async (bytes: Uint8Array) => {
       await late()
-      return { runs: unflatten(chunker.describe(bytes)), leaves: leafDigests(bytes, span) }
+      return unflatten(chunker.describe(bytes))
     },
     digestLeaves: async (bytes: Uint8Array, span: { from: number; to: number }) => {
       await late()
