@@ -1,7 +1,8 @@
 /**
  * Looks for the 4 KiB blocks of a chunk by their hints: where the chunk belongs, then wherever `BlockPlaces` say that such a
  * block lies. Neighbours lie beside each other mostly, so what lies around a find is read with it and compared first. What
- * is not the same there is similar most likely: a file that lies elsewhere, and in which a little changed.
+ * is not the same there is similar most likely: a file that lies elsewhere, and in which a little changed. Of other guests'
+ * images that is nobody's business: it would tell the far end what lies there.
  *
  * What is found is a guess of 8 bytes each; whoever uses it verifies the whole chunk (I3). A place that cannot be read is
  * none.
@@ -17,6 +18,8 @@ const ZEROES = Buffer.alloc(BLOCK_BYTES)
 export interface BlockPlace {
   readonly offset: number
   readonly size: number
+  /** It is what this guest has brought: the far end may be told what it is like, besides whether it is there. */
+  readonly isOwn?: boolean
   read(offset: number, length: number): Promise<Buffer>
 }
 
@@ -113,7 +116,9 @@ class Search {
         .read(place.offset - before * BLOCK_BYTES, (before + behind) * BLOCK_BYTES)
         .catch(() => undefined)
       if (bytes === undefined || !this.take(index, bytes, before)) continue
-      for (let at = 0; at < before + behind; at++) this.#lookBeside(index - before + at, bytes, at)
+      for (let at = 0; at < before + behind; at++)
+        if (!this.take(index - before + at, bytes, at) && place.isOwn === true)
+          this.#keepBeside(index - before + at, bytes, at)
       return
     }
   }
@@ -125,8 +130,8 @@ class Search {
     return before
   }
 
-  #lookBeside(index: number, bytes: Buffer, at: number): void {
-    if (this.take(index, bytes, at) || this.#beside.has(index)) return
+  #keepBeside(index: number, bytes: Buffer, at: number): void {
+    if (this.#beside.has(index)) return
     this.#beside.set(index, bytes.subarray(at * BLOCK_BYTES, (at + 1) * BLOCK_BYTES))
   }
 

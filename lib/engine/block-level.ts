@@ -69,7 +69,7 @@ export class BlockLevel {
     this.#options = options
     this.#finding = new Turns(FINDING_CHUNKS_MAX, options.fail)
     this.#session = new SessionBlocks(options.device, options.sessionBytesMax)
-    this.#places = [this.#session, ...options.places]
+    this.#places = [ownPlaces(this.#session), ...options.places]
   }
 
   /** Blocks that this session has delivered. */
@@ -225,6 +225,17 @@ class SketchWorth {
   told(savedBytes: number, bytes: number): void {
     this.#toldBytes += bytes
     this.#share += (savedBytes / bytes - this.#share) * Math.min(1, bytes / SKETCH_SHARE_BYTES)
+  }
+}
+
+/** The same to the session itself: others, which look there too, bring other guests. */
+function ownPlaces(session: SessionBlocks): BlockPlaces {
+  return {
+    get blockCount() {
+      return session.blockCount
+    },
+    lookup: (hints, hintOffset) =>
+      session.lookup(hints, hintOffset).map((place) => ({ ...place, isOwn: true })),
   }
 }
 

@@ -244,7 +244,15 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
       if (proof === undefined || open === undefined) await this.#send({ type: 'flush', ...at }, CLASS_CONTROL)
       else await this.#send({ type: 'prove', ...at, read: proof.read, open }, CLASS_CONTROL)
     }
-    const asked = async (): Promise<void> => await ask().catch(answered.reject)
+    const asked = async (): Promise<void> => {
+      try {
+        await ask()
+      } catch (error) {
+        // I2: it was no FLUSH, and nobody knows what the far side heard of it.
+        this.#fail(error)
+        answered.reject(this.#lost!)
+      }
+    }
     if (this.#proof === undefined) void asked()
     else this.#drain.inTurn(asked)
     await answered.promise

@@ -31,7 +31,7 @@ export interface StageDrainOptions {
   /** The slab is the callee's until it returns, unless it retains it. */
   readonly deliver: (offset: number, length: number, described: DescribedSlab) => Promise<void>
   readonly deliverZeroes: (offset: number, length: number) => Promise<void>
-  /** Called for every failure; `clear` is expected. */
+  /** Called for every failure; `end` is expected. */
   readonly onError: (error: unknown) => void
 }
 

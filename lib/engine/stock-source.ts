@@ -33,9 +33,12 @@ export interface ChunkStock {
 /** The same images as places of single blocks. */
 export class StockBlocks implements BlockPlaces {
   readonly #stock: ChunkStock
+  readonly #isOwn: (path: string) => boolean
 
-  constructor(stock: ChunkStock) {
+  /** @param isOwn images that this guest has brought, now or before */
+  constructor(stock: ChunkStock, isOwn: (path: string) => boolean = () => false) {
     this.#stock = stock
+    this.#isOwn = isOwn
   }
 
   get blockCount(): number {
@@ -48,7 +51,7 @@ export class StockBlocks implements BlockPlaces {
       const image = this.#stock.image(number)
       if (image === undefined) continue
       const read = (at: number, length: number): Promise<Buffer> => image.source.read(at, length)
-      places.push({ offset, size: image.size, read })
+      places.push({ offset, size: image.size, isOwn: this.#isOwn(image.path), read })
     }
     return places
   }

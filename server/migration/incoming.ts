@@ -407,6 +407,7 @@ export class IncomingMigration {
     const account = new DiskAccount(this.#options.targetOf(exportName), device.size)
     const own = this.targets
     const { uuid } = this.#options
+    const isSalvage = (path: string): boolean => isSalvageOf(path, uuid, account.target)
     const link = this.#disk!
     const { proofs } = this.#options
     this.record.unproved = proofs === undefined ? 'verify is "off" here' : 'the far side proves nothing'
@@ -419,8 +420,8 @@ export class IncomingMigration {
       device: proof?.device ?? device,
       ...(proof === undefined ? {} : { proof }),
       account,
-      sources: [new StockSource(this.#options.stock, own, (path) => isSalvageOf(path, uuid, account.target))],
-      blockPlaces: [new StockBlocks(this.#options.stock)],
+      sources: [new StockSource(this.#options.stock, own, isSalvage)],
+      blockPlaces: [new StockBlocks(this.#options.stock, (path) => own.has(path) || isSalvage(path))],
       memory: this.#options.memory,
       // Twice what a disk of average chunks has.
       sessionEntriesMax: Math.min(SESSION_ENTRIES_MAX, Math.ceil(device.size / (32 * KIB))),

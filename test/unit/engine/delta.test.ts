@@ -28,6 +28,7 @@ import {
   DISK_BRIEF,
   DISK_HINTS,
   DISK_LITERAL,
+  DISK_SKETCHES,
   DISK_SURVEY,
   DISK_WANT,
   type DiskMessageBody,
@@ -146,30 +147,46 @@ test('guest-sized writes: one block that is rewritten costs what changed in it',
   assert.deepEqual([literal - before, delta], [20 * PIECE_BYTES, 20 * (BLOCK - PIECE_BYTES)])
 })
 
-test('files that lie elsewhere, and in which a little changed, cost what changed: similar blocks', async () => {
-  const stock = noise(4 * MIB, 21)
-  const disk = Buffer.from(stock)
-  let changed = 0
-  for (let block = 3; block < disk.length / BLOCK; block += 8) {
-    noise(52, 30 + block).copy(disk, block * BLOCK + 700)
-    changed += BLOCK
-  }
-  // Neither image has it where the other one has; in place lies something else.
-  const { sender, device } = await rig({
-    contents: noise(8 * MIB, 20),
-    minimum: 4096,
-    blockPlaces: [blocksOf(stock)],
+for (const { whose, isOwn } of [
+  { whose: 'that the guest has brought', isOwn: true },
+  { whose: "that are others'", isOwn: false },
+]) {
+  test(`files ${whose}, that lie elsewhere, and in which a little changed`, async () => {
+    const stock = noise(4 * MIB, 21)
+    const disk = Buffer.from(stock)
+    let changed = 0
+    for (let block = 3; block < disk.length / BLOCK; block += 8) {
+      noise(52, 30 + block).copy(disk, block * BLOCK + 700)
+      changed += BLOCK
+    }
+    // Neither image has it where the other one has; nothing lies in place.
+    const { sender, device, wire } = await rig({
+      contents: Buffer.alloc(8 * MIB),
+      minimum: 4096,
+      blockPlaces: [blocksOf(stock, isOwn)],
+    })
+    let sketches = 0
+    const receive = wire.a.onFrame!
+    wire.a.onFrame = (type, payload, cls) => {
+      if (type === DISK_SKETCHES) sketches++
+      receive(type, payload, cls)
+    }
+    const at = MIB + 5 * BLOCK
+    for (let part = 0; part < disk.length; part += MIB)
+      await sender.write(at + part, disk.subarray(part, part + MIB))
+    await sender.settle()
+    await sender.flush()
+    assert.ok(device.durable.subarray(at, at + disk.length).equals(disk))
+    const { delta, literal } = sender.account.bySource
+    if (!isOwn) {
+      // Whoever knows a block of an image must not hear what lies beside it.
+      assert.deepEqual([sketches, delta, literal], [0, 0, changed])
+      return
+    }
+    assert.ok(delta > 0.8 * changed, `${delta} of ${changed} bytes in similar blocks`)
+    assert.ok(literal < 0.25 * changed, `${literal} bytes sent`)
   })
-  const at = MIB + 5 * BLOCK
-  for (let part = 0; part < disk.length; part += MIB)
-    await sender.write(at + part, disk.subarray(part, part + MIB))
-  await sender.settle()
-  await sender.flush()
-  assert.ok(device.durable.subarray(at, at + disk.length).equals(disk))
-  const { delta, literal } = sender.account.bySource
-  assert.ok(delta > 0.8 * changed, `${delta} of ${changed} bytes in similar blocks`)
-  assert.ok(literal < 0.25 * changed, `${literal} bytes sent`)
-})
+}
 
 test('where what lies beside a find is not similar, few sketches are told of it', async () => {
   const stock = noise(4 * MIB, 21)

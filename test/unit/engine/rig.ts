@@ -202,7 +202,7 @@ export function wire(features: readonly string[] = ENGINE_FEATURES): Wire {
 }
 
 /** Every block of these bytes, wherever it lies in them. */
-export function blocksOf(bytes: Buffer): BlockPlaces & { reads: number } {
+export function blocksOf(bytes: Buffer, isOwn = false): BlockPlaces & { reads: number } {
   const offsets = new Map<string, number[]>()
   for (let at = 0; at + BLOCK_BYTES <= bytes.length; at += BLOCK_BYTES) {
     const key = hintOf(bytes.subarray(at, at + BLOCK_BYTES)).toString('hex')
@@ -216,6 +216,7 @@ export function blocksOf(bytes: Buffer): BlockPlaces & { reads: number } {
       return (offsets.get(key) ?? []).map((offset) => ({
         offset,
         size: bytes.length,
+        isOwn,
         read: async (from: number, length: number) => {
           places.reads++
           return Buffer.from(bytes.subarray(from, from + length))
