@@ -5,7 +5,6 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { after, before, test } from 'node:test'
-import { leafDigests } from '../../../lib/chunk/leaf-digests.ts'
 import { CONTROL_REQUEST_BYTES_MAX } from '../../../lib/core/limits.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { ProofFolder } from '../../../lib/proof/proof-folder.ts'
@@ -15,8 +14,8 @@ import { Params } from '../../../server/params.ts'
 import { recordsOf } from '../../../server/verify/records.ts'
 import type { VerifyReport } from '../../../server/verify/verify.ts'
 import { noise } from '../engine/rig.ts'
+import { keepRecord, UUID } from '../verify/record.ts'
 
-const UUID = '77777777-7777-4777-8777-777777777777'
 const SIZE = MIB
 
 let directory = ''
@@ -28,20 +27,7 @@ before(async () => {
   const bytes = noise(SIZE, 4)
   const image = join(directory, 'vm.img')
   await writeFile(image, bytes)
-  const map = await folder.begin(SIZE)
-  map.put(0, leafDigests(bytes, { from: 0, to: SIZE }))
-  await folder.keep(map, {
-    ...{
-      guest: 'vm',
-      uuid: UUID,
-      target: 'vda',
-      image,
-      format: 'raw',
-      peer: 'fra1',
-      direction: 'in' as const,
-    },
-    ...{ at: Date.now() + 60_000, size: SIZE, root: 'ef'.repeat(32) },
-  })
+  await keepRecord(folder, bytes, image)
   server = await serveControl({
     path: join(directory, 'hook.sock'),
     mode: 0o600,
@@ -84,7 +70,7 @@ test('equal is 0, by name and by uuid, in words and in JSON', async () => {
   assert.equal(code, 0)
   assert.match(
     out,
-    /^vda: .*vm\.img; vm came from fra1 at .*, root (ef){32}\n {2}equal: 16 pieces of 64 KiB\n/,
+    /^vda: .*vm\.img; vm came from fra1 at .*, root (cd){32}\n {2}equal: 16 pieces of 64 KiB\n/,
   )
   const json = await swam(UUID, '--json')
   assert.equal(json.code, 0)

@@ -4,7 +4,6 @@ import { mkdtemp, open, readFile, rm, truncate, utimes, writeFile } from 'node:f
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
-import { leafDigests } from '../../../lib/chunk/leaf-digests.ts'
 import { RefusedError } from '../../../lib/core/errors.ts'
 import { LEAF_BYTES, MIB } from '../../../lib/core/units.ts'
 import { writersOf } from '../../../lib/host/open-files.ts'
@@ -15,8 +14,8 @@ import { verifyText } from '../../../server/cli/verify.ts'
 import { type GuestRecords, recordsOf } from '../../../server/verify/records.ts'
 import { InUseError, verify } from '../../../server/verify/verify.ts'
 import { noise } from '../engine/rig.ts'
+import { keepRecord, UUID } from './record.ts'
 
-const UUID = '44444444-4444-4444-8444-444444444444'
 const SIZE = 3 * MIB + 4096
 const LEAVES = 49
 
@@ -40,22 +39,7 @@ function disk(): Buffer {
 async function proved(head: Partial<LeafHead> = {}): Promise<Buffer> {
   const bytes = disk()
   await writeFile(image, bytes)
-  const map = await folder.begin(SIZE)
-  map.put(0, leafDigests(bytes, { from: 0, to: SIZE }))
-  map.forget(20, 22)
-  await folder.keep(map, {
-    guest: 'vm',
-    uuid: UUID,
-    target: 'vda',
-    image,
-    format: 'raw',
-    peer: 'fra1',
-    direction: 'in',
-    at: Date.now() + 60_000,
-    size: SIZE,
-    root: 'cd'.repeat(32),
-    ...head,
-  })
+  await keepRecord(folder, bytes, image, { unknown: [20, 22], ...head })
   return bytes
 }
 
