@@ -4,6 +4,7 @@
  * Deadlines are wide, because the lab may share two cores with others; what is measured is asserted by the tests.
  */
 import assert from 'node:assert/strict'
+import type { TestContext } from 'node:test'
 import type { ConnectionReport, HistoryReport, MigrationReport, StatusReport } from '../../server/report.ts'
 import { SOURCE_NAMES } from '../../server/report.ts'
 import { Lab, type LabOptions, type MigrateOptions, type MigrateResult } from '../lab/lab.ts'
@@ -266,4 +267,12 @@ export function logs(lab: Lab): string {
     .hosts()
     .map((host) => `--- swamd at ${host.name}\n${host.swamdLog().slice(-3000)}`)
     .join('\n')
+}
+
+/** Rows that the long run has: in haste they are not there. */
+export function rowsUnless(
+  haste: boolean,
+  t: TestContext,
+): (name: string, row: () => Promise<void>) => Promise<void> {
+  return haste ? async () => undefined : async (name, row) => await t.test(name, row)
 }

@@ -7,13 +7,6 @@ import { type LinkRow, linkRows } from './swam-link.ts'
 
 const ROWS: readonly LinkRow[] = [
   {
-    name: 'cut for 1 s in the bulk',
-    moment: 'bulk',
-    fault: { kind: 'cut', ms: 1000 },
-    outcome: 'done',
-    resumes: 0,
-  },
-  {
     name: 'the SSH connection of the disk is killed in the bulk',
     moment: 'bulk',
     fault: { kind: 'connection', bundle: 'disk' },

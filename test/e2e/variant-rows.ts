@@ -7,7 +7,7 @@ import { copyFileSync, existsSync } from 'node:fs'
 import type { TestContext } from 'node:test'
 import type { Lab } from '../lab/lab.ts'
 import { layOutCertificates } from '../lab/tls.ts'
-import { entry, logs, MIB, SMALL } from './swam-lab.ts'
+import { entry, logs, MIB, rowsUnless, SMALL } from './swam-lab.ts'
 import { copyImage, Traveller, targetXml } from './variants.ts'
 
 /** Of Debian 12 and newer. */
@@ -54,13 +54,6 @@ export async function optionRows(t: TestContext, lab: Lab, haste = false): Promi
     await to.virsh('undefine', one.guest.name)
   })
   await one.destroy()
-}
-
-function rowsUnless(
-  haste: boolean,
-  t: TestContext,
-): (name: string, row: () => Promise<void>) => Promise<void> {
-  return haste ? async () => undefined : async (name, row) => await t.test(name, row)
 }
 
 /** What cannot be accelerated, or not all of it. */

@@ -4,6 +4,13 @@ import { type LinkRow, linkRows } from '../e2e/swam-link.ts'
 
 const ROWS: readonly LinkRow[] = [
   {
+    name: 'cut for 1 s in the bulk',
+    moment: 'bulk',
+    fault: { kind: 'cut', ms: 1000 },
+    outcome: 'done',
+    resumes: 0,
+  },
+  {
     name: 'cut for 10 s while memory moves',
     moment: 'ready',
     fault: { kind: 'cut', ms: 10_000 },

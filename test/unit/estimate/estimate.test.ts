@@ -60,8 +60,8 @@ async function compared(
   )
   near(disk.wireBytes, sent.wireBytes, 'wire', 8 * KIB)
   near(disk.bySource.literal, sent.bySource.literal, 'literal', 256 * KIB)
-  // When the engine notices that not all lies in place any more depends on its turns.
-  near(disk.bySource.digest, sent.bySource.digest, 'digest', 12 * KIB)
+  // When the engine notices that not all lies in place any more depends on its turns: 12 to 24 KB on a return trip.
+  near(disk.bySource.digest, sent.bySource.digest, 'digest', 16 * KIB)
   assert.deepEqual([report.dataBytes, report.wireBytes], [disk.dataBytes, disk.wireBytes])
   return disk
 }
