@@ -14,6 +14,12 @@ import type { HostName } from '../lab/state.ts'
 import type { TinyGuest } from '../lab/tiny.ts'
 import { assertDone, entry, logs, status } from './swam-lab.ts'
 
+/**
+ * Of swamd's own processor time in one delay. The promise is 50 ms; a processor that is shared with the guests of other
+ * labs, or with fuzzing, does half as much in a millisecond of it.
+ */
+const BUSY_MS_MAX = 100
+
 /** What must be as it was when everything is over; by name, so that a difference reads well. */
 export type Held = Readonly<Record<string, number | string>>
 
@@ -72,6 +78,16 @@ export async function vitals(lab: Lab): Promise<Readonly<Record<string, ProcessR
     found[name] = report.process
   }
   return found
+}
+
+/** No delay of the daemons' event loops is longer, of what they did themselves. */
+export async function assertUnbusy(lab: Lab): Promise<void> {
+  for (const [host, { eventLoop }] of Object.entries(await vitals(lab))) {
+    assert.ok(
+      eventLoop.busyMaxMs <= BUSY_MS_MAX,
+      `${host}: the event loop was held up by ${eventLoop.busyMaxMs} ms`,
+    )
+  }
 }
 
 /** One line for a test's diagnostics. */

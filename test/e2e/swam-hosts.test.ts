@@ -8,17 +8,7 @@ import { test } from 'node:test'
 import { until } from '../lab/run.ts'
 import type { HostName } from '../lab/state.ts'
 import { settle } from './swam-failing.ts'
-import {
-  commandRow,
-  diskFails,
-  FAR_ERROR,
-  FULL,
-  NBD_SOCKET,
-  SMALL_GUEST,
-  SMALLER,
-  SOURCE_ERROR,
-  serveDisk,
-} from './swam-hosts.ts'
+import { commandRow, diskFails, FULL, SMALL_GUEST, SMALLER } from './swam-hosts.ts'
 import { moveThrough, resume, startBoth, status, swamLab } from './swam-lab.ts'
 
 test('a far disk that is full, of another size', { timeout: 600_000 }, async (t) => {
@@ -31,25 +21,6 @@ test('a far disk that is full, of another size', { timeout: 600_000 }, async (t)
   for (const row of [FULL, SMALLER]) {
     await t.test(row.name, async (one) => {
       at = await settle(lab, guest, at)
-      const outcome = await diskFails(lab, guest, at, row)
-      at = outcome.at
-      one.diagnostic(outcome.figures)
-    })
-  }
-})
-
-test('an I/O error on either disk', { timeout: 600_000 }, async (t) => {
-  await using lab = await swamLab('hosts-io')
-  await startBoth(lab)
-  const guest = lab.tinyGuest({ ...SMALL_GUEST, nbdSocket: NBD_SOCKET })
-  await guest.makeDisk('hosta')
-  for (const host of lab.hosts())
-    await serveDisk(host, `/var/lib/libvirt/images/${guest.imageName}`, guest.diskBytes)
-  await guest.create('hosta', { keepDisk: true })
-  await guest.waitBoot()
-  let at: HostName = 'hosta'
-  for (const row of [FAR_ERROR, SOURCE_ERROR]) {
-    await t.test(row.name, async (one) => {
       const outcome = await diskFails(lab, guest, at, row)
       at = outcome.at
       one.diagnostic(outcome.figures)

@@ -1,4 +1,4 @@
-/** Twenty migrations, there and back. */
+/** Twenty migrations, there and back. swam-kill and the variants hold single ones to it in make test. */
 import { test } from 'node:test'
 import { migrations } from '../e2e/swam-durable.ts'
 

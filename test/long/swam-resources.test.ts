@@ -7,7 +7,7 @@
 import assert from 'node:assert/strict'
 import { type TestContext, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { move, rested, say, settled, vitals } from '../e2e/leftovers.ts'
+import { assertUnbusy, move, rested, say, settled, vitals } from '../e2e/leftovers.ts'
 import { logs, MIB, QUIET, SMALL, startBoth, status, swamLab } from '../e2e/swam-lab.ts'
 import type { Lab } from '../lab/lab.ts'
 import type { HostName } from '../lab/state.ts'
@@ -34,6 +34,7 @@ test('a hundred migrations in a row leave nothing behind', { timeout: 3_600_000 
     await memory.note(i % 10 === 9)
   }
   memory.assertFlat()
+  await assertUnbusy(lab)
   await assertRested(lab, before)
 })
 
