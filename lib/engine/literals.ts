@@ -16,6 +16,9 @@ import type { ChunkRecord } from './sender-parts.ts'
 
 /** A frame of about 100 KiB compressed: acknowledged often enough for the pacing. */
 export const LITERAL_TARGET_BYTES: number = 192 * KIB
+/** What a fast link takes in so long is one literal: each costs turns of the event loop and of libuv's threads. */
+const LITERAL_TARGET_MS = 4
+const LITERAL_FAST_BYTES = 768 * KIB
 const FINAL_STREAMS: readonly LiteralCodec[] = ['final']
 const BULK_STREAMS: readonly LiteralCodec[] = ['bulk', 'bulk2']
 /** One that is packed and one that is ready: packing takes about as long as a turn of the event loop may. */
@@ -38,6 +41,7 @@ export class LiteralSender {
   readonly #packers = new Map<LiteralCodec, LiteralPacker>()
   /** Literals that a stream packs or has before it. The order in which it packs must be that in which they are sent. */
   readonly #busy = new Map<LiteralCodec, number>()
+  readonly #spare = new SpareBuffers()
   #queue: ChunkRecord[] = []
   #sending = 0
   #closed = false
@@ -84,6 +88,7 @@ export class LiteralSender {
 
   #batch(): ChunkRecord[] {
     const batch: ChunkRecord[] = []
+    const target = targetBytes(this.#options.link.rateBytesPerSecond)
     let bytes = 0
     while (
       this.#queue.length > 0 &&
@@ -95,17 +100,19 @@ export class LiteralSender {
       if (!this.#options.isNeeded(record)) continue
       batch.push(record)
       bytes += record.wantedBytes
-      if (bytes >= LITERAL_TARGET_BYTES) break
+      if (bytes >= target) break
     }
     return batch
   }
 
   async #send(batch: readonly ChunkRecord[], stream: LiteralCodec, urgent: boolean): Promise<void> {
     const { link, disk, epoch, onSent } = this.#options
-    const plain = plainOf(batch)
+    const plain = this.#spare.take(batch.reduce((sum, { wantedBytes }) => sum + wantedBytes, 0))
+    fill(plain, batch)
     const chunks = batch.map(({ seq, wantedBytes }) => ({ seq, length: wantedBytes }))
     const { codec, data } = await this.#pack(stream, plain)
     if (this.#closed) return
+    if (codec !== 'raw') this.#spare.give(plain)
     const sent = link.send(
       { type: 'literal', disk, epoch, chunks, codec, data },
       urgent ? CLASS_FINAL : CLASS_BULK,
@@ -137,8 +144,28 @@ export class LiteralSender {
   }
 }
 
-function plainOf(batch: readonly ChunkRecord[]): Buffer {
-  const plain = Buffer.allocUnsafe(batch.reduce((sum, { wantedBytes }) => sum + wantedBytes, 0))
+/**
+ * Memory of literals while they are packed, used again: new memory for each makes V8 collect garbage dozens of times a second.
+ * What is taken is not cleared; what a frame still refers to must not be given.
+ */
+class SpareBuffers {
+  readonly #spare: ArrayBuffer[] = []
+
+  take(bytes: number): Buffer {
+    return Buffer.from(this.#spare.pop() ?? new ArrayBuffer(LITERAL_BYTES_MAX), 0, bytes)
+  }
+
+  give({ buffer }: Buffer): void {
+    if (this.#spare.length < LITERALS_IN_FLIGHT_MAX) this.#spare.push(buffer as ArrayBuffer)
+  }
+}
+
+function targetBytes(rateBytesPerSecond: number): number {
+  const inTime = (rateBytesPerSecond * LITERAL_TARGET_MS) / 1000
+  return Math.min(LITERAL_FAST_BYTES, Math.max(LITERAL_TARGET_BYTES, inTime))
+}
+
+function fill(plain: Buffer, batch: readonly ChunkRecord[]): void {
   let at = 0
   for (const { slab, slabOffset, offset, length, missing, differences } of batch) {
     if (differences !== undefined) {
@@ -154,5 +181,4 @@ function plainOf(batch: readonly ChunkRecord[]): Buffer {
       at += to - from
     }
   }
-  return plain
 }
