@@ -13,7 +13,8 @@ import {
   QEMU_IMG_DEADLINE_MS,
   QEMU_INFO_BYTES_MAX,
 } from '../core/limits.ts'
-import { CommandError, runCommand } from '../host/command.ts'
+import { CommandError, FIRST_DESCRIPTOR, runCommand } from '../host/command.ts'
+import { readingCommand } from '../host/qemu-tools.ts'
 import { checkImage, type ImageFormat, type ImageSource } from './image-files.ts'
 
 /** A file of a chain, and what it is. */
@@ -75,15 +76,13 @@ export async function openChain<Name extends ChainFile>(
       const name: Name = next
       const file = await rules.open(name)
       files.push(file)
-      const node = fileNode(file)
+      nodes.push({ driver: name.format, file: fileNode(file, nodes.length) })
       next = undefined
-      if (name.format === 'raw') nodes.push({ driver: 'raw', file: node })
-      else {
+      if (name.format === 'qcow2') {
         checkImage(name.path, file)
-        const info = await qcow2Info(name.path, node, signal)
-        nodes.push({ driver: 'qcow2', file: node })
+        const info = await qcow2Info(name.path, file, signal)
         refuseUnreadable(name.path, info)
-        if (rules.thorough === true && !info.dirty) await checkTables(name.path, file, node, signal)
+        if (rules.thorough === true && !info.dirty) await checkTables(name.path, file, signal)
         next = await backingOf(name, file, info, rules)
       }
     }
@@ -101,19 +100,35 @@ function joined(nodes: readonly BlockNode[]): BlockNode {
   return { ...below, 'read-only': true, 'force-share': true }
 }
 
-function fileNode(file: ImageSource): BlockNode {
+/** By the descriptor that the program gets: ours is beyond the reach of one that may do less than we. */
+function fileNode(file: ImageSource, number: number): BlockNode {
   return {
     driver: file.isBlockDevice ? 'host_device' : 'file',
-    filename: `/proc/${process.pid}/fd/${file.fd}`,
+    filename: `/proc/self/fd/${FIRST_DESCRIPTOR + number}`,
     locking: 'off',
   }
 }
 
-async function qcow2Info(path: string, file: BlockNode, signal: AbortSignal | undefined): Promise<Qcow2Info> {
-  const node: BlockNode = { driver: 'qcow2', file, backing: null, 'read-only': true, 'force-share': true }
+/** The file by itself. */
+function lone(file: ImageSource): BlockNode {
+  return {
+    driver: 'qcow2',
+    file: fileNode(file, 0),
+    backing: null,
+    'read-only': true,
+    'force-share': true,
+  }
+}
+
+async function qcow2Info(
+  path: string,
+  file: ImageSource,
+  signal: AbortSignal | undefined,
+): Promise<Qcow2Info> {
+  const node = lone(file)
   const empty: BlockNode = { driver: 'null-co', size: 0 }
   try {
-    return parseInfo(await runInfo({ ...node, 'data-file': empty }, signal))
+    return parseInfo(await runInfo({ ...node, 'data-file': empty }, file, signal))
   } catch (error) {
     if (!(error instanceof CommandError))
       throw new RefusedError(`${path}: ${errorText(error)}`, { cause: error })
@@ -121,14 +136,15 @@ async function qcow2Info(path: string, file: BlockNode, signal: AbortSignal | un
     if (!error.stderr.includes("'data-file' can only be set")) throw unreadable(path, error)
   }
   try {
-    return parseInfo(await runInfo(node, signal))
+    return parseInfo(await runInfo(node, file, signal))
   } catch (error) {
     throw error instanceof CommandError ? unreadable(path, error) : error
   }
 }
 
-async function runInfo(node: BlockNode, signal: AbortSignal | undefined): Promise<string> {
-  return await runCommand(['qemu-img', 'info', '--output=json', jsonName(node)], {
+async function runInfo(node: BlockNode, file: ImageSource, signal: AbortSignal | undefined): Promise<string> {
+  return await runCommand(readingCommand(['qemu-img', 'info', '--output=json', jsonName(node)]), {
+    descriptors: [file.fd],
     deadlineMs: QEMU_IMG_DEADLINE_MS,
     outputBytesMax: QEMU_INFO_BYTES_MAX,
     ...(signal === undefined ? {} : { signal }),
@@ -164,16 +180,12 @@ function objectOf(value: unknown): Record<string, unknown> {
 }
 
 /** @throws RefusedError for a file that holds something else than it says, by `qemu-img check`, which reads its tables only */
-async function checkTables(
-  path: string,
-  image: ImageSource,
-  file: BlockNode,
-  signal: AbortSignal | undefined,
-): Promise<void> {
-  const node: BlockNode = { driver: 'qcow2', file, backing: null, 'read-only': true, 'force-share': true }
+async function checkTables(path: string, image: ImageSource, signal: AbortSignal | undefined): Promise<void> {
+  const check = ['qemu-img', 'check', '--output=json', jsonName(lone(image))]
   let found: Record<string, unknown>
   try {
-    const output = await runCommand(['qemu-img', 'check', '--output=json', jsonName(node)], {
+    const output = await runCommand(readingCommand(check), {
+      descriptors: [image.fd],
       deadlineMs: QEMU_CHECK_DEADLINE_MS,
       outputBytesMax: QEMU_INFO_BYTES_MAX,
       exitCodes: CHECK_EXIT_CODES,

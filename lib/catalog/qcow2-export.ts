@@ -1,8 +1,8 @@
 /**
  * A qcow2 image as an extent source: QEMU's own qemu-nbd exports the chain read-only on a socket in a private folder, and our NBD
- * client reads it. The process dies with its connection and with us (a signal of the kernel's), and as root it has no
- * network. The folder goes as soon as the connection stands. Images in use by a QEMU may be read (force-share), but what is
- * then seen of them is neither new nor whole: the caller is told if a file changed.
+ * client reads it. The process dies with its connection and with us (`readingCommand`). The folder goes as soon as the
+ * connection stands. Images in use by a QEMU may be read (force-share), but what is then seen of them is neither new nor
+ * whole: the caller is told if a file changed.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -22,6 +22,7 @@ import {
   NBD_RANGE_BYTES_MAX,
 } from '../core/limits.ts'
 import { quietEnvironment } from '../host/command.ts'
+import { readingCommand } from '../host/qemu-tools.ts'
 import { negotiateNbd } from '../nbd/client.ts'
 import { type BackingChain, type ChainFile, type ChainRules, jsonName, openChain } from './backing-chain.ts'
 import { type DataExtent, MapBuilder } from './data-extents.ts'
@@ -35,9 +36,9 @@ class Exporter {
   ended = false
   #stderr = ''
 
-  constructor(argv: readonly string[]) {
+  constructor(argv: readonly string[], descriptors: readonly number[]) {
     const child = spawn(argv[0]!, argv.slice(1), {
-      stdio: ['ignore', 'ignore', 'pipe'],
+      stdio: ['ignore', 'ignore', 'pipe', ...descriptors],
       env: quietEnvironment(),
     })
     this.#child = child
@@ -179,7 +180,10 @@ async function exportChain(
   const socket = join(folder, 'nbd')
   let exporter: Exporter | undefined
   try {
-    exporter = new Exporter(exportCommand(socket, chain))
+    exporter = new Exporter(
+      exportCommand(socket, chain),
+      chain.files.map(({ fd }) => fd),
+    )
     const connection = await dial(path, socket, exporter, signal)
     return { exporter, device: await greeted(path, connection, signal) }
   } catch (error) {
@@ -212,20 +216,9 @@ async function greeted(
   }
 }
 
-/** Dies when we do; as root it has a network of its own, with nothing in it. */
 function exportCommand(socket: string, chain: BackingChain): string[] {
-  const alone = process.getuid?.() === 0 ? ['unshare', '--net', '--'] : []
-  return [
-    ...alone,
-    'setpriv',
-    '--pdeathsig=KILL',
-    '--',
-    'qemu-nbd',
-    '--read-only',
-    '--shared=1',
-    `--socket=${socket}`,
-    jsonName(chain.node),
-  ]
+  const words = ['--read-only', '--shared=1', `--socket=${socket}`, jsonName(chain.node)]
+  return readingCommand(['qemu-nbd', ...words])
 }
 
 async function dial(

@@ -3,7 +3,7 @@
  * environment is small and in the C locale, because the output is parsed. A program that overstays is killed.
  * It does not stream and does not retry.
  */
-import { spawn } from 'node:child_process'
+import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process'
 import { LostError, RefusedError, TimeoutError } from '../core/errors.ts'
 import { COMMAND_STDERR_BYTES_MAX } from '../core/limits.ts'
 
@@ -17,6 +17,8 @@ export interface CommandOptions {
 export interface OwnCommandOptions extends CommandOptions {
   /** Of input and output. latin1: a file of somebody else's, whose bytes are to stay. */
   readonly encoding?: 'utf8' | 'latin1'
+  /** Our open files that it has, too: the first one as FIRST_DESCRIPTOR. */
+  readonly descriptors?: readonly number[]
   /** Exit codes that are no failure (default: 0). */
   readonly exitCodes?: readonly number[]
   /**
@@ -25,6 +27,9 @@ export interface OwnCommandOptions extends CommandOptions {
    */
   readonly interactive?: boolean
 }
+
+/** Behind standard input, output and error. */
+export const FIRST_DESCRIPTOR = 3
 
 export const quietEnvironment = (): NodeJS.ProcessEnv => ({
   PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin',
@@ -69,10 +74,10 @@ function runAs(
     const [program, ...rest] = argv
     const { encoding = 'utf8' } = options
     const child = spawn(program!, rest, {
-      stdio: ['pipe', 'pipe', 'pipe'],
+      stdio: ['pipe', 'pipe', 'pipe', ...(options.descriptors ?? [])],
       env: options.interactive === true ? process.env : quietEnvironment(),
       ...identity,
-    })
+    }) as ChildProcessWithoutNullStreams
     const output: Buffer[] = []
     let outputBytes = 0
     let stderr = ''

@@ -17,7 +17,7 @@ import { type AnalyzeReport, analyze } from '../../server/analyze/analyze.ts'
 import { chainRules } from '../../server/analyze/images.ts'
 import { image, inFolder, QUICK, swam } from '../unit/analyze/rig.ts'
 import { noise } from '../unit/engine/rig.ts'
-import { succeed } from './nbd-peers.ts'
+import { createImage, succeed } from './nbd-peers.ts'
 
 const SIZE = 8 * MIB
 
@@ -91,7 +91,7 @@ interface Row {
 }
 
 const qcow2 = async (path: string, ...options: readonly string[]): Promise<string> => {
-  await succeed('qemu-img', ['create', '-q', '-f', 'qcow2', ...options, path, String(SIZE)])
+  await createImage(['-f', 'qcow2', ...options, path, String(SIZE)])
   return path
 }
 
@@ -222,7 +222,7 @@ const rows: readonly Row[] = [
     args: async (folder) => {
       const path = join(folder, 'a.luks')
       const secret = ['--object', 'secret,id=s,data=abc', '-o', 'key-secret=s,iter-time=10']
-      await succeed('qemu-img', ['create', '-q', '-f', 'luks', ...secret, path, '8M'])
+      await createImage(['-f', 'luks', ...secret, path, '8M'])
       return [path]
     },
     code: 2,

@@ -12,6 +12,8 @@ import { join } from 'node:path'
 import type { BlockDevice } from '../../lib/block/device.ts'
 import { serveNbd } from '../../lib/nbd/server.ts'
 
+const CREATE_TRIES = 10
+
 export interface Outcome {
   readonly code: number | null
   readonly stdout: string
@@ -42,6 +44,16 @@ export async function succeed(command: string, args: readonly string[], input = 
     throw new Error(`${command} ${args.join(' ')}: exit ${outcome.code}\n${outcome.stdout}${outcome.stderr}`)
   }
   return outcome.stdout
+}
+
+/** `qemu-img create`. For an encrypted image QEMU now and then measures no processor time at all, and gives up. */
+export async function createImage(words: readonly string[]): Promise<void> {
+  for (let tries = 1; ; tries++) {
+    const { code, stderr } = await run('qemu-img', ['create', '-q', ...words])
+    if (code === 0) return
+    if (tries === CREATE_TRIES || !stderr.includes('accurate CPU usage'))
+      throw new Error(`qemu-img create ${words.join(' ')}: exit ${code}\n${stderr}`)
+  }
 }
 
 /** A folder for the time of one test. */

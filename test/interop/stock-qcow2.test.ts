@@ -4,7 +4,7 @@
  */
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
-import { copyFile, mkdir, open, writeFile } from 'node:fs/promises'
+import { chmod, copyFile, mkdir, open, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { STOCK_EXPORTS_MAX } from '../../lib/core/limits.ts'
@@ -143,6 +143,45 @@ test('no more exports than allowed are open', async () => {
       await refresh()
       assert.equal(stock.images.length, STOCK_EXPORTS_MAX)
       assert.deepEqual(problems, [])
+    })
+  })
+})
+
+test('what reads a qcow2 for the daemon keeps the right to open images, and not that over the network', async () => {
+  await inFolder(async (folder) => {
+    await chmod(folder, 0o755)
+    const image = join(folder, 'a.qcow2')
+    await succeed('qemu-img', ['create', '-q', '-f', 'qcow2', image, '8M'])
+    // Root's alone: only the capability opens it.
+    await chmod(image, 0o600)
+    const open = new URL('../../lib/catalog/open-image.ts', import.meta.url)
+    const script = `
+      const { openImage } = await import(${JSON.stringify(open.href)})
+      const { readFileSync, readdirSync } = await import('node:fs')
+      const image = { path: ${JSON.stringify(image)}, format: 'qcow2', directories: [] }
+      const opened = await openImage(image, { onLost: (error) => { throw error } })
+      const status = (pid) => readFileSync('/proc/' + pid + '/status', 'utf8')
+      const names = ['CapInh', 'CapEff', 'CapAmb']
+      const of = (pid) => names.map((name) => new RegExp(name + ':\\\\s*(\\\\w+)').exec(status(pid))[1])
+      const children = readdirSync('/proc/self/task').flatMap((task) =>
+        readFileSync('/proc/self/task/' + task + '/children', 'utf8').split(' ').filter(Boolean))
+      const [exporter] = children.filter((pid) => status(pid).startsWith('Name:\\tqemu-nbd'))
+      console.log(JSON.stringify({ size: opened.size, own: of('self'), exporter: of(exporter) }))
+      await opened.close()`
+    const caps = '+net_admin,+dac_read_search'
+    const as = ['--reuid=65534', '--clear-groups', `--inh-caps=${caps}`, `--ambient-caps=${caps}`]
+    const words = [...as, process.execPath, '--input-type=module', '-e', script]
+    const found = JSON.parse(await succeed('setpriv', words)) as {
+      readonly size: number
+      readonly own: readonly string[]
+      readonly exporter: readonly string[]
+    }
+    // CAP_NET_ADMIN is 12, CAP_DAC_READ_SEARCH 2 (linux/capability.h).
+    const [both, one] = [(1 << 12) | (1 << 2), 1 << 2].map((set) => set.toString(16).padStart(16, '0'))
+    assert.deepEqual(found, {
+      size: 8 * MIB,
+      own: [both, both, both],
+      exporter: [one, one, one],
     })
   })
 })
