@@ -1,8 +1,9 @@
 /**
  * How long a guest stands still: plain and SWAM in turn, the same guest there and back, at two round trips, with four kinds of
  * guests. By the world's clock (the gap between heartbeats, stamped by the lab), by libvirt's, and the disk's part of it: from the
- * moment at which QEMU paused the guest until the last FLUSH of its disk was answered. After each migration the guest's records must
- * be on the disk that it arrived on, and where it never writes both disks must be the same.
+ * moment at which QEMU paused the guest until the last FLUSH of its disk was answered; of a plain migration, until the far QEMU's
+ * last answer was there, by the link. After each migration the guest's records must be on the disk that it arrived on, and where
+ * it never writes both disks must be the same.
  */
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
@@ -13,11 +14,14 @@ import type { WritePlan } from '../lab/records.ts'
 import { until } from '../lab/run.ts'
 import type { HostName } from '../lab/state.ts'
 import type { TinyGuest } from '../lab/tiny.ts'
+import type { WanConnection } from '../lab/wan.ts'
 
 const RTTS = (process.env['SWAM_BENCH_RTTS'] ?? '20,100').split(',').map(Number)
 const RUNS = Number(process.env['SWAM_BENCH_RUNS'] ?? 10)
 const ONLY = process.env['SWAM_BENCH_GUESTS']?.split(',')
 const MBIT = 1000
+/** libvirt takes the first two ports of the range: memory, then disks. */
+const DISK_PORT = 49153
 const MIB = 1 << 20
 const SIZES = { diskMiB: 512, randomMiB: 32, ramMiB: 112 }
 
@@ -58,8 +62,8 @@ interface Run {
   /** Between two heartbeats, by the lab's clock. */
   readonly worldMs: number
   readonly libvirtMs: number
-  /** From the pause to the last FLUSH answered; SWAM only. */
-  readonly diskMs: number | null
+  /** From the pause to the last FLUSH answered: by swamd, or by what the far QEMU's last answer was seen at the link. */
+  readonly diskMs: number
   readonly totalMs: number
   readonly wireBytes: number
   readonly diskWireBytes: number | null
@@ -71,6 +75,8 @@ interface Case {
   readonly plainMs: number
   readonly swamMs: number
   readonly diskMsP90: number
+  /** The median of plain's. */
+  readonly plainDiskMs: number
   readonly plain: readonly Run[]
   readonly swam: readonly Run[]
 }
@@ -88,12 +94,12 @@ export async function run(): Promise<{ readonly mbit: number; readonly cases: re
   return { mbit: MBIT, cases }
 }
 
-function line({ guest, rttMs, plainMs, swamMs, diskMsP90, plain, swam }: Case): string {
+function line({ guest, rttMs, plainMs, swamMs, diskMsP90, plainDiskMs, plain, swam }: Case): string {
   const mean = (runs: readonly Run[], of: (run: Run) => number): number =>
     runs.reduce((sum, one) => sum + of(one), 0) / runs.length
   return (
     `${guest.padEnd(10)} rtt ${String(rttMs).padStart(3)} ms: plain ${plainMs.toFixed(0)} ms, SWAM ${swamMs.toFixed(0)} ms ` +
-    `(${(swamMs / plainMs).toFixed(2)}), disk's part in 9 of 10 at most ${diskMsP90.toFixed(0)} ms; total ` +
+    `(${(swamMs / plainMs).toFixed(2)}), disk's part in 9 of 10 at most ${diskMsP90.toFixed(0)} ms (plain: ${plainDiskMs.toFixed(0)}); total ` +
     `${mean(plain, (one) => one.totalMs / 1000).toFixed(1)} and ${mean(swam, (one) => one.totalMs / 1000).toFixed(1)} s, ` +
     `${mean(plain, (one) => one.wireBytes / 1e6).toFixed(1)} and ${mean(swam, (one) => one.wireBytes / 1e6).toFixed(1)} MB`
   )
@@ -125,15 +131,16 @@ async function caseOf(name: string, rttMs: number): Promise<Case> {
     at = to
     await verify(lab, guest, at)
   }
-  const median = (runs: readonly Run[]): number =>
-    sorted(runs.map((one) => one.worldMs))[Math.floor(runs.length / 2)]!
-  const disk = sorted(swam.map((one) => one.diskMs!))
+  const median = (runs: readonly Run[], of: (run: Run) => number): number =>
+    sorted(runs.map(of))[Math.floor(runs.length / 2)]!
+  const disk = sorted(swam.map((one) => one.diskMs))
   return {
     guest: name,
     rttMs,
-    plainMs: median(plain),
-    swamMs: median(swam),
+    plainMs: median(plain, (one) => one.worldMs),
+    swamMs: median(swam, (one) => one.worldMs),
     diskMsP90: disk[Math.ceil(disk.length * 0.9) - 1]!,
+    plainDiskMs: median(plain, (one) => one.diskMs),
     plain,
     swam,
   }
@@ -176,59 +183,61 @@ async function compareOutside(
 
 async function goPlain(lab: Lab, guest: TinyGuest, from: HostName, to: HostName): Promise<Run> {
   for (const host of lab.hosts()) await host.stopSwamd()
-  const { result, worldMs, wireBytes } = await go(lab, guest, from, to)
-  return {
-    worldMs,
-    libvirtMs: libvirtMs(result),
-    diskMs: null,
-    totalMs: result.totalMs,
-    wireBytes,
-    diskWireBytes: null,
-  }
+  const { result, pausedAt, link, ...measured } = await go(lab, guest, from, to)
+  const disk = link.connections.find((each) => (to === 'hostb' ? each.b : each.a).endsWith(`:${DISK_PORT}`))
+  const answeredMs = to === 'hostb' ? disk?.dataBAMs : disk?.dataABMs
+  assert.ok(typeof answeredMs === 'number', JSON.stringify(link.connections))
+  const diskMs = link.resetAt + answeredMs - pausedAt
+  assert.ok(diskMs >= 0, `the disk's last answer came ${-diskMs} ms before the guest paused`)
+  return { ...measured, libvirtMs: libvirtMs(result), diskMs, totalMs: result.totalMs, diskWireBytes: null }
 }
 
 async function goThrough(lab: Lab, guest: TinyGuest, from: HostName, to: HostName): Promise<Run> {
   await startBoth(lab)
   const since = Date.now()
-  const pauses = await watchPauses(lab, guest, from)
-  const { result, worldMs, wireBytes } = await go(lab, guest, from, to)
+  const { result, pausedAt, link: _, ...measured } = await go(lab, guest, from, to)
   const report = await entry(lab, from, guest, since)
   const into = await entry(lab, to, guest, since)
   assert.ok(report.accelerated && into.accelerated && report.phase === 'done', JSON.stringify([report, into]))
-  const pausedAt = await until('libvirt to tell of the pause', 10_000, () =>
-    pauses.at.findLast((ms) => ms >= since),
-  )
-  pauses.stop()
   const flushedAt = Math.max(...report.disks.map((disk) => disk.flushedAt ?? 0))
   assert.ok(
     flushedAt >= pausedAt,
     `the last FLUSH was answered at ${flushedAt}, the guest paused at ${pausedAt}`,
   )
-  const diskWireBytes = report.wireBytes - report.ram.wireBytes
   return {
-    worldMs,
+    ...measured,
     libvirtMs: libvirtMs(result),
     diskMs: flushedAt - pausedAt,
     totalMs: result.totalMs,
-    wireBytes,
-    diskWireBytes,
+    diskWireBytes: report.wireBytes - report.ram.wireBytes,
   }
 }
 
-async function go(
-  lab: Lab,
-  guest: TinyGuest,
-  from: HostName,
-  to: HostName,
-): Promise<{ result: MigrateResult; worldMs: number; wireBytes: number }> {
+interface Gone {
+  readonly result: MigrateResult
+  readonly worldMs: number
+  readonly wireBytes: number
+  /** By the wall clock, as `resetAt`, to which the link's times are related. */
+  readonly pausedAt: number
+  readonly link: { readonly resetAt: number; readonly connections: readonly WanConnection[] }
+}
+
+async function go(lab: Lab, guest: TinyGuest, from: HostName, to: HostName): Promise<Gone> {
   await lab.createTarget(guest.name, from, to)
+  const pauses = await watchPauses(lab, guest, from)
   await lab.wan.reset()
+  const since = Date.now()
   const result = await lab.migrate(guest, from, to)
   assert.ok(result.ok, `${result.stderr}\n${JSON.stringify(await history(lab, from).catch(() => []))}`)
   const worldMs = await guest.downtimeMs(result.startedAt, result.endedAt + 1000)
-  const { connections } = await lab.wan.stats()
+  const { connections, elapsedMs } = await lab.wan.stats()
+  const link = { resetAt: Date.now() - elapsedMs, connections }
   const wireBytes = connections.reduce((sum, each) => sum + each.bytesAB + each.bytesBA, 0)
-  return { result, worldMs, wireBytes }
+  const pausedAt = await until('libvirt to tell of the pause', 10_000, () =>
+    pauses.at.findLast((ms) => ms >= since),
+  )
+  pauses.stop()
+  return { result, worldMs, wireBytes, pausedAt, link }
 }
 
 function libvirtMs(result: MigrateResult): number {

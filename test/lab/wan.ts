@@ -18,6 +18,9 @@ export interface WanConnection {
   /** First and last packet, in milliseconds since the last reset. */
   readonly firstMs: number
   readonly lastMs: number
+  /** When the last TCP segment with data comes, or came, to its other end; null: none did. */
+  readonly dataABMs: number | null
+  readonly dataBAMs: number | null
 }
 
 export interface WanStats {

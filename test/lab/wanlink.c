@@ -63,6 +63,7 @@ struct connection {
   struct key key;
   int used;
   uint64_t bytes[2], packets[2], first_ns, last_ns;
+  uint64_t data_ns[2]; /* when the last TCP segment with data arrives at its other end */
 };
 
 static struct connection *table;
@@ -97,12 +98,12 @@ static void table_grow(void) {
 }
 
 /* `way` is 0 from a to b, 1 from b to a; the key always names a's end first, so both ways meet in one entry. */
-static void count(const uint8_t *packet, size_t length, int way, uint64_t now) {
+static void count(const uint8_t *packet, size_t length, int way, uint64_t now, uint64_t due) {
   struct key key;
   memset(&key, 0, sizeof key);
   const uint8_t *source, *target;
   size_t address, ports;
-  int fragment = 0;
+  int fragment = 0, data = 0;
   key.version = packet[0] >> 4;
   if (key.version == 4 && length >= 20) {
     source = packet + 12, target = packet + 16, address = 4;
@@ -123,6 +124,7 @@ static void count(const uint8_t *packet, size_t length, int way, uint64_t now) {
     uint16_t to = (uint16_t)(packet[ports + 2] << 8 | packet[ports + 3]);
     key.a_port = way ? to : from;
     key.b_port = way ? from : to;
+    data = key.proto == 6 && length >= ports + 20 && length > ports + (size_t)(packet[ports + 12] >> 4) * 4;
   }
   struct connection *c = slot_of(table, table_size, &key);
   if (!c->used) {
@@ -137,6 +139,7 @@ static void count(const uint8_t *packet, size_t length, int way, uint64_t now) {
   c->bytes[way] += length;
   c->packets[way]++;
   c->last_ns = now;
+  if (data) c->data_ns[way] = due;
 }
 
 /* ---- the link ----------------------------------------------------------------------------------------------- */
@@ -202,11 +205,11 @@ static int take(int which) {
     w->free_ns = start + (uint64_t)((double)length * w->ns_per_byte);
     w->bytes += (uint64_t)length;
     w->packets++;
-    count(packet, (size_t)length, which, now);
     struct record *record = (struct record *)room;
     record->due = w->free_ns + half_ns;
     if (record->due < w->last_due) record->due = w->last_due; /* the round trip was made shorter: keep the order */
     w->last_due = record->due;
+    count(packet, (size_t)length, which, now, record->due);
     record->length = (uint32_t)length;
     record->lost = loss > 0 && random_unit() < loss;
     w->lost += record->lost;
@@ -271,8 +274,14 @@ static void answer_stats(FILE *out) {
     fprintf(out, "%s{\"proto\":\"%s\",\"a\":\"%s\",\"b\":\"%s\",\"bytesAB\":%lu,\"bytesBA\":%lu,\"packets\":%lu,",
             some++ ? "," : "", c->key.proto == 6 ? "tcp" : c->key.proto == 17 ? "udp" : proto, a, b, c->bytes[0],
             c->bytes[1], c->packets[0] + c->packets[1]);
-    fprintf(out, "\"firstMs\":%.3f,\"lastMs\":%.3f}", (double)(c->first_ns - reset_ns) / 1e6,
+    fprintf(out, "\"firstMs\":%.3f,\"lastMs\":%.3f", (double)(c->first_ns - reset_ns) / 1e6,
             (double)(c->last_ns - reset_ns) / 1e6);
+    for (int way = 0; way < 2; way++) {
+      fprintf(out, ",\"data%s\":", way ? "BAMs" : "ABMs");
+      if (c->data_ns[way]) fprintf(out, "%.3f", (double)(c->data_ns[way] - reset_ns) / 1e6);
+      else fprintf(out, "null");
+    }
+    fprintf(out, "}");
   }
   fprintf(out, "]}\n");
 }
