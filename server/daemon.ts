@@ -151,7 +151,7 @@ export class Daemon {
       formats: () => this.#site.libvirt.imageFormats(),
       log,
     })
-    this.#estimates = new Estimates({ config, libvirt: this.#site.libvirt })
+    this.#estimates = new Estimates({ config, libvirt: this.#site.libvirt, images: this.#images })
     this.#estimateAnswers = new EstimateAnswers({
       config,
       stock: this.#stock,

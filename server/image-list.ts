@@ -46,6 +46,11 @@ export class ImageList {
     }
   }
 
+  /** Whether a guest of this host had it as raw, when libvirt was asked last: then it is raw for everybody. @param path without links */
+  isRaw(path: string): boolean {
+    return this.#raw.has(path)
+  }
+
   async list(): Promise<ImageFile[]> {
     const named = new Set<string>()
     for (const path of this.#options.qcow2) named.add(await realpath(path).catch(() => path))

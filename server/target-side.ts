@@ -408,6 +408,7 @@ function locatedDomain(answer: Params, uuid: string): RunningDomain | undefined 
       format: disk.text('format', 32),
       readOnly: false,
       shareable: false,
+      encrypted: false,
       alias: disk.optionalText('alias', 255),
       backed: disk.flag('backed'),
       capacity: disk.optionalInteger('capacity', 0, 2 ** 53 - 1),

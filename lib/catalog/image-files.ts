@@ -72,7 +72,7 @@ export function isBelowDev(path: string): boolean {
  * left out.
  */
 export async function listImages(directories: readonly string[]): Promise<ImageFile[]> {
-  const allowed = await resolved(directories)
+  const allowed = await resolvedDirectories(directories)
   const images = new Map<string, ImageFile>()
   for (const directory of allowed) {
     const names = await readdir(directory).catch(() => [])
@@ -107,7 +107,7 @@ async function salvaged(folder: string): Promise<ImageFile[]> {
 
 /** Whether all of `paths`, which need not be there yet, lie directly in one of `directories`, and so do what links point to. */
 export async function lieIn(directories: readonly string[], paths: readonly string[]): Promise<boolean> {
-  const allowed = await resolved(directories)
+  const allowed = await resolvedDirectories(directories)
   for (const path of paths) {
     const real = await realpath(path).catch(async () => join(await realpath(dirname(path)), basename(path)))
     if (!allowed.has(dirname(real))) return false
@@ -115,7 +115,8 @@ export async function lieIn(directories: readonly string[], paths: readonly stri
   return true
 }
 
-async function resolved(directories: readonly string[]): Promise<Set<string>> {
+/** Without links; those that are not there are left out. */
+export async function resolvedDirectories(directories: readonly string[]): Promise<Set<string>> {
   const real = new Set<string>()
   for (const directory of directories) {
     const path = await realpath(directory).catch(() => undefined)

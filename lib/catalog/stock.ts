@@ -23,7 +23,7 @@ import {
 import { BLOCK_BYTES, KIB } from '../core/units.ts'
 import { ChunkIndex } from './chunk-index.ts'
 import { HandprintIndex } from './handprint.ts'
-import { type ImageFile, sameFile, sameIdentity } from './image-files.ts'
+import { type ImageFile, type ImageFormat, sameFile, sameIdentity } from './image-files.ts'
 import { ImageIndexer, type IndexedImage } from './image-index.ts'
 import { dropMaps } from './image-map.ts'
 import type { Known, Scan } from './known-image.ts'
@@ -34,8 +34,9 @@ import { choose, ranked } from './stock-choice.ts'
 export interface StockImage {
   readonly number: number
   readonly path: string
+  readonly format: ImageFormat
   readonly size: number
-  readonly source: Pick<OpenImage, 'read'>
+  readonly source: Pick<OpenImage, 'read' | 'allocatedBytes'>
 }
 
 export interface StockOptions {
@@ -172,9 +173,10 @@ export class ImageStock {
   /**
    * Takes in the images that `list` gives when its turn comes, apart from the contents of `busy` (which are being received): of
    * those only what a map says. Resolves when the scans have begun; their end is not waited for.
+   * @param first come before others that nobody has asked for yet
    */
-  async refresh(list: ListImages, busy: ReadonlySet<string>): Promise<void> {
-    await this.#inTurn(async () => await this.#refresh(await list(), busy))
+  async refresh(list: ListImages, busy: ReadonlySet<string>, first: readonly string[] = []): Promise<void> {
+    await this.#inTurn(async () => await this.#refresh(await list(), busy, first))
   }
 
   /** One at a time: of two migrations that begin at once, each would take what the other one found for gone. */
@@ -186,8 +188,16 @@ export class ImageStock {
     await turn
   }
 
-  async #refresh(files: readonly ImageFile[], busy: ReadonlySet<string>): Promise<void> {
+  async #refresh(
+    files: readonly ImageFile[],
+    busy: ReadonlySet<string>,
+    first: readonly string[],
+  ): Promise<void> {
     await this.#list(files)
+    for (const path of first) {
+      const known = this.#known.get(path)
+      if (known !== undefined) known.score = Math.max(known.score, SCORE_MIN)
+    }
     this.#inUse = true
     for (const known of this.#ranked()) {
       if (this.images.length >= this.#options.imagesMax) break
@@ -560,6 +570,6 @@ export class ImageStock {
   }
 }
 
-function stockImage({ number, path, source }: Known): StockImage[] {
-  return source === undefined ? [] : [{ number, path, size: source.size, source }]
+function stockImage({ number, path, format, source }: Known): StockImage[] {
+  return source === undefined ? [] : [{ number, path, format, size: source.size, source }]
 }

@@ -655,6 +655,8 @@ export const ESTIMATE_SAMPLE_CHUNKS_MAX: number = 8192
 export const ESTIMATE_SAMPLE_BYTES_MAX: number = 64 * MIB
 /** Parts of a disk's map between the thread that reads it and the one that asks about it, some 700 KiB each. */
 export const ESTIMATE_PIECES_MAX: number = 4
+/** How often in a row a qcow2 is exported anew because it could not be read: its guest writes the tables meanwhile. Some 100 ms each. */
+export const ESTIMATE_EXPORTS_MAX: number = 3
 
 // ---- Proof -----------------------------------------------------------------------------------------------------
 

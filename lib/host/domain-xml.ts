@@ -20,6 +20,8 @@ export interface DomainDisk {
   readonly alias: string | undefined
   /** It lies on a backing file: what it holds is not in its own image alone. */
   readonly backed: boolean
+  /** QEMU encrypts it: what the guest has on it does not lie in its image. Of a qcow2 its own header says so, too. */
+  readonly encrypted: boolean
   readonly readOnly: boolean
   readonly shareable: boolean
 }
@@ -76,15 +78,15 @@ export function parseDomain(text: string): Domain {
   return { name, uuid, disks }
 }
 
-/** A file of a disk, and libvirt's word for what it is. */
+/** A file or block device of a disk, and libvirt's word for what it is. */
 export interface ImageFormatEntry {
   readonly path: string
   readonly format: string
 }
 
 /**
- * Every file that a guest's disks consist of: their own images, and what these stand on, as far as the XML says (of a guest that is
- * shut off mostly not). Of CDs and floppies too: they are images. Throws ProtocolError as parseDomain does.
+ * Every file and block device that a guest's disks consist of: their own images, and what these stand on, as far as the XML says (of a
+ * guest that is shut off mostly not). Of CDs and floppies too: they are images. Throws ProtocolError as parseDomain does.
  */
 export function imageFormats(text: string): ImageFormatEntry[] {
   const root = parseXml(text)
@@ -96,7 +98,8 @@ export function imageFormats(text: string): ImageFormatEntry[] {
     let element: XmlElement | undefined = disk
     // It ends: an XML has a greatest depth.
     while (element !== undefined) {
-      const path = childOf(element, 'source')?.attributes.get('file')
+      const attributes: XmlElement['attributes'] | undefined = childOf(element, 'source')?.attributes
+      const path = attributes?.get('file') ?? attributes?.get('dev')
       const usable = path?.startsWith('/') === true && !path.includes('\0')
       if (usable && Buffer.byteLength(path) <= PATH_BYTES_MAX) entries.push({ path, format })
       element = childOf(element, 'backingStore')
@@ -118,7 +121,8 @@ function diskOf(element: XmlElement, guest: string): DomainDisk {
   if (!/^[a-z0-9-]{1,32}$/.test(type) || !/^[a-zA-Z0-9-]{1,32}$/.test(format)) {
     throw new ProtocolError(`domain XML of ${guest}: disk ${target}: expected words for its type and format`)
   }
-  const attributes = childOf(element, 'source')?.attributes
+  const place = childOf(element, 'source')
+  const attributes = place?.attributes
   const source =
     type === 'file' ? attributes?.get('file') : type === 'block' ? attributes?.get('dev') : undefined
   if (
@@ -133,6 +137,7 @@ function diskOf(element: XmlElement, guest: string): DomainDisk {
     source,
     format,
     alias: childOf(element, 'alias')?.attributes.get('name'),
+    encrypted: [element, place].some((one) => childOf(one, 'encryption') !== undefined),
     backed: childOf(element, 'backingStore')?.attributes.has('type') === true,
     readOnly: childOf(element, 'readonly') !== undefined,
     shareable: childOf(element, 'shareable') !== undefined,

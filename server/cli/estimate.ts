@@ -61,7 +61,9 @@ function diskLines(disk: DiskEstimate): string[] {
   ])
   rows.push(['on the wire', bytesText(wireBytes), shareText(wireBytes, dataBytes)])
   rows.push(['of it digests', bytesText(bySource.digest), shareText(bySource.digest, dataBytes)])
-  return [`${name}: ${bytesText(disk.size)}, ${known}`, tableText(['source', 'bytes', 'of the data'], rows)]
+  const table = tableText(['source', 'bytes', 'of the data'], rows)
+  const note = disk.note === null ? [] : [plainText(disk.note)]
+  return [`${name}: ${plainText(disk.format)}, ${bytesText(disk.size)}, ${known}`, table, ...note]
 }
 
 function countText(count: number, what: string): string {

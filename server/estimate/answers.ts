@@ -1,14 +1,18 @@
 /**
  * The far side of `swam estimate`: which chunks and blocks of a disk lie here, where, as far as the index knows, they would be
  * used at a migration. It answers nothing that a migration would not show, about no image outside of `images` and, of these,
- * of those that `share` names; it opens and resolves no path that the peer says, and reads no image.
+ * of those that `share` names; it opens no path that the peer says, follows none but names that lie in `images`, and reads no image.
+ *
+ * What the guest's disks would be written to is a source at a migration, whatever it is: a raw file, a qcow2 or a volume. The
+ * migration reads it through QEMU, so it is in place there although the stock may have no room for it; here it comes first.
  *
  * What a peer asks is bounded in size, in number, and in time; a new estimate of a peer ends its old one.
  */
-import { realpath } from 'node:fs/promises'
+import { readdir, realpath } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
 import type { Config } from '../../config/schema.ts'
-import type { ListImages } from '../../lib/catalog/stock.ts'
+import { isBelowDev, listImages } from '../../lib/catalog/image-files.ts'
+import type { ListImages, StockImage } from '../../lib/catalog/stock.ts'
 import { ProtocolError, RefusedError } from '../../lib/core/errors.ts'
 import {
   ESTIMATE_BLOCKS_MAX,
@@ -40,14 +44,17 @@ import {
 export interface EstimateStock {
   readonly scanning: number
   readonly blockCount: number
-  readonly images: readonly { readonly path: string; readonly size: number }[]
+  /** Those that are open. */
+  readonly images: readonly (Pick<StockImage, 'path' | 'format' | 'size'> & {
+    readonly source: Pick<StockImage['source'], 'allocatedBytes'>
+  })[]
   image(number: number): { readonly path: string } | undefined
   lookup(key: Buffer): readonly { readonly image: number; readonly offset: number; readonly length: number }[]
   lookupBlock(
     hints: Buffer,
     hintOffset: number,
   ): readonly { readonly image: number; readonly offset: number }[]
-  refresh(list: ListImages, busy: ReadonlySet<string>): Promise<void>
+  refresh(list: ListImages, busy: ReadonlySet<string>, first: readonly string[]): Promise<void>
   rest(unused: () => boolean): Promise<void>
 }
 
@@ -69,12 +76,20 @@ interface Session {
   readonly bundle: Bundle
   /** Where each disk would lie here, without links; its place in the list is its number. */
   readonly targets: readonly string[]
-  /** Without links; undefined: all. */
-  readonly shared: ReadonlySet<string> | undefined
+  readonly shared: Shared
   readonly timer: NodeJS.Timeout
   chunks: number
   blocks: number
 }
+
+/** What `share` names, without links; undefined: all. */
+type Shared =
+  | {
+      readonly directories: ReadonlySet<string>
+      /** A volume's place is not the directory that names it. */
+      readonly belowDev: ReadonlySet<string>
+    }
+  | undefined
 
 type Handler = (params: unknown) => Promise<object>
 
@@ -116,11 +131,13 @@ export class EstimateAnswers {
     this.#admit(bundle.peer)
     this.#sessions.set(bundle.peer, 'begins')
     try {
-      const { stock, config, images, receiving } = this.#options
+      const { stock, images, receiving } = this.#options
+      const shares = this.#options.config.share !== 'none'
       const targets = await this.#placesOf(paths)
-      const shared = config.share === 'none' ? new Set<string>() : await this.#shared()
-      if (config.share !== 'none') {
-        await stock.refresh(images, receiving())
+      const shared = await this.#shared()
+      if (shares) {
+        const first = targets.filter((path) => isShared({ shared }, path))
+        await stock.refresh(images, receiving(), first)
         await this.#known(bundle)
       }
       if (bundle.ended) throw new RefusedError('estimate: nobody waits for it')
@@ -135,12 +152,10 @@ export class EstimateAnswers {
       session.timer.unref()
       this.#sessions.set(bundle.peer, session)
       return {
-        scanning: config.share === 'none' ? 0 : stock.scanning,
-        shares: config.share !== 'none',
-        blocks: config.share !== 'none' && stock.blockCount > 0,
-        held: targets.map((target) =>
-          stock.images.some(({ path }) => path === target && isShared(session, path)),
-        ),
+        scanning: shares ? stock.scanning : 0,
+        shares,
+        blocks: shares && stock.blockCount > 0,
+        ...this.#lying(session),
       }
     } catch (error) {
       this.#sessions.delete(bundle.peer)
@@ -164,21 +179,51 @@ export class EstimateAnswers {
     clearTimeout(own?.timer)
   }
 
-  /** An image is known by its place without links: those of the directories of the config are followed, and no others. */
-  async #placesOf(paths: readonly string[]): Promise<string[]> {
-    const real = new Map<string, string>()
-    for (const directory of this.#options.config.images)
-      real.set(resolve(directory), await realpath(directory).catch(() => directory))
-    return paths.map((path) => {
-      const directory = real.get(dirname(path))
-      return directory === undefined ? path : join(directory, basename(path))
-    })
+  /** What lies at the disks' places: whether there is an image; as what it is known, and how much of it is no hole. */
+  #lying(session: Session): object {
+    const found = session.targets.map((target) =>
+      this.#options.stock.images.find(({ path }) => path === target && isShared(session, path)),
+    )
+    return {
+      held: found.map((image) => image !== undefined),
+      images: found.map((image) =>
+        image === undefined
+          ? null
+          : { format: image.format, bytes: Math.min(image.size, image.source.allocatedBytes) },
+      ),
+    }
   }
 
-  async #shared(): Promise<ReadonlySet<string> | undefined> {
+  /**
+   * An image is known by its place without links. Those of the directories of the config are followed, and of names that lie in them: a
+   * volume's is a link. No others are.
+   */
+  async #placesOf(paths: readonly string[]): Promise<string[]> {
+    const names = new Map<string, { readonly real: string; readonly names: ReadonlySet<string> }>()
+    for (const directory of this.#options.config.images) {
+      const real = await realpath(directory).catch(() => directory)
+      const spelled = [resolve(directory), real].filter((one) => paths.some((path) => dirname(path) === one))
+      if (spelled.length === 0) continue
+      const found = { real, names: new Set(await readdir(real).catch(() => [])) }
+      for (const one of spelled) names.set(one, found)
+    }
+    return await Promise.all(
+      paths.map(async (path) => {
+        const directory = names.get(dirname(path))
+        if (directory === undefined) return path
+        const place = join(directory.real, basename(path))
+        return directory.names.has(basename(path)) ? await realpath(place).catch(() => place) : place
+      }),
+    )
+  }
+
+  async #shared(): Promise<Shared> {
     const { share } = this.#options.config
-    if (typeof share === 'string') return undefined
-    return new Set(await Promise.all(share.map((path) => realpath(path).catch(() => path))))
+    if (share === 'images') return undefined
+    if (share === 'none') return { directories: new Set(), belowDev: new Set() }
+    const real = await Promise.all(share.map((path) => realpath(path).catch(() => path)))
+    const belowDev = await listImages(real.filter(isBelowDev))
+    return { directories: new Set(real), belowDev: new Set(belowDev.map(({ path }) => path)) }
   }
 
   /** Maps are read in no time; what has none is scanned for minutes. */
@@ -269,5 +314,6 @@ export class EstimateAnswers {
 }
 
 function isShared({ shared }: Pick<Session, 'shared'>, path: string): boolean {
-  return shared === undefined || shared.has(dirname(path))
+  if (shared === undefined) return true
+  return isBelowDev(path) ? shared.belowDev.has(path) : shared.directories.has(dirname(path))
 }

@@ -1,6 +1,7 @@
 /**
  * The thread behind mapOfDisk: reads a disk's map, or scans the image where there is none, and gives its chunks with the
  * hints of the blocks that they lie in. It runs at the lowest priority and is never more than ESTIMATE_PIECES_MAX pieces ahead.
+ * When it is told to end it takes QEMU's export of a qcow2 with it.
  *
  * A map has chunks and blocks in sections of their own, each in the order of the image: they are read side by side.
  */
@@ -10,24 +11,33 @@ import { basename } from 'node:path'
 import { parentPort, workerData } from 'node:worker_threads'
 import { ChunkIndex } from '../../lib/catalog/chunk-index.ts'
 import type { ExtentSource } from '../../lib/catalog/extent-source.ts'
-import { ImageSource } from '../../lib/catalog/image-files.ts'
+import { type ImageIdentity, ImageSource } from '../../lib/catalog/image-files.ts'
 import { ImageMap, type MappedBlocks } from '../../lib/catalog/image-map.ts'
 import { scanImage } from '../../lib/catalog/image-scan.ts'
+import type { ImageRef } from '../../lib/catalog/open-image.ts'
 import { Chunker } from '../../lib/chunk/chunker.ts'
 import { hintOf } from '../../lib/chunk/digest.ts'
-import { errorText } from '../../lib/core/errors.ts'
+import { errorText, RefusedError } from '../../lib/core/errors.ts'
 import { ESTIMATE_PIECES_MAX, SESSION_ENTRIES_MAX } from '../../lib/core/limits.ts'
 import { alignDown, BLOCK_BYTES, HINT_BYTES } from '../../lib/core/units.ts'
 import { type DiskPiece, PieceBuilder } from './disk-piece.ts'
+import { LiveImage } from './live-image.ts'
 
 export interface DiskMapWorkerData {
-  readonly path: string
+  readonly image: ImageRef
   readonly catalog: string
 }
 
+export type DiskMapRequest = 'taken' | 'end'
+
 export type DiskMapReply =
-  /** `madeAt`: of the map, milliseconds since 1970; null: the image is scanned. */
-  | { readonly type: 'begun'; readonly madeAt: number | null; readonly problem: string | undefined }
+  /** `size`: of the disk, in bytes. `madeAt`: of the map, milliseconds since 1970; null: the image is scanned. */
+  | {
+      readonly type: 'begun'
+      readonly size: number
+      readonly madeAt: number | null
+      readonly problem: string | undefined
+    }
   | { readonly type: 'piece'; readonly piece: DiskPiece }
   | { readonly type: 'done' }
   | { readonly type: 'failed'; readonly message: string }
@@ -35,7 +45,9 @@ export type DiskMapReply =
 if (parentPort === null) throw new Error('disk-map-worker.ts runs as a worker thread only')
 
 const port = parentPort
-const { path, catalog } = workerData as DiskMapWorkerData
+const { image, catalog } = workerData as DiskMapWorkerData
+const { path, format } = image
+const ended = new AbortController()
 /** What the disk held before: a chunk that is there twice is sent once. 20 bytes each. */
 const seen = ChunkIndex.create({ bytesMax: SESSION_ENTRIES_MAX * 25 })
 let room = ESTIMATE_PIECES_MAX
@@ -49,13 +61,15 @@ function reply(message: DiskMapReply): void {
   port.postMessage(message)
 }
 
-port.on('message', () => {
-  room++
+port.on('message', (request: DiskMapRequest) => {
+  if (request === 'taken') room++
+  else ended.abort(new RefusedError(`map of ${path}: nobody wants it any more`))
   wake()
 })
 
 async function whileFull(): Promise<void> {
-  while (room <= 0) await new Promise<void>((resolve) => (wake = resolve))
+  while (room <= 0 && !ended.signal.aborted) await new Promise<void>((resolve) => (wake = resolve))
+  ended.signal.throwIfAborted()
 }
 
 /** What a chunk's hints are taken from, in the order of the disk. */
@@ -124,7 +138,7 @@ async function fromMap(map: ImageMap): Promise<void> {
 }
 
 /** Nothing is read while nobody takes what was found. */
-function paced(source: ImageSource): ExtentSource {
+function paced(source: ExtentSource): ExtentSource {
   return {
     path: source.path,
     size: source.size,
@@ -139,30 +153,41 @@ function paced(source: ImageSource): ExtentSource {
   }
 }
 
-async function fromImage(source: ImageSource): Promise<void> {
+async function fromImage(source: ExtentSource): Promise<void> {
   await scanImage(paced(source), new Chunker(), {
+    signal: ended.signal,
     onBlock: (offset, bytes) => blocks.add(offset, hintOf(bytes)),
     onChunk: (offset, length, digests, digestOffset) => add(digests, digestOffset, offset, length),
   })
 }
 
 async function run(): Promise<void> {
-  await using source = await ImageSource.open(path)
+  const identity = await identityOf()
   let problem: string | undefined
   let map: ImageMap | undefined
   try {
-    map = ImageMap.openAny(catalog, path, source.identity)
+    map = ImageMap.openAny(catalog, path, identity, format)
   } catch (error) {
     problem = errorText(error)
   }
-  reply({ type: 'begun', madeAt: map === undefined ? null : Math.round(map.madeAtMs), problem })
-  if (map === undefined) await fromImage(source)
-  else {
+  if (map === undefined) {
+    await using source = await LiveImage.open(image, ended.signal)
+    reply({ type: 'begun', size: source.size, madeAt: null, problem })
+    await fromImage(source)
+  } else {
     using _ = map
+    // Of a raw image that is how long it is now.
+    const size = format === 'raw' ? identity.size : map.disk.bytes
+    reply({ type: 'begun', size, madeAt: Math.round(map.madeAtMs), problem })
     await fromMap(map)
   }
   give()
   reply({ type: 'done' })
+}
+
+async function identityOf(): Promise<ImageIdentity> {
+  await using file = await ImageSource.open(path)
+  return file.identity
 }
 
 run()

@@ -5,7 +5,8 @@
  *
  * It asks a daemon that may lie: whatever that says only changes the figures.
  */
-import { ImageSource } from '../../lib/catalog/image-files.ts'
+import type { ImageFormat } from '../../lib/catalog/image-files.ts'
+import type { ImageRef } from '../../lib/catalog/open-image.ts'
 import {
   ESTIMATE_CALL_BLOCKS_MAX,
   ESTIMATE_CALL_MS,
@@ -17,9 +18,10 @@ import { blockBits, blockCount, hasBlock, partOf, partsOf, setBlock } from '../.
 import { LiteralPacker } from '../../lib/engine/literal-stream.ts'
 import { LITERAL_TARGET_BYTES } from '../../lib/engine/literals.ts'
 import { Params } from '../params.ts'
-import { decodeBits, decodeStates, encodeBlocks, encodeChunks } from './batch.ts'
+import { CHUNK_ELSEWHERE, decodeBits, decodeStates, encodeBlocks, encodeChunks } from './batch.ts'
 import { mapOfDisk } from './disk-map.ts'
 import { chunkOf, type DiskPiece } from './disk-piece.ts'
+import { LiveImage } from './live-image.ts'
 import { GROUP_CHUNKS, Spread, someGroups, type Thinning } from './spread.ts'
 import { type DiskFigures, fateOf, figuresOf, type Sampled, Tally } from './tally.ts'
 
@@ -41,14 +43,22 @@ export interface DiskContext {
 export interface DiskToEstimate {
   /** What the far side calls it. */
   readonly number: number
-  /** Of the image, resolved and allowed. */
-  readonly path: string
-  readonly size: number
-  /** The far side has an image at its place. */
-  readonly held: boolean
+  /** Resolved and allowed. */
+  readonly image: ImageRef
+  readonly there: HeldImage | undefined
+}
+
+/** What the far side has at a disk's place. */
+export interface HeldImage {
+  /** How it is known there; undefined: it does not say. */
+  readonly format: ImageFormat | undefined
+  /** What of it is no hole, at most the disk's size. */
+  readonly bytes: number
 }
 
 export interface EstimatedDisk extends DiskFigures {
+  /** Of the disk. */
+  readonly size: number
   /** In 4 KiB blocks that are not zero. */
   readonly dataBytes: number
   /** When the map was made, in milliseconds since 1970; null: the image was scanned for this. */
@@ -68,11 +78,17 @@ interface MissingParts {
   readonly missingBytes: number
 }
 
-/** @throws RefusedError, what the peer's calls throw, the signal's reason */
+/** What lies at a disk's place as something else has its bytes elsewhere than the disk has them. */
+export function isKnownOtherwise({ image, there }: DiskToEstimate): boolean {
+  return there?.format !== undefined && there.format !== image.format
+}
+
+/** @throws UnreadableDisk, what the peer's calls throw, the signal's reason */
 export async function estimateDisk(disk: DiskToEstimate, context: DiskContext): Promise<EstimatedDisk> {
-  const map = await mapOfDisk(disk.path, context.catalog, context.signal)
+  const map = await mapOfDisk(disk.image, context.catalog, context.signal)
   try {
-    const tally = new Tally(disk.held ? disk.size : 0)
+    const { size } = map
+    const tally = new Tally(Math.min(size, disk.there?.bytes ?? 0))
     const lacking = new Spread<LackingChunk>(context.sample.chunks)
     const calls = new Calls()
     let dataBytes = 0
@@ -87,7 +103,7 @@ export async function estimateDisk(disk: DiskToEstimate, context: DiskContext): 
     await calls.end()
     context.signal.throwIfAborted()
     const sampled = await sample(disk, context, lacking.groups)
-    return { ...figuresOf(tally, sampled, dataBytes), dataBytes, mapAt: map.madeAt }
+    return { ...figuresOf(tally, sampled, dataBytes), size, dataBytes, mapAt: map.madeAt }
   } finally {
     await map.close()
   }
@@ -130,21 +146,22 @@ function indexesOf({ first, end }: Group): number[] {
 }
 
 async function statesOf(
-  { number }: DiskToEstimate,
+  disk: DiskToEstimate,
   { ask }: DiskContext,
   piece: DiskPiece,
   groups: readonly Group[],
-): Promise<Buffer> {
+): Promise<Uint8Array> {
   const chunks = groups.flatMap(indexesOf).map((index) => chunkOf(piece, index))
-  const params = { disk: number, chunks: encodeChunks(chunks) }
+  const params = { disk: disk.number, chunks: encodeChunks(chunks) }
   const answer = new Params('estimateChunks', await ask('estimateChunks', params, ESTIMATE_CALL_MS))
-  return decodeStates(answer.text('states', RPC_BYTES_MAX), chunks.length)
+  const states = decodeStates(answer.text('states', RPC_BYTES_MAX), chunks.length)
+  return isKnownOtherwise(disk) ? states.map((state) => Math.min(state, CHUNK_ELSEWHERE)) : states
 }
 
 function tallyGroups(
   piece: DiskPiece,
   groups: readonly Group[],
-  states: Buffer,
+  states: Uint8Array,
   tally: Tally,
   lacking: Spread<LackingChunk>,
 ): void {
@@ -168,7 +185,7 @@ async function sample(
   context: DiskContext,
   groups: readonly LackingChunk[][],
 ): Promise<Sampled> {
-  const hinted = context.blocksThere || disk.held
+  const hinted = context.blocksThere || (disk.there?.bytes ?? 0) > 0
   const parts: MissingParts[][] = []
   const calls = new Calls()
   for (const some of batchesOf(groups)) {
@@ -182,7 +199,7 @@ async function sample(
   const all = parts.flat()
   const bytes = all.reduce((sum, { chunk }) => sum + chunk.end - chunk.start, 0)
   const missing = all.reduce((sum, { missingBytes }) => sum + missingBytes, 0)
-  const ratio = await packedRatio(disk.path, parts, context)
+  const ratio = await packedRatio(disk.image, parts, context)
   return { knownShare: bytes === 0 ? 0 : 1 - missing / bytes, ratio, hinted }
 }
 
@@ -241,13 +258,13 @@ function missingParts(groups: readonly LackingChunk[][], known: Buffer): Missing
 
 /** How much of the plain bytes is left when they are packed as literals: a stream, flushed after each. 1: nothing was packed. */
 async function packedRatio(
-  path: string,
+  image: ImageRef,
   groups: readonly MissingParts[][],
   { sample: { bytes }, signal }: DiskContext,
 ): Promise<number> {
   const some = someGroups(groups, ({ missingBytes }) => missingBytes, bytes)
   if (!some.some((group) => group.some(({ missingBytes }) => missingBytes > 0))) return 1
-  await using source = await ImageSource.open(path)
+  await using source = await LiveImage.open(image, signal)
   const packer = new LiteralPacker()
   let plain = 0
   let packed = 0
@@ -264,6 +281,8 @@ async function packedRatio(
     for (const { chunk, missing } of some.flat()) {
       signal.throwIfAborted()
       for (const { from, to } of partsOf(chunk.start, chunk.end, missing)) {
+        // The map may be of a time when the disk was longer.
+        if (chunk.start + to > source.size) continue
         gathered.push(await source.read(chunk.start + from, to - from))
         gatheredBytes += to - from
       }
@@ -273,5 +292,5 @@ async function packedRatio(
   } finally {
     packer.close()
   }
-  return packed / plain
+  return plain === 0 ? 1 : packed / plain
 }

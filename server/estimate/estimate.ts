@@ -5,11 +5,9 @@
  *
  * It deliberately is no `swam analyze`: that one sends every byte through the engine. This one costs seconds.
  */
-import { realpath } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Config } from '../../config/schema.ts'
-import { listImages } from '../../lib/catalog/image-files.ts'
-import { RefusedError, SwamError, TimeoutError } from '../../lib/core/errors.ts'
+import { ProtocolError, RefusedError, SwamError, TimeoutError } from '../../lib/core/errors.ts'
 import {
   CHUNK_BLOCKS_MAX,
   ESTIMATE_BLOCKS_MAX,
@@ -21,11 +19,21 @@ import {
   GUEST_DISKS_MAX,
 } from '../../lib/core/limits.ts'
 import { isGuestName, isUuid } from '../../lib/host/domain-xml.ts'
-import type { Libvirt, RunningDisk, RunningDomain } from '../../lib/host/libvirt.ts'
+import type { Libvirt, RunningDomain } from '../../lib/host/libvirt.ts'
+import type { ImageList } from '../image-list.ts'
 import type { LinkTestReport } from '../link-test.ts'
 import { Params } from '../params.ts'
 import { type BySource, emptyBySource, SOURCE_NAMES } from '../report.ts'
-import { type AskPeer, estimateDisk } from './disk.ts'
+import {
+  type AskPeer,
+  type DiskContext,
+  type DiskToEstimate,
+  estimateDisk,
+  type HeldImage,
+  isKnownOtherwise,
+} from './disk.ts'
+import { type FoundDisk, findDisks } from './found-disks.ts'
+import { UnreadableDisk } from './live-image.ts'
 import { Thinning } from './spread.ts'
 
 /** Sizes in bytes. */
@@ -33,6 +41,9 @@ export interface DiskEstimate {
   readonly target: string
   /** As libvirt has it; null: the disk has no file. */
   readonly path: string | null
+  /** libvirt's word. */
+  readonly format: string
+  /** Of the disk. */
   readonly size: number
   readonly dataBytes: number
   readonly wireBytes: number
@@ -41,6 +52,8 @@ export interface DiskEstimate {
   readonly mapAt: number | null
   /** Why it is not estimated, and counts nowhere. */
   readonly reason: string | null
+  /** Why it is less exact than others are. */
+  readonly note: string | null
 }
 
 /** What `--json` prints. Sizes in bytes. */
@@ -74,6 +87,7 @@ export interface EstimatePeer {
 export interface EstimatesOptions {
   readonly config: Pick<Config, 'images' | 'stateDir' | 'limits'>
   readonly libvirt: Pick<Libvirt, 'runningDomain' | 'uuidOf' | 'memoryBytes'>
+  readonly images: Pick<ImageList, 'ask' | 'list' | 'isRaw'>
   readonly estimateMs?: number
 }
 
@@ -116,10 +130,11 @@ export class Estimates {
   async #run(guest: string, peer: EstimatePeer, signal: AbortSignal): Promise<EstimateReport> {
     const domain = await this.#domain(guest, signal)
     const ramBytes = (await this.#options.libvirt.memoryBytes(domain.uuid).catch(() => undefined)) ?? null
-    const found = await findDisks(domain.disks, this.#options.config.images)
+    const { config, images } = this.#options
+    const found = await findDisks(domain.disks, config.images, images)
     signal.throwIfAborted()
     const link = this.#link(await peer.test())
-    const usable = found.filter((disk) => disk.reason === null)
+    const usable = found.filter(({ image }) => image !== undefined)
     const targets = domain.disks.flatMap(({ source }) => (source === undefined ? [] : [source]))
     // Those that are estimated come first, and have the numbers.
     const own = usable.map(({ disk }) => disk.source!)
@@ -128,30 +143,19 @@ export class Estimates {
     let begun: Begun
     try {
       begun = begunOf(await peer.ask('estimate', { targets: [...own, ...others] }, ESTIMATE_CALL_MS))
-      const thinning = new Thinning(ESTIMATE_CHUNKS_MAX)
+      const context: DiskContext = {
+        ask: peer.ask,
+        catalog: join(config.stateDir, 'catalog'),
+        thinning: new Thinning(ESTIMATE_CHUNKS_MAX),
+        sample: sampleOf(usable.length),
+        blocksThere: begun.blocks,
+        signal,
+      }
       for (const one of found) {
         const number = usable.indexOf(one)
-        if (number < 0) disks.push(notEstimated(one))
-        else {
-          const held = begun.held[number] === true
-          const { path, size } = one.image!
-          const estimated = await estimateDisk(
-            { number, path, size, held },
-            {
-              ask: peer.ask,
-              catalog: join(this.#options.config.stateDir, 'catalog'),
-              thinning,
-              sample: sampleOf(usable.length),
-              blocksThere: begun.blocks,
-              signal,
-            },
-          )
-          const bySource = emptyBySource()
-          for (const name of SOURCE_NAMES) if (name in estimated) bySource[name] = figure(estimated, name)
-          bySource.zero = size - estimated.dataBytes
-          const { dataBytes, wireBytes, mapAt } = estimated
-          disks.push({ ...shown(one), size, dataBytes, wireBytes, bySource, mapAt, reason: null })
-        }
+        const { image, reason } = one
+        if (image === undefined) disks.push(notEstimated(one, reason!))
+        else disks.push(await estimated(one, { number, image, there: begun.held[number] }, context))
       }
     } finally {
       // What is not ended there ends by itself.
@@ -207,43 +211,36 @@ function sampleOf(disks: number): { readonly chunks: number; readonly bytes: num
   }
 }
 
-interface FoundDisk {
-  readonly disk: RunningDisk
-  readonly image: { readonly path: string; readonly size: number } | undefined
-  readonly reason: string | null
+/** @throws what the peer's calls throw, the signal's reason */
+async function estimated(
+  found: FoundDisk,
+  disk: DiskToEstimate,
+  context: DiskContext,
+): Promise<DiskEstimate> {
+  try {
+    const figures = await estimateDisk(disk, context)
+    const { size, dataBytes, wireBytes, mapAt } = figures
+    const bySource = emptyBySource()
+    for (const name of SOURCE_NAMES) if (name in figures) bySource[name] = figure(figures, name)
+    // An old map may be of a disk that was longer.
+    bySource.zero = Math.max(0, size - dataBytes)
+    const { format } = disk.image
+    const known = `the far side knows what lies there as ${disk.there?.format}, not as ${format}`
+    const note = isKnownOtherwise(disk)
+      ? `${known}: what is in place counts as found elsewhere, or as sent`
+      : null
+    return { ...shown(found), size, dataBytes, wireBytes, bySource, mapAt, reason: null, note }
+  } catch (error) {
+    if (!(error instanceof UnreadableDisk)) throw error
+    return notEstimated(found, error.message)
+  }
 }
 
-/** Which disks can be estimated, and why the others cannot. */
-async function findDisks(
-  disks: readonly RunningDisk[],
-  directories: readonly string[],
-): Promise<FoundDisk[]> {
-  const images = await listImages(directories)
-  return await Promise.all(
-    disks.map(async (disk) => {
-      const real = disk.source === undefined ? undefined : await realpath(disk.source).catch(() => undefined)
-      const image = images.find(({ path }) => path === real)
-      const found = image === undefined ? undefined : { path: image.path, size: image.identity.size }
-      return { disk, image: found, reason: reasonOf(disk, found !== undefined, directories) }
-    }),
-  )
+function shown({ disk }: FoundDisk): Pick<DiskEstimate, 'target' | 'path' | 'format'> {
+  return { target: disk.target, path: disk.source ?? null, format: disk.format }
 }
 
-function reasonOf(disk: RunningDisk, isImage: boolean, directories: readonly string[]): string | null {
-  const { type, source, format } = disk
-  if (disk.readOnly || disk.shareable)
-    return `${disk.readOnly ? 'read-only' : 'shareable'}: libvirt does not copy it`
-  if (type !== 'file' || source === undefined) return `of type ${type}: only files are looked at`
-  if (format !== 'raw') return `${format}: what its file holds is not what the disk holds`
-  if (!isImage) return `no file of 1 MiB or more directly in one of images (${directories.join(', ')})`
-  return null
-}
-
-function shown({ disk }: FoundDisk): { readonly target: string; readonly path: string | null } {
-  return { target: disk.target, path: disk.source ?? null }
-}
-
-function notEstimated(found: FoundDisk): DiskEstimate {
+function notEstimated(found: FoundDisk, reason: string): DiskEstimate {
   return {
     ...shown(found),
     size: found.disk.capacity ?? 0,
@@ -251,7 +248,8 @@ function notEstimated(found: FoundDisk): DiskEstimate {
     wireBytes: 0,
     bySource: emptyBySource(),
     mapAt: null,
-    reason: found.reason,
+    reason,
+    note: null,
   }
 }
 
@@ -259,17 +257,30 @@ interface Begun {
   readonly scanning: number
   readonly shares: boolean
   readonly blocks: boolean
-  readonly held: readonly unknown[]
+  /** By the number of the disk. */
+  readonly held: readonly (HeldImage | undefined)[]
 }
 
 function begunOf(answer: unknown): Begun {
   const given = new Params('estimate', answer)
+  const held = given.list('held', GUEST_DISKS_MAX)
+  const images = given.has('images') ? given.list('images', GUEST_DISKS_MAX) : []
   return {
     scanning: given.optionalInteger('scanning', 0, Number.MAX_SAFE_INTEGER) ?? 0,
     shares: given.flag('shares'),
     blocks: given.flag('blocks'),
-    held: given.list('held', GUEST_DISKS_MAX),
+    held: held.map((is, number) => (is === true ? heldOf(images[number]) : undefined)),
   }
+}
+
+/** @param image what is said of it; by a daemon of before nothing is @throws ProtocolError */
+function heldOf(image: unknown): HeldImage {
+  if (image === undefined || image === null) return { format: undefined, bytes: Number.MAX_SAFE_INTEGER }
+  const given = new Params('estimate: images', image)
+  const format = given.text('format', 16)
+  if (format !== 'raw' && format !== 'qcow2')
+    throw new ProtocolError('estimate: images: format: expected raw or qcow2')
+  return { format, bytes: given.optionalInteger('bytes', 0, Number.MAX_SAFE_INTEGER) ?? 0 }
 }
 
 function figure(from: object, name: string): number {

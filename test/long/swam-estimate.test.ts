@@ -1,18 +1,19 @@
 /**
  * What `swam estimate` says before a migration, and what the link's own counters and the history say after it: to a host that has
- * parts of the disk, and back again.
+ * parts of the disk, and back again; of a raw image, and of a qcow2 on a backing chain.
  */
 import assert from 'node:assert/strict'
-import { readFileSync, writeFileSync } from 'node:fs'
-import { test } from 'node:test'
+import { copyFileSync, readFileSync, writeFileSync } from 'node:fs'
+import { type TestContext, test } from 'node:test'
 import type { EstimateReport } from '../../server/estimate/estimate.ts'
 import { MIB, moveThrough, QUIET, resume, SMALL, startBoth, swamLab, wire } from '../e2e/swam-lab.ts'
 import type { Lab } from '../lab/lab.ts'
-import { until } from '../lab/run.ts'
+import { run, until } from '../lab/run.ts'
 import type { HostName } from '../lab/state.ts'
 import type { TinyGuest } from '../lab/tiny.ts'
 
 const RANDOM_MIB = 96
+const IMAGES = '/var/lib/libvirt/images'
 /** Beside 20 percent: what the guest writes meanwhile, SSH, TCP and IP. */
 const SLACK_BYTES = 512 * 1024
 
@@ -47,7 +48,33 @@ test('what is estimated is what comes', { timeout: 900_000 }, async (t) => {
     `${lab.host('hostb').imagesDir}/other.raw`,
     Buffer.concat([Buffer.alloc(3 * MIB), disk.subarray(0, Math.floor(disk.length / 3))]),
   )
+  await thereAndBack(t, lab, guest)
+})
 
+test('so it is of a qcow2 guest on a backing chain', { timeout: 900_000 }, async (t) => {
+  await using lab = await swamLab('estimate-qcow2', { mbit: 200 })
+  // The guest is transient, so libvirt says nothing of its images where it does not run.
+  for (const host of lab.hosts()) await host.configureSwam({ qcow2: [IMAGES] })
+  await startBoth(lab)
+  const guest = lab.tinyGuest({
+    ...SMALL,
+    randomMiB: RANDOM_MIB,
+    format: 'qcow2',
+    backed: true,
+    write: { ...QUIET, intervalMs: 1000 },
+  })
+  await guest.create('hosta')
+  await guest.waitBoot()
+  await guest.waitProgress(2)
+  const [hosta, hostb] = [lab.host('hosta'), lab.host('hostb')]
+  // Its base lies there as a template; what it is written to is empty.
+  copyFileSync(`${hosta.imagesDir}/${guest.disk().baseName}`, `${hostb.imagesDir}/template.qcow2`)
+  const target = guest.imagePath('hostb')
+  await run('qemu-img', ['create', '-q', '-f', 'qcow2', target, String(SMALL.diskMiB * MIB)])
+  await thereAndBack(t, lab, guest)
+})
+
+async function thereAndBack(t: TestContext, lab: Lab, guest: TinyGuest): Promise<void> {
   for (const [from, to] of [
     ['hosta', 'hostb'],
     ['hostb', 'hosta'],
@@ -58,7 +85,8 @@ test('what is estimated is what comes', { timeout: 900_000 }, async (t) => {
       const text = await lab.host(from).swam('estimate', guest.name, to)
       t.diagnostic(text.stdout)
       const [vda] = report.disks
-      assert.ok(vda !== undefined && vda.reason === null && report.guest === guest.name)
+      assert.ok(vda !== undefined && report.guest === guest.name)
+      assert.deepEqual([vda.format, vda.reason, vda.note], [guest.disk().format, null, null])
       assert.ok(report.linkMbit > 20 && report.linkMbit < 220, `${report.linkMbit} Mbit/s`)
       assert.ok(report.ramBytes !== null && report.ramBytes >= SMALL.ramMiB * MIB)
       const moved = await moveThrough(lab, guest, from, to)
@@ -75,4 +103,4 @@ test('what is estimated is what comes', { timeout: 900_000 }, async (t) => {
       )
     })
   }
-})
+}

@@ -30,7 +30,7 @@ function answers(): EstimateAnswers {
     stock: {
       scanning: 0,
       blockCount: 1,
-      images: [{ path: PATH, size: 65_536 }],
+      images: [{ path: PATH, format: 'raw', size: 65_536, source: { allocatedBytes: 65_536 } }],
       image: (number) => (number === 0 ? { path: PATH } : undefined),
       lookup: found,
       lookupBlock: found,

@@ -25,6 +25,7 @@ const REPORT: EstimateReport = {
     {
       target: 'vda',
       path: '/var/lib/libvirt/images/web.raw',
+      format: 'raw',
       size: 4 * GIB,
       dataBytes: 2 * GIB,
       wireBytes: 100 * MIB,
@@ -38,16 +39,19 @@ const REPORT: EstimateReport = {
       },
       mapAt: Date.UTC(2026, 0, 31, 12),
       reason: null,
+      note: 'the far side knows it as qcow2\u001b',
     },
     {
       target: 'vdb',
       path: null,
+      format: 'raw',
       size: 0,
       dataBytes: 0,
       wireBytes: 0,
       bySource: emptyBySource(),
       mapAt: null,
       reason: 'of type network: only files are looked at',
+      note: null,
     },
   ],
   dataBytes: 2 * GIB,
@@ -91,9 +95,10 @@ test('for people', async (context) => {
     /^about 9\.1 s at 94\.1 Mbit\/s \(one SSH channel; .*\) and 20\.1 ms round trip; the guest's memory, 512\.0 MiB, comes on top$/,
   )
   assert.match(lines[2]!, /^1 image of the far side not known yet: .*try again later$/)
-  assert.match(out, /^vda, \/var\/lib\/libvirt\/images\/web\.raw: 4\.0 GiB, as it was at 2026-01-31 /m)
+  assert.match(out, /^vda, \/var\/lib\/libvirt\/images\/web\.raw: raw, 4\.0 GiB, as it was at 2026-01-31 /m)
   assert.match(out, /^in place +1\.0 GiB +50\.0 %$/m)
   assert.match(out, /^on the wire +100\.0 MiB +4\.9 %$/m)
+  assert.match(out, /^of it digests .*\nthe far side knows it as qcow2\?$/m)
   assert.match(out, /^vdb, no file: not estimated: of type network/m)
   assert.ok(!out.includes('\u001b'))
 })

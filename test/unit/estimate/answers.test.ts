@@ -1,6 +1,6 @@
 /** A peer that asks for an estimate and lies, or asks without end: each ceiling once, and what it may not learn. */
 import assert from 'node:assert/strict'
-import { existsSync } from 'node:fs'
+import { existsSync, symlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import type { Config } from '../../../config/schema.ts'
@@ -38,7 +38,7 @@ import { diskXml, hosts } from './rig.ts'
 const KEY = Buffer.from('0123456789abcdef', 'hex')
 const OTHER = Buffer.from('fedcba9876543210', 'hex')
 const TARGETS = ['/images/web.raw', '/images/web-data.raw']
-const IMAGES = [...TARGETS, '/images/other.raw', '/private/own.raw']
+const IMAGES = [...TARGETS, '/images/other.raw', '/private/own.raw', '/images/top.qcow2']
 
 interface Asked {
   readonly states: (chunks: readonly AskedChunk[], disk?: number) => Promise<number[]>
@@ -61,12 +61,17 @@ function far(
       return more.scanning?.() ?? 0
     },
     blockCount: 7,
-    images: IMAGES.map((path) => ({ path, size: MIB })),
+    images: IMAGES.map((path) => ({
+      path,
+      format: path.endsWith('.qcow2') ? 'qcow2' : 'raw',
+      size: MIB,
+      source: { allocatedBytes: path === TARGETS[0] ? 64 * KIB : 2 * MIB },
+    })),
     image: (number) => ({ path: IMAGES[number]! }),
     lookup: found,
     lookupBlock: found,
-    refresh: async (list, busy) =>
-      void said.push(`refresh ${(await list()).map(({ path }) => path)} ${[...busy]}`),
+    refresh: async (list, busy, first) =>
+      void said.push(`refresh ${(await list()).map(({ path }) => path)} ${[...busy]} ${first}`),
     rest: async (unused) => void said.push(`rest ${unused()}`),
   }
   const answers = new EstimateAnswers({
@@ -142,9 +147,16 @@ test('it is told what lies at the places of the disks, and how much is not known
 }, async () => {
   const host = far([], {}, { scanning: () => 3 })
   const asked = host.dial()
-  const begun = await asked.call('estimate', { targets: ['/images/web.raw', '/images/none.raw'] })
-  assert.deepEqual(begun, { scanning: 3, shares: true, blocks: true, held: [true, false] })
-  assert.deepEqual(host.said, ['refresh /images /images/coming.raw'])
+  const targets = ['/images/web.raw', '/images/none.raw', '/images/top.qcow2']
+  const begun = await asked.call('estimate', { targets })
+  assert.deepEqual(begun, {
+    scanning: 3,
+    shares: true,
+    blocks: true,
+    held: [true, false, true],
+    images: [{ format: 'raw', bytes: 64 * KIB }, null, { format: 'qcow2', bytes: MIB }],
+  })
+  assert.deepEqual(host.said, [`refresh /images /images/coming.raw ${targets}`])
   assert.equal(host.answers.busy, true)
   await asked.call('estimateEnd', {})
   assert.equal(host.answers.busy, false)
@@ -159,6 +171,7 @@ test('scans are waited for a while', async () => {
     shares: true,
     blocks: true,
     held: [],
+    images: [],
   })
 })
 
@@ -166,7 +179,13 @@ test('share = "none" answers that nothing is known, and scans nothing', async ()
   const host = far([{ image: 2, offset: MIB }], { share: 'none' })
   const asked = host.dial()
   const begun = await asked.call('estimate', { targets: TARGETS })
-  assert.deepEqual(begun, { scanning: 0, shares: false, blocks: false, held: [false, false] })
+  assert.deepEqual(begun, {
+    scanning: 0,
+    shares: false,
+    blocks: false,
+    held: [false, false],
+    images: [null, null],
+  })
   assert.deepEqual(await asked.states([chunk(MIB)]), [0])
   assert.equal(await asked.bits([{ offset: MIB, hints: KEY }]), 0)
   assert.deepEqual(host.said, [])
@@ -344,8 +363,12 @@ test('with a real stock: what a peer names is not opened, and images are closed 
   await image(join(rig.far, 'a.raw'), 2 * MIB, [[0, randomBytes(MIB, 1)]])
   const outside = await image(join(rig.farState, 'secret.raw'), 2 * MIB, [[0, randomBytes(MIB, 2)]])
   const rpc = await rig.dial('ams1')
-  const begun = await rpc.call('estimate', { targets: [outside, join(rig.far, 'a.raw')] })
-  assert.deepEqual((begun as { held: boolean[] }).held, [false, true])
+  symlinkSync(join(rig.far, 'a.raw'), join(rig.far, 'link'))
+  symlinkSync(outside, join(rig.far, 'astray'))
+  const names = ['a.raw', 'link', 'astray', 'none', '..'].map((name) => `${rig.far}/${name}`)
+  const begun = await rpc.call('estimate', { targets: [outside, ...names] })
+  const { held } = begun as { held: boolean[] }
+  assert.deepEqual(held, [false, true, true, false, false, false])
   assert.deepEqual(
     rig.stock.images.map(({ path }) => path),
     [join(rig.far, 'a.raw')],

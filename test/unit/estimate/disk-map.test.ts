@@ -12,6 +12,7 @@ import { ImageSource } from '../../../lib/catalog/image-files.ts'
 import { mapPath } from '../../../lib/catalog/image-map-format.ts'
 import { ImageMapWriter } from '../../../lib/catalog/image-map-writer.ts'
 import { MapFolder } from '../../../lib/catalog/map-folder.ts'
+import type { ImageRef } from '../../../lib/catalog/open-image.ts'
 import { hintOf, sha256 } from '../../../lib/chunk/digest.ts'
 import { ESTIMATE_CALL_CHUNKS_MAX, ESTIMATE_PIECES_MAX } from '../../../lib/core/limits.ts'
 import { BLOCK_BYTES, KIB, MIB } from '../../../lib/core/units.ts'
@@ -29,8 +30,10 @@ function folder(context: TestContext): string {
   return directory
 }
 
+const raw = (path: string): ImageRef => ({ path, format: 'raw', directories: [] })
+
 async function chunksOf(path: string, catalog: string) {
-  const map = await mapOfDisk(path, catalog, NEVER)
+  const map = await mapOfDisk(raw(path), catalog, NEVER)
   const chunks: DiskChunk[] = []
   for await (const piece of map.pieces()) {
     assert.ok(piece.count >= 1 && piece.count <= ESTIMATE_CALL_CHUNKS_MAX)
@@ -111,7 +114,7 @@ test('never more pieces ahead than there may be; blocks and chunks of many secti
   const count = 7 * ESTIMATE_CALL_CHUNKS_MAX + 5
   const path = await manyChunks(directory, count)
   const worker = new Worker(new URL('../../../server/estimate/disk-map-worker.ts', import.meta.url), {
-    workerData: { path, catalog: join(directory, 'catalog') },
+    workerData: { image: raw(path), catalog: join(directory, 'catalog') },
   })
   let pieces = 0
   worker.on('message', ({ type }: { type: string }) => {
@@ -136,7 +139,7 @@ test('it ends when nobody wants it any more, and says why it cannot begin', asyn
   const directory = folder(context)
   const path = await manyChunks(directory, 3 * ESTIMATE_CALL_CHUNKS_MAX)
   const abort = new AbortController()
-  const map = await mapOfDisk(path, join(directory, 'catalog'), abort.signal)
+  const map = await mapOfDisk(raw(path), join(directory, 'catalog'), abort.signal)
   const pieces = map.pieces()
   await pieces.next()
   abort.abort(new Error('over'))
@@ -144,7 +147,7 @@ test('it ends when nobody wants it any more, and says why it cannot begin', asyn
     for await (const piece of pieces) assert.ok(piece.count > 0)
   }, /over/)
   await map.close()
-  await assert.rejects(mapOfDisk(path, directory, abort.signal), /over/)
-  await assert.rejects(mapOfDisk(join(directory, 'none'), directory, NEVER), /ENOENT/)
-  await assert.rejects(mapOfDisk(directory, directory, NEVER), /a regular file expected/)
+  await assert.rejects(mapOfDisk(raw(path), directory, abort.signal), /over/)
+  await assert.rejects(mapOfDisk(raw(join(directory, 'none')), directory, NEVER), /ENOENT/)
+  await assert.rejects(mapOfDisk(raw(directory), directory, NEVER), /a regular file expected/)
 })

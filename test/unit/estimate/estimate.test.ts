@@ -8,14 +8,13 @@ import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { MapFolder } from '../../../lib/catalog/map-folder.ts'
 import { KIB, MIB } from '../../../lib/core/units.ts'
-import { analyze } from '../../../server/analyze/analyze.ts'
 import type { DiskEstimate, EstimateReport } from '../../../server/estimate/estimate.ts'
-import { image, QUICK } from '../analyze/rig.ts'
+import { image } from '../analyze/rig.ts'
 import { programBytes, randomBytes, treeBytes } from '../chunk/samples.ts'
+import { asAnalyzed, near } from './analyzed.ts'
 import { diskXml, GUEST_MEMORY_KIB, type Hosts, hosts, UUID } from './rig.ts'
 
 const SIZE = 96 * MIB
-const WITHIN = 0.05
 const BLOCK = 4 * KIB
 
 /** Whole blocks in another order, as if files had been written anew. */
@@ -31,11 +30,6 @@ function changed(bytes: Buffer, every: number): Buffer {
   return other
 }
 
-function near(found: number, expected: number, what: string, slack: number): void {
-  const off = Math.abs(found - expected)
-  assert.ok(off <= Math.max(slack, expected * WITHIN), `${what}: ${found}, analyze says ${expected}`)
-}
-
 async function oneDisk(context: TestContext): Promise<Hosts> {
   return await hosts(context, { disks: (folders) => diskXml('vda', join(folders.near, 'web.raw')) })
 }
@@ -46,24 +40,7 @@ async function compared(
   report: EstimateReport,
   far: { readonly have: readonly string[]; readonly inPlace?: string },
 ): Promise<DiskEstimate> {
-  const sent = await analyze({ ...QUICK, target: join(rig.near, 'web.raw'), ...far })
-  const disk = report.disks[0]!
-  context.diagnostic(`estimate ${disk.wireBytes} ${JSON.stringify(disk.bySource)}`)
-  context.diagnostic(`analyze  ${sent.wireBytes} ${JSON.stringify(sent.bySource)}`)
-  assert.equal(disk.dataBytes, sent.dataBytes)
-  assert.equal(disk.bySource.zero, sent.bySource.zero)
-  const { digest: _, ...sources } = disk.bySource
-  assert.equal(
-    Object.values(sources).reduce((sum, bytes) => sum + bytes, 0),
-    SIZE,
-    'each byte has one source',
-  )
-  near(disk.wireBytes, sent.wireBytes, 'wire', 8 * KIB)
-  near(disk.bySource.literal, sent.bySource.literal, 'literal', 256 * KIB)
-  // When the engine notices that not all lies in place any more depends on its turns: 12 to 24 KB on a return trip.
-  near(disk.bySource.digest, sent.bySource.digest, 'digest', 16 * KIB)
-  assert.deepEqual([report.dataBytes, report.wireBytes], [disk.dataBytes, disk.wireBytes])
-  return disk
+  return await asAnalyzed(context, report, { target: join(rig.near, 'web.raw'), ...far })
 }
 
 test('nothing at the far side: all that is not zero is sent, compressed, and what is there twice once', async (context) => {

@@ -40,9 +40,16 @@ test('disks that are not estimated say why, and count nowhere', async (context) 
         diskXml('vdg', join(near, 'none.raw')),
         diskXml('vdh', '/etc/hostname'),
         diskXml('vdi', join(near, 'link.raw')),
+        diskXml('vdj', join(near, 'web.raw'), "<encryption format='luks'/>"),
+        `<disk type='file'><source file='${join(near, 'web.raw')}'><encryption format='luks'/></source><target dev='vdk'/></disk>`,
+        diskXml('vdl', join(near, 'web.raw'), "<driver type='vmdk'/>"),
+        diskXml('vdm', '/etc/hostname', "<driver type='qcow2'/>"),
+        diskXml('vdn', join(near, 'both.qcow2'), "<driver type='qcow2'/>"),
+        "<disk type='volume'><source pool='p' volume='v'/><target dev='vdo'/></disk>",
       ].join(''),
+    others: ({ near }) => diskXml('vda', join(near, 'both.qcow2')),
   })
-  for (const name of ['web.raw', 'top.qcow2', 'ro.raw', 'both.raw'])
+  for (const name of ['web.raw', 'top.qcow2', 'ro.raw', 'both.raw', 'both.qcow2'])
     await image(join(rig.near, name), 2 * MIB, [[0, randomBytes(MIB, 1)]])
   symlinkSync(join(rig.near, 'web.raw'), join(rig.near, 'link.raw'))
   const report = await rig.estimate()
@@ -50,14 +57,20 @@ test('disks that are not estimated say why, and count nowhere', async (context) 
     report.disks.map(({ target, reason }) => [target, reason?.replaceAll(rig.near, 'DIR') ?? null]),
     [
       ['vda', null],
-      ['vdb', 'qcow2: what its file holds is not what the disk holds'],
+      ['vdb', 'DIR/top.qcow2: not readable as a qcow2: Image is not in qcow2 format'],
       ['vdc', 'read-only: libvirt does not copy it'],
       ['vdd', 'shareable: libvirt does not copy it'],
-      ['vde', 'of type block: only files are looked at'],
-      ['vdf', 'of type network: only files are looked at'],
+      ['vde', "no volume that a directory of root's below /dev names which is one of images (DIR)"],
+      ['vdf', 'of type network: only files and block devices are looked at'],
       ['vdg', 'no file of 1 MiB or more directly in one of images (DIR)'],
       ['vdh', 'no file of 1 MiB or more directly in one of images (DIR)'],
       ['vdi', null],
+      ['vdj', 'encrypted: what is in it cannot be told without its key'],
+      ['vdk', 'encrypted: what is in it cannot be told without its key'],
+      ['vdl', 'vmdk: only raw and qcow2 are read'],
+      ['vdm', 'no file directly in one of images (DIR)'],
+      ['vdn', 'a guest of this host has it as raw, so it is not read as a qcow2'],
+      ['vdo', 'of type volume: only files and block devices are looked at'],
     ],
   )
   const [first, second] = report.disks
@@ -89,11 +102,17 @@ test('one estimate at a time; one that nobody waits for ends, and so does one wh
   assert.equal(rig.answers.busy, false, 'the far side hears of the end')
 })
 
+const BEGUN = { scanning: 0, shares: true, blocks: true, held: [true] }
+
 test('what a far side that lies answers is refused, and nothing stays busy', async (context) => {
   for (const [lying, answer, message] of [
     ['estimate', null, /expected an object/],
     ['estimate', { scanning: -1, shares: true, blocks: true, held: [] }, /scanning/],
     ['estimate', { scanning: 0, shares: true, blocks: true, held: 'x' }, /held/],
+    ['estimate', { ...BEGUN, images: 'x' }, /images/],
+    ['estimate', { ...BEGUN, images: ['raw'] }, /images: expected an object/],
+    ['estimate', { ...BEGUN, images: [{ format: 'vmdk', bytes: 1 }] }, /expected raw or qcow2/],
+    ['estimate', { ...BEGUN, images: [{ format: 'raw', bytes: -1 }] }, /bytes/],
     ['estimateChunks', { states: '' }, /states/],
     ['estimateChunks', { states: 7 }, /states/],
     ['estimateBlocks', { known: 'A'.repeat(1000) }, /known/],
@@ -115,6 +134,21 @@ test('what a far side that lies answers is refused, and nothing stays busy', asy
   }
 })
 
+test('a far side that does not say as what it knows an image is taken at its word', async (context) => {
+  const rig = await small(context)
+  await image(join(rig.far, 'web.raw'), 4 * MIB, [[MIB, randomBytes(MIB, 1)]])
+  const { ask } = rig.peer
+  Object.assign(rig.peer, {
+    ask: async (method: string, params: object, timeoutMs: number): Promise<unknown> => {
+      const answer = (await ask(method, params, timeoutMs)) as Record<string, unknown>
+      delete answer['images']
+      return answer
+    },
+  })
+  const { bySource, note } = (await rig.estimate()).disks[0]!
+  assert.deepEqual([bySource.inPlace, note], [MIB, null])
+})
+
 test('of a disk that is too large for all of it to be asked about, a part tells', async (context) => {
   const rig = await small(context)
   const half = randomBytes(24 * MIB, 7)
@@ -132,7 +166,7 @@ test('of a disk that is too large for all of it to be asked about, a part tells'
   )
   await rig.peer.ask('estimate', { targets: ['/x'] }, 10_000)
   const disk = await estimateDisk(
-    { number: 0, path, size: 64 * MIB, held: false },
+    { number: 0, image: { path, format: 'raw', directories: [rig.near] }, there: undefined },
     {
       ask: rig.peer.ask,
       catalog: rig.nearState,
@@ -154,7 +188,11 @@ test('an image that goes away is a reason, and no crash', async (context) => {
   const rig = await small(context)
   await assert.rejects(
     estimateDisk(
-      { number: 0, path: join(rig.near, 'gone.raw'), size: MIB, held: false },
+      {
+        number: 0,
+        image: { path: join(rig.near, 'gone.raw'), format: 'raw', directories: [rig.near] },
+        there: undefined,
+      },
       {
         ask: rig.peer.ask,
         catalog: rig.nearState,

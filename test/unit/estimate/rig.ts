@@ -4,21 +4,24 @@
  */
 import { mkdirSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { basename, dirname, join, resolve } from 'node:path'
 import type { TestContext } from 'node:test'
 import type { Config } from '../../../config/schema.ts'
-import { listImages } from '../../../lib/catalog/image-files.ts'
 import { ImageStock } from '../../../lib/catalog/stock.ts'
+import { createLog } from '../../../lib/core/log.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { Libvirt } from '../../../lib/host/libvirt.ts'
 import { bundlePair } from '../../../lib/peer/memory.ts'
 import { Rpc } from '../../../lib/peer/rpc.ts'
 import { EstimateAnswers, type EstimateAnswersOptions } from '../../../server/estimate/answers.ts'
 import { type EstimatePeer, type EstimateReport, Estimates } from '../../../server/estimate/estimate.ts'
+import { ImageList } from '../../../server/image-list.ts'
 import { LinkTests } from '../../../server/link-test.ts'
 import { answerPeer } from '../../../server/peers.ts'
 
 export const UUID = '33333333-3333-4333-8333-333333333333'
+const OTHER_UUID = '44444444-4444-4444-8444-444444444444'
+const log = createLog({ level: 'silent' })
 export const GUEST_MEMORY_KIB = 262_144
 
 export interface Hosts {
@@ -39,6 +42,13 @@ export interface Hosts {
 export interface HostsOptions {
   /** `<disk …>` elements. */
   readonly disks: (hosts: { readonly near: string; readonly far: string }) => string
+  /** The same of another guest, which does not run. */
+  readonly others?: (hosts: { readonly near: string; readonly far: string }) => string
+  /** Directories of images beside `near`, and the same at the far host: what lies here has its place there. */
+  readonly nearMore?: readonly string[]
+  readonly farMore?: readonly string[]
+  /** What is called a qcow2 at the far host: names in `far`, or paths. */
+  readonly farQcow2?: readonly string[]
   readonly share?: Config['share']
   readonly wanMbit?: number
   readonly linkBytes?: number
@@ -58,16 +68,24 @@ export async function hosts(context: TestContext, options: HostsOptions): Promis
   }) as [string, string, string, string]
   const farLink = join(folder, 'far-link')
   symlinkSync(far, farLink)
+  const { nearMore = [], farMore = [] } = options
+  const farImages = new ImageList({
+    images: [farLink, ...farMore],
+    qcow2: (options.farQcow2 ?? []).map((path) => resolve(far, path)),
+    formats: async () => [],
+    log,
+  })
   const stock = new ImageStock({
+    directories: [far],
     indexBytesMax: 32 * MIB,
     blockIndexBytesMax: 32 * MIB,
     imagesMax: 64,
     catalog: join(farState, 'catalog'),
   })
   const answers = new EstimateAnswers({
-    config: { images: [farLink], share: options.share ?? 'images' },
+    config: { images: [farLink, ...farMore], share: options.share ?? 'images' },
     stock,
-    images: () => listImages([farLink]),
+    images: () => farImages.list(),
     receiving: () => new Set(),
     onProblem: (error) => context.diagnostic(String(error)),
     scanWaitMs: 60_000,
@@ -87,7 +105,12 @@ export async function hosts(context: TestContext, options: HostsOptions): Promis
     ends.push(() => Promise.all([pair.near.close(), pair.far.close()]))
     return { rpc, bundle: pair.near }
   }
-  const toFar = (path: string): string => path.replace(near, farLink)
+  const nears = [near, ...nearMore]
+  const toFar = (path: string): string => {
+    const index = nears.indexOf(dirname(path))
+    const there = [farLink, ...farMore][index]
+    return there === undefined ? path : join(there, basename(path))
+  }
   const { rpc, bundle } = await joined('near')
   const peer: EstimatePeer = {
     name: 'fra1',
@@ -99,7 +122,10 @@ export async function hosts(context: TestContext, options: HostsOptions): Promis
     },
     test: () => tests.near.run(bundle, rpc, '0.1.0'),
   }
-  const xml = `<domain><name>web</name><uuid>${UUID}</uuid><devices>${options.disks({ near, far })}</devices></domain>`
+  const domain = (name: string, uuid: string, disks: string): string =>
+    `<domain><name>${name}</name><uuid>${uuid}</uuid><devices>${disks}</devices></domain>`
+  const xml = domain('web', UUID, options.disks({ near, far }))
+  const other = domain('other', OTHER_UUID, options.others?.({ near, far }) ?? '')
   const libvirt = new Libvirt({
     run: async (argv) => {
       const words = argv.join(' ')
@@ -110,6 +136,8 @@ export async function hosts(context: TestContext, options: HostsOptions): Promis
       if (words.includes('domstate')) return 'running\n'
       if (words.includes('dominfo'))
         return `Max memory:     ${GUEST_MEMORY_KIB} KiB\nUsed memory:    ${GUEST_MEMORY_KIB} KiB\n`
+      if (words.includes('list --all')) return `${UUID}\n${OTHER_UUID}\n`
+      if (words.includes(OTHER_UUID)) return other
       if (words.includes('domblkinfo')) return 'Capacity:       1048576\n'
       return xml
     },
@@ -121,7 +149,7 @@ export async function hosts(context: TestContext, options: HostsOptions): Promis
   })
   const estimates = new Estimates({
     config: {
-      images: [near],
+      images: nears,
       stateDir: nearState,
       limits: {
         wanMbit: options.wanMbit ?? 0,
@@ -133,6 +161,7 @@ export async function hosts(context: TestContext, options: HostsOptions): Promis
       },
     },
     libvirt,
+    images: new ImageList({ images: nears, qcow2: [], formats: () => libvirt.imageFormats(), log }),
     estimateMs: options.estimateMs ?? 120_000,
   })
   return {

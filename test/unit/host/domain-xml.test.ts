@@ -35,12 +35,14 @@ test('a guest as libvirt prints it', () => {
     <disk type='block' device='lun'><driver type='raw'/><source dev="/dev/vg/lv"/><backingStore/><target dev='sda'/><shareable/></disk>
     <disk type='network' device='disk'><driver type='raw'/><source protocol='rbd' name='p/i'/><target dev='vdb'/></disk>
     <disk type='file'><source file='/images/plain'/><target dev='vdc'/><readonly/></disk>
+    <disk type='file'><source file='/images/e'><encryption format='luks'/></source><target dev='vdd'/></disk>
+    <disk type='file'><source file='/images/f'/><target dev='vde'/><encryption format='luks'/></disk>
     <disk type='file' device='cdrom'><target dev='hdc'/><readonly/></disk>
     <disk type='file' device='floppy'><source file='/x'/><target dev='fda'/></disk>
   </devices>
 </domain>
 `
-  const base = { readOnly: false, shareable: false, alias: undefined, backed: false }
+  const base = { readOnly: false, shareable: false, encrypted: false, alias: undefined, backed: false }
   assert.deepEqual(parseDomain(xml), {
     name: 'web & db',
     uuid: UUID,
@@ -57,6 +59,8 @@ test('a guest as libvirt prints it', () => {
       { ...base, target: 'sda', type: 'block', source: '/dev/vg/lv', format: 'raw', shareable: true },
       { ...base, target: 'vdb', type: 'network', source: undefined, format: 'raw' },
       { ...base, target: 'vdc', type: 'file', source: '/images/plain', format: 'raw', readOnly: true },
+      { ...base, target: 'vdd', type: 'file', source: '/images/e', format: 'raw', encrypted: true },
+      { ...base, target: 'vde', type: 'file', source: '/images/f', format: 'raw', encrypted: true },
     ],
   })
 })

@@ -106,6 +106,7 @@ test('the XML of a guest tells its disks and what they stand on', () => {
     { path: '/i/base.raw', format: 'raw' },
     { path: '/i/b.raw', format: 'raw' },
     { path: '/i/c.img', format: 'raw' },
+    { path: '/dev/vg/lv', format: 'qcow2' },
   ])
   assert.throws(() => imageFormats('<pool/>'), /expected <domain>/)
   const deep = `<domain><devices>${disk(`<source file='/i/0'/>${"<backingStore><format type='qcow2'/><source file='/i/n'/>".repeat(20)}${'</backingStore>'.repeat(20)}`)}</devices></domain>`
