@@ -7,6 +7,7 @@
 import { isIP } from 'node:net'
 import { isAbsolute, normalize } from 'node:path'
 import {
+  CATALOG_DAYS_MAX,
   FLUSH_DEADLINE_MS,
   FLUSH_DEADLINE_MS_MAX,
   HOOK_DEADLINE_MS_MAX,
@@ -64,6 +65,8 @@ export interface Config {
     readonly scanMiBps: number
     readonly salvageGiB: number
     readonly salvageDays: number
+    readonly catalogGiB: number
+    readonly catalogDays: number
   }
   readonly status: { readonly listen: string }
   readonly peers: readonly PeerConfig[]
@@ -327,6 +330,18 @@ export const CONFIG_SCHEMA: Group = {
       1_048_576,
     ),
     salvageDays: integer('How long they are kept, in days.', 7, 1, SALVAGE_DAYS_MAX),
+    catalogGiB: integer(
+      'What is known of the images here, on disk, in GiB: 32 are some 14 TiB of data. 0: nothing is kept.',
+      32,
+      0,
+      1_048_576,
+    ),
+    catalogDays: integer(
+      'How long that is kept of an image that nobody changed or used, or that is not there, in days.',
+      400,
+      1,
+      CATALOG_DAYS_MAX,
+    ),
   },
   status: {
     listen: leaf(

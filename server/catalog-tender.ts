@@ -3,7 +3,7 @@
  * old one, is scanned at idle priority and a bounded rate (ImageStock.tend). One round at a time; it holds up nothing, and a host
  * whose images are all known does no more than to list them.
  */
-import type { ImageStock } from '../lib/catalog/stock.ts'
+import type { ImageStock, ListImages } from '../lib/catalog/stock.ts'
 import { type Clock, systemClock } from '../lib/core/clock.ts'
 import { CATALOG_FIRST_TEND_MS, CATALOG_TEND_MS } from '../lib/core/limits.ts'
 import type { Log } from '../lib/core/log.ts'
@@ -45,8 +45,10 @@ export class CatalogTender {
     const { stock, images, scanMiBps, busy, log } = this.#options
     try {
       await images.ask()
-      if (!this.#closed && scanMiBps > 0)
-        await stock.tend(() => images.list(), { busy, bytesPerSecond: scanMiBps * MIB })
+      if (this.#closed) return
+      const list: ListImages = () => images.list()
+      if (scanMiBps > 0) await stock.tend(list, { busy, bytesPerSecond: scanMiBps * MIB })
+      else await stock.look(list)
     } catch (error) {
       if (!this.#closed) log.warn({ error }, 'the catalog of the images here could not be kept')
     }

@@ -44,6 +44,7 @@ import { EstimateAnswers } from './estimate/answers.ts'
 import { type EstimateReport, Estimates } from './estimate/estimate.ts'
 import { History } from './history.ts'
 import { ImageList } from './image-list.ts'
+import { mapLimits } from './map-limits.ts'
 import type { ProofMeans } from './migration/proofs.ts'
 import type { MigrationRecord } from './migration/record.ts'
 import { Params } from './params.ts'
@@ -121,6 +122,8 @@ export class Daemon {
       imagesMax: SHARED_IMAGES_MAX,
       directories: realDirectories(config.images),
       catalog: join(config.stateDir, 'catalog'),
+      retention: mapLimits(config),
+      onForgotten: (map) => log.info({ ...map }, 'what is known of an image of this host is not kept'),
       onProblem: (text) => log.warn({}, text),
       onIndexed: ({ path, mapped, stale, progress }) =>
         log.info({ path, mapped, stale, chunks: progress.chunks }, 'an image of this host is known'),

@@ -32,6 +32,10 @@ export interface ImageFile {
   readonly identity: ImageIdentity
   /** How it is read; none: raw. */
   readonly format?: ImageFormat
+  /** When its bytes, its owner or its name were changed last: no copy of an older time hides that. */
+  readonly changedAtMs?: number
+  /** What it takes on its file system. */
+  readonly allocatedBytes?: number
 }
 
 /** Smaller files are firmware variables, configuration and the like. */
@@ -42,8 +46,25 @@ export function sameFile(one: ImageIdentity, other: ImageIdentity): boolean {
   return one.dev === other.dev && one.ino === other.ino
 }
 
+/**
+ * The same file as far as a map goes: a file system that is mounted again may have another number, but what nobody touched has
+ * the rest as it was.
+ */
+export function sameImage(one: ImageIdentity, other: ImageIdentity): boolean {
+  return sameFile(one, other) || (one.ino === other.ino && sameTime(one, other))
+}
+
+function sameTime(one: ImageIdentity, other: ImageIdentity): boolean {
+  return one.size === other.size && one.mtimeNs === other.mtimeNs
+}
+
+/** The same, and nobody wrote to it. */
+export function sameContent(one: ImageIdentity, other: ImageIdentity): boolean {
+  return sameImage(one, other) && sameTime(one, other)
+}
+
 export function sameIdentity(one: ImageIdentity, other: ImageIdentity): boolean {
-  return sameFile(one, other) && one.size === other.size && one.mtimeNs === other.mtimeNs
+  return sameFile(one, other) && sameTime(one, other)
 }
 
 /** What holds anything, and not too much. @throws RefusedError */
@@ -131,7 +152,8 @@ async function imageAt(path: string, allowed: ReadonlySet<string>): Promise<Imag
     if (!allowed.has(dirname(real))) return undefined
     const stats = await stat(real, { bigint: true })
     if (!stats.isFile() || stats.size < BigInt(IMAGE_BYTES_MIN)) return undefined
-    return { path: real, identity: identityOf(stats) }
+    const [changedAtMs, allocatedBytes] = [Number(stats.ctimeMs), Number(stats.blocks) * 512]
+    return { path: real, identity: identityOf(stats), changedAtMs, allocatedBytes }
   } catch {
     // It went away meanwhile, or a link points nowhere.
     return undefined
@@ -149,7 +171,10 @@ async function deviceAt(path: string): Promise<ImageFile | undefined> {
     const stats = await stat(real, { bigint: true })
     if (!isBelowDev(real) || !stats.isBlockDevice()) return undefined
     const size = await blockDeviceBytes(Number(stats.rdev))
-    return size < IMAGE_BYTES_MIN ? undefined : { path: real, identity: identityOf(stats, size) }
+    const identity = identityOf(stats, size)
+    return size < IMAGE_BYTES_MIN
+      ? undefined
+      : { path: real, identity, changedAtMs: Date.now(), allocatedBytes: size }
   } catch {
     return undefined
   }

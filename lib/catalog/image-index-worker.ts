@@ -41,6 +41,8 @@ export type IndexRequest =
       readonly anew: boolean
       /** 0: as fast as it goes. */
       readonly bytesPerSecond: number
+      /** A map that gets larger is given up; 0: none is made. */
+      readonly mapBytesMax: number
     }
   | {
       readonly type: 'load'
@@ -74,6 +76,8 @@ export type IndexReply =
       readonly mapped: boolean
       /** Why its map could not be used, or not be written. */
       readonly problem: string | undefined
+      /** How large the map was when it was given up for that; else 0. */
+      readonly tooLargeBytes: number
     }
   | {
       readonly type: 'peeked'
@@ -128,7 +132,7 @@ async function indexImage(request: Request<'index'>, signal: AbortSignal): Promi
     if (map !== undefined) {
       const progress = await insertMapped(map, imageNumber, true, signal)
       reply({ type: 'progress', id, progress })
-      reply({ type: 'done', id, identity, progress, stale: false, mapped: true, problem })
+      reply({ type: 'done', id, identity, progress, stale: false, mapped: true, problem, tooLargeBytes: 0 })
       return
     }
   } catch (error) {
@@ -156,7 +160,7 @@ async function scanInto(
   const { identity, size: bytesTotal } = source
   const counts = { chunks: 0, inserted: 0, insertedBlocks: 0 }
   let progress: IndexProgress = { bytesDone: 0, bytesTotal, zeroBytes: 0, ...counts }
-  const map = new MapKeeper(path, identity, { format, bytes: bytesTotal }, request.anew)
+  const map = new MapKeeper(path, identity, { format, bytes: bytesTotal }, request)
   const reads = new PacedReads(source, request.bytesPerSecond)
   const job = jobs.get(id)
   if (job !== undefined) job.reads = reads
@@ -187,7 +191,8 @@ async function scanInto(
     const stale = (await source.isStale()) || !sameIdentity(map.identity, identity)
     map.finish(stale)
     const problem = before ?? map.problem
-    reply({ type: 'done', id, identity: map.identity, progress, stale, mapped: false, problem })
+    const { identity: scanned, tooLargeBytes } = map
+    reply({ type: 'done', id, identity: scanned, progress, stale, mapped: false, problem, tooLargeBytes })
   } finally {
     map.abort()
   }
@@ -223,7 +228,8 @@ async function loadImage(request: Request<'load'>, signal: AbortSignal): Promise
   if (map === undefined) throw new Error('it has no map any more')
   const progress = await insertMapped(map, imageNumber, withBlocks, signal)
   const stale = !map.isOf(identity)
-  reply({ type: 'done', id, identity: map.identity, progress, stale, mapped: true, problem: undefined })
+  const nothing = { problem: undefined, tooLargeBytes: 0 }
+  reply({ type: 'done', id, identity: map.identity, progress, stale, mapped: true, ...nothing })
 }
 
 async function identityOf(path: string): Promise<ImageIdentity> {
@@ -288,33 +294,46 @@ async function peekMap({ id, image }: Request<'peek'>): Promise<void> {
 /** A map that cannot be written (a full disk) is a pity, and no reason not to know the image now. */
 class MapKeeper {
   problem: string | undefined
+  tooLargeBytes = 0
   /** What the map is of: of an image whose scan is resumed, what it was when that began. */
   readonly identity: ImageIdentity
   /** What is in it already. */
   readonly partial: PartialMap | undefined
+  readonly #bytesMax: number
   #writer: ImageMapWriter | undefined
   #chunks = 0
 
-  /** @param anew nothing is taken from an earlier scan */
-  constructor(path: string, identity: ImageIdentity, disk: MappedDisk, anew: boolean) {
+  /** With `anew` nothing is taken from an earlier scan. */
+  constructor(
+    path: string,
+    identity: ImageIdentity,
+    disk: MappedDisk,
+    { anew, mapBytesMax }: Pick<Request<'index'>, 'anew' | 'mapBytesMax'>,
+  ) {
+    this.#bytesMax = mapBytesMax
+    const directory = mapBytesMax === 0 ? undefined : catalog
     const ageMsMax = anew ? 0 : IMAGE_RESCAN_MS
     const resumed =
-      catalog === undefined ? undefined : ImageMapWriter.resume(catalog, path, identity, { disk, ageMsMax })
+      directory === undefined
+        ? undefined
+        : ImageMapWriter.resume(directory, path, identity, { disk, ageMsMax })
     this.partial = resumed?.partial
     this.identity = this.partial?.identity ?? identity
     if (resumed !== undefined) this.#writer = resumed.writer
-    else if (catalog !== undefined)
-      this.#try(() => (this.#writer = new ImageMapWriter(catalog, path, identity, { disk })))
+    else if (directory !== undefined)
+      this.#try(() => (this.#writer = new ImageMapWriter(directory, path, identity, { disk })))
     this.#checkRoom()
   }
 
   add(digests: Uint8Array, digestOffset: number, offset: number, length: number): void {
     this.#try(() => this.#writer?.add(digests, digestOffset, offset, length))
+    this.#checkSize()
     if (++this.#chunks % CATALOG_FREE_CHUNKS_MAX === 0) this.#checkRoom()
   }
 
   addBlock(offset: number, hint: Buffer): void {
     this.#try(() => this.#writer?.addBlock(offset, hint))
+    this.#checkSize()
   }
 
   finish(changed: boolean): void {
@@ -323,6 +342,13 @@ class MapKeeper {
 
   abort(): void {
     this.#writer?.abort()
+  }
+
+  #checkSize(): void {
+    const bytes = this.#writer?.bytes ?? 0
+    if (bytes <= this.#bytesMax) return
+    this.tooLargeBytes = bytes
+    this.#giveUp(`${bytes} bytes and more, expected at most ${this.#bytesMax} (limits.catalogGiB)`)
   }
 
   #checkRoom(): void {

@@ -27,6 +27,8 @@ export interface IndexedImage {
   readonly mapped: boolean
   /** Why its map could not be used, or not be written; the image is indexed all the same. */
   readonly problem: string | undefined
+  /** How large its map was when it was given up for that; else 0. */
+  readonly tooLargeBytes: number
 }
 
 export interface IndexImageOptions {
@@ -38,6 +40,8 @@ export interface IndexImageOptions {
   readonly bytesPerSecond?: number
   /** When it resolves, bytesPerSecond holds no more. */
   readonly hurry?: Promise<void>
+  /** A map that gets larger is given up; 0: none is made. */
+  readonly mapBytesMax?: number
 }
 
 /** What a map says of itself, and why one that lies there is not believed. */
@@ -108,14 +112,14 @@ export class ImageIndexer {
     imageNumber: number | null,
     options: IndexImageOptions = {},
   ): Promise<IndexedImage> {
-    const { anew = false, bytesPerSecond = 0 } = options
+    const { anew = false, bytesPerSecond = 0, mapBytesMax = Number.POSITIVE_INFINITY } = options
     const ref = imageRef(image)
     const { path } = ref
     const done = await this.#ask<Done>(path, imageNumber, options, (id) => {
       void options.hurry?.then(() => {
         if (this.#jobs.has(id)) this.#post({ type: 'hurry', id })
       })
-      return { type: 'index', id, image: ref, imageNumber, anew, bytesPerSecond }
+      return { type: 'index', id, image: ref, imageNumber, anew, bytesPerSecond, mapBytesMax }
     })
     return indexed(path, imageNumber, done)
   }
@@ -244,6 +248,6 @@ function imageRef(image: string | ImageRef): ImageRef {
 }
 
 function indexed(path: string, imageNumber: number | null, done: Done): IndexedImage {
-  const { identity, progress, stale, mapped, problem } = done
-  return { path, imageNumber, identity, progress, stale, mapped, problem }
+  const { identity, progress, stale, mapped, problem, tooLargeBytes } = done
+  return { path, imageNumber, identity, progress, stale, mapped, problem, tooLargeBytes }
 }

@@ -140,6 +140,7 @@ export class ImageMapWriter {
   readonly #place: string
   readonly #encoder: ImageMapEncoder
   #fd: number | undefined
+  #bytes = 0
 
   /**
    * @param owner when it is made by root for a folder of somebody else's: given to the open file, never to a name, which that
@@ -169,6 +170,7 @@ export class ImageMapWriter {
     } else {
       this.#fd = openSync(beside, constants.O_WRONLY | constants.O_APPEND | constants.O_NOFOLLOW)
       ftruncateSync(this.#fd, partial.bytes)
+      this.#bytes = partial.bytes
     }
     let replays = partial !== undefined
     this.#encoder = new ImageMapEncoder((bytes) => replays || this.#write(bytes), path, identity, disk)
@@ -204,6 +206,11 @@ export class ImageMapWriter {
     return undefined
   }
 
+  /** What of it is written. */
+  get bytes(): number {
+    return this.#bytes
+  }
+
   add(digests: Uint8Array, digestOffset: number, offset: number, length: number): void {
     this.#encoder.add(digests, digestOffset, offset, length)
   }
@@ -237,5 +244,6 @@ export class ImageMapWriter {
 
   #write(bytes: Buffer): void {
     for (let at = 0; at < bytes.length; ) at += writeSync(this.#open(), bytes, at)
+    this.#bytes += bytes.length
   }
 }

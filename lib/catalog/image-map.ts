@@ -5,8 +5,8 @@
  * in one buffer.
  */
 import { createHash, type Hash } from 'node:crypto'
-import { closeSync, constants, fstatSync, openSync, readdirSync, readSync, rmSync } from 'node:fs'
-import { basename, join } from 'node:path'
+import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
+import { basename } from 'node:path'
 import { RefusedError } from '../core/errors.ts'
 import {
   CHUNK_BYTES_MAX,
@@ -18,7 +18,7 @@ import {
 } from '../core/limits.ts'
 import { BLOCK_BYTES } from '../core/units.ts'
 import { sampleAt } from './handprint.ts'
-import { type ImageFormat, type ImageIdentity, sameFile, sameIdentity } from './image-files.ts'
+import { type ImageFormat, type ImageIdentity, sameContent, sameImage } from './image-files.ts'
 import {
   BLOCKS,
   CHUNK_ENTRY_BYTES,
@@ -60,21 +60,6 @@ export interface MappedBlocks {
   readonly offset: number
   /** The first 8 bytes of the SHA-256 of each. */
   readonly hints: Buffer
-}
-
-/** Removes what belongs to none of the images; `.new` files that a killed daemon left too. */
-export function dropMaps(directory: string, paths: readonly string[]): void {
-  const kept = new Set(paths.map((path) => mapPath('', path)))
-  let names: string[] = []
-  try {
-    names = readdirSync(directory)
-  } catch {
-    // There is none yet.
-  }
-  for (const name of names) {
-    if (/^[0-9a-f]{32}\.map(\.new)?$/.test(name) && !kept.has(name.replace(/\.new$/, '')))
-      rmSync(join(directory, name), { force: true })
-  }
 }
 
 /** What a map says of itself without its contents. */
@@ -167,7 +152,7 @@ export class ImageMap {
     const file = openMap(mapPath(directory, path), path)
     if (file === undefined) return undefined
     try {
-      if (sameFile(file.identity, identity) && file.disk.format === format) return new ImageMap(file)
+      if (sameImage(file.identity, identity) && file.disk.format === format) return new ImageMap(file)
     } catch (error) {
       closeSync(file.fd)
       throw error
@@ -189,14 +174,14 @@ export class ImageMap {
     const file = openMap(mapPath(directory, path), path)
     if (file === undefined) return undefined
     try {
-      if (!sameFile(file.identity, identity) || file.disk.format !== format) return undefined
+      if (!sameImage(file.identity, identity) || file.disk.format !== format) return undefined
       const { end, counts } = trailerOf(file)
       const { chunks, blocks, changed, samples } = counts
       const bytes = readAt(file.fd, end - samples * KEY_BYTES, samples * KEY_BYTES) ?? Buffer.alloc(0)
       const handprint = Array.from({ length: bytes.length / KEY_BYTES }, (_, index) =>
         sampleAt(bytes, index * KEY_BYTES),
       )
-      const exact = !changed && sameIdentity(file.identity, identity)
+      const exact = !changed && sameContent(file.identity, identity)
       return { exact, chunks, blocks, handprint, madeAtMs: fstatSync(file.fd).mtimeMs }
     } finally {
       closeSync(file.fd)
@@ -222,7 +207,7 @@ export class ImageMap {
 
   /** Whether it is of that image as it is. */
   isOf(identity: ImageIdentity): boolean {
-    return !this.changed && sameIdentity(this.identity, identity)
+    return !this.changed && sameContent(this.identity, identity)
   }
 
   /** Reads all of it. @throws RefusedError if it is not what its trailer says */
@@ -370,6 +355,21 @@ function openMap(place: string, path?: string): MapFile | undefined {
     return { place, fd, head: Buffer.concat([fixed, name]), path: found, identity, disk }
   } catch (error) {
     closeSync(fd)
+    throw error
+  }
+}
+
+/** Of which image the map at `place` is, by its head alone; undefined: it is none that can be believed. @throws what opening throws */
+export function mapHead(
+  place: string,
+): { readonly path: string; readonly identity: ImageIdentity } | undefined {
+  try {
+    const file = openMap(place)
+    if (file === undefined) return undefined
+    closeSync(file.fd)
+    return { path: file.path, identity: file.identity }
+  } catch (error) {
+    if (error instanceof RefusedError) return undefined
     throw error
   }
 }

@@ -5,14 +5,20 @@
  */
 import { createHash, type Hash } from 'node:crypto'
 import { lchownSync, lstatSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import { Chunker } from '../chunk/chunker.ts'
 import { hintOf } from '../chunk/digest.ts'
 import { errorText, RefusedError } from '../core/errors.ts'
 import { BLOCK_BYTES } from '../core/units.ts'
 import { Handprint } from './handprint.ts'
-import { type ImageFile, type ImageFormat, ImageSource, listImages } from './image-files.ts'
-import { blocksOf, ImageMap, type MappedBlocks } from './image-map.ts'
+import {
+  type ImageFile,
+  type ImageFormat,
+  type ImageIdentity,
+  ImageSource,
+  listImages,
+} from './image-files.ts'
+import { blocksOf, ImageMap, type MappedBlocks, mapHead } from './image-map.ts'
 import {
   CHUNK_ENTRY_BYTES,
   CHUNKS,
@@ -22,13 +28,19 @@ import {
   writeChunk,
 } from './image-map-format.ts'
 import { type ImageMapEncoder, ImageMapWriter, type MapOwner } from './image-map-writer.ts'
+import { ImagePlaces, type Whereabouts } from './image-places.ts'
 import { scanImage } from './image-scan.ts'
+import { type LedgerEntry, MapLedger } from './map-ledger.ts'
+import { SALVAGE_FOLDER } from './salvage.ts'
 
 export interface FolderMap {
   readonly place: string
   readonly mapBytes: number
-  /** `old`: of what the image was before; `gone`: no such image lies here; `damaged`: no map, `problem` says why. */
-  readonly state: 'good' | 'old' | 'gone' | 'damaged'
+  /**
+   * `old`: of what the image was before; `away`: its directory, or file system, is not there now; `gone`: no such image lies here;
+   * `damaged`: no map, `problem` says why.
+   */
+  readonly state: 'good' | 'old' | 'away' | 'gone' | 'damaged'
   readonly problem: string | null
   /** Of a map that is none: empty. */
   readonly path: string
@@ -38,12 +50,25 @@ export interface FolderMap {
   readonly size: number
   readonly chunks: number
   readonly blocks: number
+  /** When it was made, or a migration found something in its image, last; ms since 1970. */
+  readonly usedAt: number | null
+  /** Until then it is kept, if its image does not come back: of one that is away. */
+  readonly keptUntil: number | null
+}
+
+/** Images of a directory that is there, but on another file system than they were on. */
+export interface AwayImages {
+  readonly directory: string
+  readonly images: number
 }
 
 export interface MapFolderOptions {
   readonly stateDir: string
   /** Where images lie; others have no maps. */
   readonly images: readonly string[]
+  /** Of all maps; 0: none is kept. */
+  readonly bytesMax?: number
+  readonly ageMsMax?: number
 }
 
 export class MapFolder {
@@ -57,10 +82,67 @@ export class MapFolder {
 
   /** In the order of the images' paths. Throws what reading the folder throws; one that is not there has no maps. */
   async list(): Promise<FolderMap[]> {
-    const images = new Map((await listImages(this.#options.images)).map((image) => [image.path, image]))
-    return this.#names()
-      .map((name) => mapAt(join(this.path, name), images))
-      .sort((one, other) => (one.path < other.path ? -1 : 1))
+    return (await this.look()).maps
+  }
+
+  /** The same, and the images here whose maps were taken away, for their age or for want of room. */
+  async look(): Promise<{ readonly maps: FolderMap[]; readonly forgotten: string[] }> {
+    const images = await listImages(this.#options.images)
+    const ledger = await MapLedger.read(this.path)
+    await using places = await ImagePlaces.look(this.#options.images)
+    const isListed = listedIn(images)
+    const byPath = new Map(images.map((image) => [image.path, image]))
+    const names = this.#names()
+    const maps: FolderMap[] = []
+    for (const name of names) {
+      const map = mapAt(join(this.path, name), byPath)
+      const said = ledger.get(name.slice(0, 32))
+      const known = said?.ino === map.identity?.ino ? said : undefined
+      maps.push(await this.#told(map, known, async (identity) => places.of(map.path, identity, isListed)))
+    }
+    maps.sort((one, other) => (one.path < other.path ? -1 : 1))
+    const mapped = new Set(names)
+    const forgotten = images.filter(({ path, identity }) => {
+      const name = mapPath('', path)
+      return !mapped.has(name) && ledger.get(name.slice(0, 32))?.ino === identity.ino
+    })
+    return { maps, forgotten: forgotten.map(({ path }) => path) }
+  }
+
+  async #told(
+    { identity, madeAtMs, ...map }: FoundMap,
+    known: LedgerEntry | undefined,
+    whereabouts: (identity: ImageIdentity) => Promise<Whereabouts>,
+  ): Promise<FolderMap> {
+    const { ageMsMax } = this.#options
+    const usedAt = madeAtMs === undefined ? null : Math.max(Math.round(madeAtMs), known?.usedAtMs ?? 0)
+    if (map.state !== 'gone' || identity === undefined) return { ...map, usedAt, keptUntil: null }
+    const where = await whereabouts(known === undefined ? identity : { ...identity, dev: known.dev })
+    if (where === 'gone') return { ...map, usedAt, keptUntil: null }
+    const seenAt = Math.max(known?.seenAtMs ?? Date.now(), usedAt ?? 0)
+    return { ...map, state: 'away', usedAt, keptUntil: ageMsMax === undefined ? null : seenAt + ageMsMax }
+  }
+
+  /** Reads the heads of maps only, and says where a directory is there and its images are not, because their file system is not. */
+  async away(): Promise<AwayImages[]> {
+    const images = await listImages(this.#options.images)
+    const isListed = listedIn(images)
+    const listed = new Set(images.map(({ path }) => mapPath('', path)))
+    const ledger = await MapLedger.read(this.path)
+    await using places = await ImagePlaces.look(this.#options.images)
+    const counts = new Map<string, number>()
+    for (const name of this.#names()) {
+      const head = listed.has(name) ? undefined : mapHead(join(this.path, name))
+      if (head === undefined) continue
+      const { path, identity } = head
+      const said = ledger.get(name.slice(0, 32))
+      const dev = said?.ino === identity.ino ? said.dev : identity.dev
+      if ((await places.of(path, { ...identity, dev }, isListed)) === 'gone') continue
+      const directory = directoryOf(path)
+      if (lstatSync(directory, { throwIfNoEntry: false })?.isDirectory() === true)
+        counts.set(directory, (counts.get(directory) ?? 0) + 1)
+    }
+    return [...counts].map(([directory, count]) => ({ directory, images: count }))
   }
 
   #names(): string[] {
@@ -77,7 +159,8 @@ export class MapFolder {
    * @throws RefusedError for what is no image of this host, or cannot be read
    */
   async make(path: string): Promise<void> {
-    const { stateDir, images } = this.#options
+    const { stateDir, images, bytesMax } = this.#options
+    if (bytesMax === 0) throw new RefusedError(`${path}: limits.catalogGiB is 0, so no map is kept`)
     if (!(await listImages(images)).some((image) => image.path === path)) {
       const where = images.join(', ')
       throw new RefusedError(
@@ -188,20 +271,37 @@ function ownerOf(directory: string): MapOwner {
   return { uid: stats.uid, gid: stats.gid }
 }
 
-function mapAt(place: string, images: ReadonlyMap<string, ImageFile>): FolderMap {
+function listedIn(images: readonly ImageFile[]): (identity: ImageIdentity) => boolean {
+  const inodes = new Set(images.map(({ identity: { dev, ino } }) => `${dev}:${ino}`))
+  return ({ dev, ino }) => inodes.has(`${dev}:${ino}`)
+}
+
+/** Of the config, in which an image lay. */
+function directoryOf(path: string): string {
+  const directory = dirname(path)
+  return basename(directory) === SALVAGE_FOLDER ? dirname(directory) : directory
+}
+
+type FoundMap = Omit<FolderMap, 'usedAt' | 'keptUntil'> & {
+  readonly identity: ImageIdentity | undefined
+  readonly madeAtMs: number | undefined
+}
+
+function mapAt(place: string, images: ReadonlyMap<string, ImageFile>): FoundMap {
   const mapBytes = lstatSync(place, { throwIfNoEntry: false })?.size ?? 0
   try {
     const { map, path } = ImageMap.at(place)
-    const { count: chunks, blockCount: blocks } = map
+    const { count: chunks, blockCount: blocks, identity, madeAtMs } = map
     map.close()
     const image = images.get(path)
     const state = image === undefined ? 'gone' : map.isOf(image.identity) ? 'good' : 'old'
     const { format, bytes: size } = map.disk
-    return { place, mapBytes, state, problem: null, path, format, size, chunks, blocks }
+    return { place, mapBytes, state, problem: null, path, format, size, chunks, blocks, identity, madeAtMs }
   } catch (error) {
     const problem = errorText(error)
     const nothing = { path: '', format: 'raw', size: 0, chunks: 0, blocks: 0 } as const
-    return { place, mapBytes, state: 'damaged', problem, ...nothing }
+    const none = { identity: undefined, madeAtMs: undefined }
+    return { place, mapBytes, state: 'damaged', problem, ...nothing, ...none }
   }
 }
 

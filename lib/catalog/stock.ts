@@ -6,7 +6,8 @@
  *
  * Where not everything finds room, the images that hold most of what comes in are taken: each digest that is looked up counts for
  * the images that have it in their handprint. Blocks give way before chunks. A map of what the file was at another time
- * is a good guess until there is a new one; an entry that is wrong only costs a failed verification.
+ * is a good guess until there is a new one; an entry that is wrong only costs a failed verification. Which images have a map at all,
+ * and for how long, is map-retention.ts; one that is to have none is scanned for the indexes alone, when a migration comes.
  *
  * Files are open only while somebody may read them (`rest`): an image that is deleted meanwhile must not keep its blocks on
  * the disk because we hold it. Deliberately not here: formats, which the caller knows, and any trust in what is found.
@@ -23,53 +24,16 @@ import {
 import { BLOCK_BYTES, KIB } from '../core/units.ts'
 import { ChunkIndex } from './chunk-index.ts'
 import { HandprintIndex } from './handprint.ts'
-import { type ImageFile, type ImageFormat, sameFile, sameIdentity } from './image-files.ts'
+import { type ImageFile, sameFile, sameIdentity } from './image-files.ts'
 import { ImageIndexer, type IndexedImage } from './image-index.ts'
-import { dropMaps } from './image-map.ts'
 import type { Known, Scan } from './known-image.ts'
+import { MapRetention } from './map-retention.ts'
 import { noRoomFor } from './map-space.ts'
-import { type ImageRef, type OpenImage, openImage } from './open-image.ts'
+import { type ImageRef, openImage } from './open-image.ts'
 import { choose, ranked } from './stock-choice.ts'
+import type { ListImages, StockImage, StockOptions, TendOptions } from './stock-options.ts'
 
-export interface StockImage {
-  readonly number: number
-  readonly path: string
-  readonly format: ImageFormat
-  readonly size: number
-  readonly source: Pick<OpenImage, 'read' | 'allocatedBytes'>
-}
-
-export interface StockOptions {
-  readonly indexBytesMax: number
-  /** The same for the index of 4 KiB blocks. */
-  readonly blockIndexBytesMax: number
-  /** Images that are kept open at once. */
-  readonly imagesMax: number
-  /** Where the files lie that a qcow2 may stand on, without symbolic links. */
-  readonly directories?: readonly string[]
-  /** Where maps of what was found lie (image-map.ts); without it every image is scanned again by the next daemon. */
-  readonly catalog?: string
-  /** Numbers of images in one index; tests have fewer. */
-  readonly numbersMax?: number
-  /** The same of IMAGE_REST_MS. */
-  readonly restMs?: number
-  /** The same of CATALOG_FREE_BYTES_MIN. */
-  readonly freeBytesMin?: number
-  readonly onProblem?: (text: string) => void
-  /** An image is known, from its map or from a scan. */
-  readonly onIndexed?: (image: IndexedImage) => void
-}
-
-/** What lies here now. An older list must not come after a newer one: what it lacks is forgotten. */
-export type ListImages = () => Promise<readonly ImageFile[]>
-
-/** What `tend` is to do. */
-export interface TendOptions {
-  /** Images that are being written by a migration now. */
-  readonly busy: () => ReadonlySet<string>
-  /** Bytes of images that are read in a second. */
-  readonly bytesPerSecond: number
-}
+export type { ListImages, StockImage, StockOptions, TendOptions } from './stock-options.ts'
 
 const CHUNK_BYTES_MEAN = 64 * KIB
 /** A chance hit is none: loading an image costs more than a chunk. */
@@ -83,6 +47,7 @@ export class ImageStock {
   readonly #known = new Map<string, Known>()
   readonly #byNumber = new Map<number, Known>()
   readonly #handprints = new HandprintIndex<Known>()
+  readonly #retention: MapRetention | undefined
   #opened: StockImage[] | undefined
   #nextNumber = 0
   #loading = 0
@@ -101,6 +66,9 @@ export class ImageStock {
     this.#index = ChunkIndex.create({ bytesMax: options.indexBytesMax })
     this.#blocks = ChunkIndex.create({ bytesMax: options.blockIndexBytesMax })
     this.#indexer = this.#newIndexer()
+    const { catalog, retention } = options
+    const always = { images: [], bytesMax: Number.POSITIVE_INFINITY, ageMsMax: Number.POSITIVE_INFINITY }
+    if (catalog !== undefined) this.#retention = new MapRetention({ catalog, ...(retention ?? always) })
   }
 
   #newIndexer(): ImageIndexer {
@@ -157,6 +125,12 @@ export class ImageStock {
     return this.#index.lookup(digest)
   }
 
+  /** What was looked for was found there. */
+  used(number: number): void {
+    const known = this.#byNumber.get(number)
+    if (known !== undefined) this.#retention?.used(known.path)
+  }
+
   #count(digest: Buffer): void {
     for (const known of this.#handprints.owners(digest)) {
       known.score++
@@ -208,8 +182,10 @@ export class ImageStock {
       for (const known of this.#ranked()) {
         if (busy.has(known.path) || known.source === undefined || this.#isExact(known)) continue
         if ((known.map !== undefined || known.loaded !== undefined) !== guessed) continue
+        const insert = this.#hasRoom(known)
         if (known.scan !== undefined) known.scan.hurry()
-        else if (!guessed || this.#isAtRest(known)) this.#scan(known, { insert: this.#hasRoom(known) })
+        else if (!insert && this.#mapBytesMax(known) === 0) continue
+        else if (!guessed || this.#isAtRest(known)) this.#scan(known, { insert })
       }
     }
     // What nothing is known of cannot be found otherwise; of the others the old maps come first.
@@ -252,12 +228,47 @@ export class ImageStock {
         if (this.#closed || this.#known.get(path) !== known || known.map?.exact === true) continue
         const old = Date.now() - (known.map?.madeAtMs ?? 0) > IMAGE_RESCAN_MS
         if (!old && !this.#isAtRest(known)) continue
-        if (known.scan === undefined) {
+        if (known.scan === undefined && this.#mapBytesMax(known) > 0) {
           if (!this.#hasRoomForMaps()) return
           this.#scan(known, { insert: false, bytesPerSecond: options.bytesPerSecond })
         }
       }
-      await (known.scan as Scan | undefined)?.done
+      const scan = known.scan as Scan | undefined
+      if (scan === undefined) continue
+      await scan.done
+      // Only now is it known what its map takes.
+      if (this.#retention?.isTight === true) await this.#inTurn(() => this.#sweep())
+    }
+  }
+
+  /** What `tend` does before it scans: forgets what is gone, and what has had its time. */
+  async look(list: ListImages): Promise<void> {
+    await this.#inTurn(async () => await this.#list(await list()))
+  }
+
+  /** Of the map of this image; 0: it is to have none. */
+  #mapBytesMax({ path }: Known): number {
+    return this.#retention?.bytesMaxOf(path) ?? 0
+  }
+
+  /** Maps that have to go do. @param files all that are here; without: those that were listed last */
+  async #sweep(files?: readonly ImageFile[]): Promise<void> {
+    const inUse = new Set<string>()
+    for (const { path, scan, source, loaded } of this.#known.values()) {
+      const used = this.#inUse && (source !== undefined || loaded !== undefined)
+      if (scan !== undefined || used) inUse.add(path)
+    }
+    try {
+      for (const map of (await this.#retention?.sweep(inUse, files)) ?? []) {
+        const known = this.#known.get(map.path)
+        if (known !== undefined) {
+          known.map = undefined
+          this.#handprints.delete(known)
+        }
+        this.#options.onForgotten?.(map)
+      }
+    } catch (error) {
+      this.#options.onProblem?.(`maps in ${this.#options.catalog}: ${errorText(error)}`)
     }
   }
 
@@ -274,10 +285,10 @@ export class ImageStock {
     // Each change of an image takes a number for good: after years of them the index is made anew, and filled again.
     if (this.#nextNumber + files.length > this.#numbersMax) await this.#beginAnew()
     if (this.#closed) return
-    const { catalog } = this.#options
     const paths = new Set(files.map(({ path }) => path))
-    if (catalog !== undefined) dropMaps(catalog, [...paths])
     for (const known of [...this.#known.values()]) if (!paths.has(known.path)) await this.#drop(known)
+    await this.#sweep(files)
+    if (this.#closed) return
     for (const { path, identity, format = 'raw' } of files) {
       const known = this.#known.get(path)
       if (known !== undefined && sameFile(known.identity, identity) && known.format === format) {
@@ -409,8 +420,14 @@ export class ImageStock {
     const { promise: hurry, resolve } = Promise.withResolvers<void>()
     const { bytesPerSecond = 0 } = options
     const done = this.#indexer
-      .indexImage(this.#ref(known), number, { signal: abort.signal, bytesPerSecond, hurry })
+      .indexImage(this.#ref(known), number, {
+        signal: abort.signal,
+        bytesPerSecond,
+        hurry,
+        mapBytesMax: this.#mapBytesMax(known),
+      })
       .then(async (image) => {
+        if (image.tooLargeBytes > 0) await this.#retention?.tooLarge(known, image.tooLargeBytes)
         if (image.problem !== undefined) this.#options.onProblem?.(`map of ${path}: ${image.problem}`)
         await this.#peek(known)
         if (abort.signal.aborted || this.#closed) return

@@ -568,6 +568,16 @@ export const IMAGE_RESCAN_MS: number = 6 * 3_600_000
 export const CATALOG_FREE_BYTES_MIN: number = GIB
 /** Chunks of a scan until that is looked at again: some 10 MB of map. */
 export const CATALOG_FREE_CHUNKS_MAX: number = 65_536
+/** How long the config may keep the map of an image that nobody changed or used, in days: ten years. */
+export const CATALOG_DAYS_MAX: number = 3_660
+/** Maps that are kept, those of images that are not there now included; the first to go are those that have to go for bytes. */
+export const CATALOG_MAPS_MAX: number = 2 * KNOWN_IMAGES_MAX
+/** So much later an image must have been changed or used than one with a map, to take its room: else guests that run take turns. */
+export const CATALOG_TURN_MS: number = 86_400_000
+/** How exactly it is kept when an image was there last. */
+export const CATALOG_SEEN_MS: number = 3_600_000
+/** The file in which that stands: some 100 bytes for each of CATALOG_MAPS_MAX. */
+export const CATALOG_LEDGER_BYTES_MAX: number = 1 * MIB
 /** From one round of the catalog in the background to the next; listing images costs next to nothing. */
 export const CATALOG_TEND_MS: number = 600_000
 /** From the daemon's start to the first round: a host that boots has other things to read. */

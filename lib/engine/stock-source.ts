@@ -19,6 +19,8 @@ export interface StockedImage {
 export interface ChunkStock {
   readonly images: readonly StockedImage[]
   image(number: number): StockedImage | undefined
+  /** What was looked for was found there. */
+  used?(number: number): void
   lookup(
     digest: Buffer,
   ): readonly { readonly image: number; readonly offset: number; readonly length: number }[]
@@ -50,7 +52,10 @@ export class StockBlocks implements BlockPlaces {
     for (const { image: number, offset } of this.#stock.lookupBlock(hints, hintOffset)) {
       const image = this.#stock.image(number)
       if (image === undefined) continue
-      const read = (at: number, length: number): Promise<Buffer> => image.source.read(at, length)
+      const read = (at: number, length: number): Promise<Buffer> => {
+        this.#stock.used?.(number)
+        return image.source.read(at, length)
+      }
       places.push({ offset, size: image.size, isOwn: this.#isOwn(image.path), read })
     }
     return places
@@ -91,7 +96,9 @@ export class StockSource implements ChunkSource {
       const image = this.#stock.image(place.image)
       if (image === undefined) continue
       const bytes = await readFrom(image, place.offset, query)
-      if (bytes !== undefined) return bytes
+      if (bytes === undefined) continue
+      this.#stock.used?.(image.number)
+      return bytes
     }
     return await this.#guess(query)
   }
@@ -116,6 +123,7 @@ export class StockSource implements ChunkSource {
       const bytes = await readFrom(image, query.offset, query)
       if (bytes === undefined) continue
       guess.hits++
+      this.#stock.used?.(image.number)
       return bytes
     }
     return undefined

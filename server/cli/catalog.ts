@@ -7,6 +7,7 @@ import { DEFAULT_CONFIG_PATH, loadConfig } from '../../config/load.ts'
 import { type FolderMap, MapFolder } from '../../lib/catalog/map-folder.ts'
 import { errorText, RefusedError } from '../../lib/core/errors.ts'
 import { AnswerError } from '../control.ts'
+import { mapLimits } from '../map-limits.ts'
 import { type GlobalOptions, type Output, requireRoot } from './context.ts'
 import { EXIT } from './exit-codes.ts'
 import { bytesText, jsonLine, plainText, tableText } from './format.ts'
@@ -16,6 +17,7 @@ export type CatalogAction = 'list' | 'stats' | 'verify' | 'add' | 'remove'
 const STATES: Readonly<Record<FolderMap['state'], string>> = {
   good: '',
   old: 'the image has changed since',
+  away: 'the image is not there now',
   gone: 'the image is gone',
   damaged: 'damaged',
 }
@@ -28,7 +30,9 @@ export async function catalogCommand(
   output: Output,
 ): Promise<number> {
   requireRoot('swam catalog')
-  const folder = new MapFolder(await loadConfig(options.config ?? DEFAULT_CONFIG_PATH))
+  const config = await loadConfig(options.config ?? DEFAULT_CONFIG_PATH)
+  const limits = mapLimits(config)
+  const folder = new MapFolder({ stateDir: config.stateDir, ...limits })
   if (action === 'add' || action === 'remove') {
     // The daemon knows an image by where it really lies; one that is gone has no such place any more.
     const path = await realpath(image!).catch(() => image!)
@@ -40,10 +44,11 @@ export async function catalogCommand(
       throw new AnswerError('SWAM_NOT_FOUND', `no map of ${path} in ${folder.path}: see swam catalog list`)
     return EXIT.done
   }
-  const maps = await folder.list()
+  const { maps, forgotten } = await folder.look()
   if (action === 'verify') return await verify(folder, maps, options, output)
-  const report = action === 'list' ? { version: 1, maps } : { version: 1, ...statsOf(maps) }
-  const text = action === 'list' ? listText(maps) : statsText(statsOf(maps))
+  const stats = statsOf(maps, forgotten.length, limits.bytesMax)
+  const report = action === 'list' ? { version: 1, maps } : { version: 1, ...stats }
+  const text = action === 'list' ? listText(maps) : statsText(stats)
   output.out(options.json === true ? jsonLine(report) : `${text}\n`)
   return EXIT.done
 }
@@ -62,10 +67,11 @@ async function verify(
 ): Promise<number> {
   const checked: { path: string; exact: boolean; problem: string | null }[] = []
   const left: string[] = []
+  const away = maps.filter(({ state }) => state === 'away').map(({ path }) => path)
   for (const { path, format, state, problem, place } of maps) {
     // Only the daemon knows what is a qcow2: a map, which is not ours, is no reason for root to read a file as one.
     if (format === 'qcow2') {
-      left.push(path)
+      if (state !== 'away') left.push(path)
       continue
     }
     if (state === 'damaged') checked.push({ path: place, exact: false, problem })
@@ -80,11 +86,13 @@ async function verify(
     }
   }
   const wrong = checked.filter(({ exact }) => !exact)
-  if (options.json === true) output.out(jsonLine({ version: 1, checked, left }))
+  if (options.json === true) output.out(jsonLine({ version: 1, checked, left, away }))
   else {
     for (const { path, problem } of wrong) output.out(`${plainText(path)}: ${plainText(problem ?? '')}\n`)
     output.out(`${checked.length} maps checked, ${wrong.length} are not exact\n`)
     if (left.length > 0) output.out(`${left.length} of qcow2 images are left to the daemon\n`)
+    if (away.length > 0)
+      output.out(`${away.length} of images that are not there now cannot be held against them\n`)
   }
   return wrong.length === 0 ? EXIT.done : EXIT.failed
 }
@@ -92,35 +100,58 @@ async function verify(
 interface Stats {
   readonly maps: number
   readonly good: number
+  /** Of images that are not there now. */
+  readonly away: number
+  /** Images that are here, and whose maps were taken away for their age or for want of room. */
+  readonly forgotten: number
   readonly mapBytes: number
+  /** What all maps may take. */
+  readonly mapBytesMax: number
   readonly chunks: number
   readonly blocks: number
 }
 
-function statsOf(maps: readonly FolderMap[]): Stats {
+function statsOf(maps: readonly FolderMap[], forgotten: number, mapBytesMax: number): Stats {
   const sum = (pick: (map: FolderMap) => number): number => maps.reduce((total, map) => total + pick(map), 0)
   return {
     maps: maps.length,
     good: maps.filter(({ state }) => state === 'good').length,
+    away: maps.filter(({ state }) => state === 'away').length,
+    forgotten,
     mapBytes: sum(({ mapBytes }) => mapBytes),
+    mapBytesMax,
     chunks: sum(({ chunks }) => chunks),
     blocks: sum(({ blocks }) => blocks),
   }
 }
 
-function statsText({ maps, good, mapBytes, chunks, blocks }: Stats): string {
-  return `${maps} maps of ${bytesText(mapBytes)}, ${good} of images as they are; ${chunks} chunks, ${blocks} blocks of 4 KiB`
+function statsText(stats: Stats): string {
+  const { maps, good, away, forgotten, mapBytes, mapBytesMax, chunks, blocks } = stats
+  const room = `${bytesText(mapBytes)} (at most ${bytesText(mapBytesMax)})`
+  const text = `${maps} maps of ${room}, ${good} of images as they are; ${chunks} chunks, ${blocks} blocks of 4 KiB`
+  const notes = [
+    ...(away > 0 ? [`${away} of images that are not there now`] : []),
+    ...(forgotten > 0
+      ? [`${forgotten} images here have no map any more: limits.catalogGiB, limits.catalogDays`]
+      : []),
+  ]
+  return [text, ...notes].join('\n')
 }
 
 function listText(maps: readonly FolderMap[]): string {
   if (maps.length === 0) return 'no image is known yet'
-  const rows = maps.map(({ path, place, size, chunks, blocks, mapBytes, state, problem }) => [
+  const rows = maps.map(({ path, place, size, chunks, blocks, mapBytes, state, problem, keptUntil }) => [
     plainText(path === '' ? place : path),
     bytesText(size),
     String(chunks),
     String(blocks),
     bytesText(mapBytes),
-    plainText(problem ?? STATES[state]),
+    plainText(problem ?? stateText(state, keptUntil)),
   ])
   return tableText(['image', 'size', 'chunks', 'blocks', 'map', ''], rows)
+}
+
+function stateText(state: FolderMap['state'], keptUntil: number | null): string {
+  const text = STATES[state]
+  return keptUntil === null ? text : `${text}; kept until ${new Date(keptUntil).toISOString().slice(0, 10)}`
 }

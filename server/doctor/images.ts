@@ -1,7 +1,9 @@
 /** The directories of images and the state: there, root's, and with room. */
 import { stat, statfs } from 'node:fs/promises'
 import { dirname } from 'node:path'
+import type { Config } from '../../config/schema.ts'
 import { isBelowDev } from '../../lib/catalog/image-files.ts'
+import { MapFolder } from '../../lib/catalog/map-folder.ts'
 import { DOCTOR_FREE_BYTES_MIN } from '../../lib/core/limits.ts'
 import { bytesText } from '../cli/format.ts'
 import { type Finding, quoted } from './finding.ts'
@@ -32,6 +34,7 @@ export async function checkImages(place: Place): Promise<Finding[]> {
     if (!isBelowDev(directory))
       findings.push(...(await spaceFindings('space-images', directory, 'a guest that comes finds no room')))
   }
+  findings.push(...(await awayFindings(config)))
   findings.push(
     ...(await spaceFindings(
       'space-state',
@@ -40,6 +43,18 @@ export async function checkImages(place: Place): Promise<Finding[]> {
     )),
   )
   return findings
+}
+
+/** A mount point without its file system is a directory like any other; maps say that images lay there on another one. */
+async function awayFindings(config: Config): Promise<Finding[]> {
+  const away = await new MapFolder(config).away()
+  return away.map(({ directory, images }) => ({
+    id: 'images-away',
+    level: 'warning',
+    what: `${directory}: ${images} image(s) that swamd knew there are on a file system that is not mounted there now`,
+    why: 'nothing of them is found, and the disks of guests that come are made on the file system that is there now',
+    mend: 'mount -a',
+  }))
 }
 
 /** Whether root alone chooses what lies there: of it and its parents. */

@@ -207,6 +207,26 @@ sed -i 's|^images = .*|images = ["/srv/open", "/srv/none", "/srv/small"]|; s|^st
       after: () => hosta.shell('umount /srv/small; cp /run/swam.toml.kept /etc/swam/swam.toml'),
     },
     {
+      ids: ['images-away'],
+      provoke: async () => {
+        await hosta.shell(`mkdir -p /srv/store /srv/away
+mount -t tmpfs -o size=64M store /srv/store
+mount --bind /srv/store /srv/away
+cp /etc/swam/swam.toml /run/swam.toml.kept
+sed -i 's|^images = .*|images = ["/srv/away"]|' /etc/swam/swam.toml
+head -c 2M /dev/urandom >/srv/away/a.img`)
+        await restart()
+        assert.equal((await hosta.swam('catalog', 'add', '/srv/away/a.img')).code, 0)
+        await hosta.shell('umount /srv/away')
+      },
+      // It stands in no fstab here.
+      instead: { 'images-away': 'mount --bind /srv/store /srv/away' },
+      after: async () => {
+        await hosta.shell('umount /srv/away /srv/store; cp /run/swam.toml.kept /etc/swam/swam.toml')
+        await restart()
+      },
+    },
+    {
       ids: ['images-outside', 'images-volume'],
       provoke: async () => {
         await hosta.shell(`mkdir -p /srv/vms /srv/open

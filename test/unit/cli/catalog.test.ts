@@ -1,6 +1,7 @@
 /** `swam catalog`, by the command, on maps of real files: made, listed, compared, spoilt, taken away. */
 import assert from 'node:assert/strict'
 import {
+  appendFileSync,
   chownSync,
   lstatSync,
   mkdirSync,
@@ -17,7 +18,7 @@ import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { Readable } from 'node:stream'
 import { type TestContext, test } from 'node:test'
-import { ImageSource } from '../../../lib/catalog/image-files.ts'
+import { type ImageIdentity, ImageSource } from '../../../lib/catalog/image-files.ts'
 import { mapPath } from '../../../lib/catalog/image-map-format.ts'
 import { ImageMapWriter } from '../../../lib/catalog/image-map-writer.ts'
 import { MIB } from '../../../lib/core/units.ts'
@@ -27,6 +28,8 @@ import { patchyBytes } from '../chunk/samples.ts'
 
 interface Host {
   readonly catalog: string
+  /** More of it. */
+  readonly config: (text: string) => void
   readonly image: (name: string, seed: number) => string
   readonly swam: (...words: string[]) => Promise<{ code: number; out: string; err: string }>
 }
@@ -41,6 +44,7 @@ function host(context: TestContext): Host {
   )
   return {
     catalog: join(folder, 'state', 'catalog'),
+    config: (text) => appendFileSync(config, text),
     image: (name, seed) => {
       const path = join(folder, name)
       writeFileSync(path, patchyBytes(3 * MIB, seed))
@@ -63,12 +67,17 @@ function host(context: TestContext): Host {
   }
 }
 
+async function identityOf(path: string): Promise<ImageIdentity> {
+  await using source = await ImageSource.open(path)
+  return source.identity
+}
+
 const json = (text: string): Record<string, unknown> => JSON.parse(text) as Record<string, unknown>
 
 test('nothing is known yet', async (context) => {
   const { swam } = host(context)
   assert.deepEqual(await swam('list'), { code: 0, out: 'no image is known yet\n', err: '' })
-  assert.match((await swam('stats')).out, /^0 maps of 0 B, 0 of images as they are/)
+  assert.match((await swam('stats')).out, /^0 maps of 0 B \(at most 32\.0 GiB\), 0 of images as they are/)
   assert.deepEqual(await swam('verify'), { code: 0, out: '0 maps checked, 0 are not exact\n', err: '' })
 })
 
@@ -172,6 +181,74 @@ test('the map of what swamd has as a qcow2 is not made by root, who reads raw im
   assert.deepEqual([verified['checked'], verified['left']], [[], [path]])
 })
 
+test('of an image whose file system is not there it says so, and until when its map is kept', async (context) => {
+  const { swam, image, catalog } = host(context)
+  mkdirSync(dirname(catalog))
+  const path = image('g.raw', 13)
+  const disk = { format: 'raw', bytes: 3 * MIB } as const
+  const identity = await identityOf(path)
+  // On another device than the directory is now, and gone from there.
+  new ImageMapWriter(catalog, path, { ...identity, dev: identity.dev + 1n }, { disk }).finish()
+  rmSync(path)
+  const day = 86_400_000
+  const seenAt = Date.now() - 10 * day
+  const place = mapPath(catalog, path)
+  utimesSync(place, seenAt / 1000 - 3600, seenAt / 1000 - 3600)
+  const seen = `${identity.dev + 1n} ${identity.ino} ${seenAt} ${seenAt - 20 * day} 300`
+  writeFileSync(join(catalog, 'seen'), `${mapPath('', path).slice(0, 32)} ${seen}\n`)
+  const [map] = json((await swam('--json', 'list')).out)['maps'] as Record<string, unknown>[]
+  assert.deepEqual(
+    [map?.['path'], map?.['state'], map?.['usedAt'], map?.['keptUntil']],
+    [path, 'away', Math.round(statSync(place).mtimeMs), seenAt + 400 * day],
+  )
+  const until = new Date(seenAt + 400 * day).toISOString().slice(0, 10)
+  assert.match(
+    (await swam('list')).out,
+    new RegExp(`g\\.raw .*the image is not there now; kept until ${until}\n`),
+  )
+  assert.match(
+    (await swam('stats')).out,
+    /^1 maps of .*, 0 of images as they are; .*\n1 of images that are not there now\n$/,
+  )
+  const verified = await swam('verify')
+  assert.equal(verified.code, EXIT.done)
+  assert.equal(
+    verified.out,
+    '0 maps checked, 0 are not exact\n1 of images that are not there now cannot be held against them\n',
+  )
+  assert.deepEqual(json((await swam('--json', 'verify')).out)['away'], [path])
+  // Without what is remembered it is as if it were seen last today.
+  rmSync(join(catalog, 'seen'))
+  const [again] = json((await swam('--json', 'list')).out)['maps'] as Record<string, unknown>[]
+  assert.equal(again?.['state'], 'away')
+  assert.ok(Math.abs((again?.['keptUntil'] as number) - Date.now() - 400 * day) < day)
+})
+
+test('images here whose maps were taken away by age or size are counted; with catalogGiB = 0 none is made', async (context) => {
+  const { swam, image, catalog, config } = host(context)
+  mkdirSync(dirname(catalog))
+  const [path, other] = [image('g.raw', 13), image('h.raw', 14)]
+  assert.equal((await swam('add', path)).code, 0)
+  assert.equal((await swam('add', other)).code, 0)
+  const { dev, ino } = await identityOf(path)
+  const line = (one: string, inode: bigint): string =>
+    `${mapPath('', one).slice(0, 32)} ${dev} ${inode} ${Date.now()} 1 300\n`
+  const lines = [line(path, ino), line(other, (await identityOf(other)).ino), line('/gone', 5n)]
+  writeFileSync(join(catalog, 'seen'), lines.join(''))
+  assert.equal(json((await swam('--json', 'stats')).out)['forgotten'], 0)
+  rmSync(mapPath(catalog, path))
+  const stats = json((await swam('--json', 'stats')).out)
+  assert.deepEqual([stats['forgotten'], stats['away'], stats['mapBytesMax']], [1, 0, 32 * 1024 * MIB])
+  assert.match(
+    (await swam('stats')).out,
+    /\n1 images here have no map any more: limits\.catalogGiB, limits\.catalogDays\n$/,
+  )
+  config('[limits]\ncatalogGiB = 0\n')
+  const { code, err } = await swam('add', path)
+  assert.equal(code, EXIT.failed)
+  assert.match(err, /g\.raw: limits\.catalogGiB is 0, so no map is kept\n$/)
+})
+
 test('without the words that are needed, or with a config that is none: the codes of all commands', async (context) => {
   const { swam } = host(context)
   for (const words of [['add'], ['remove'], ['nothing'], []]) {
@@ -202,6 +279,7 @@ test('root follows no link that the daemon lays into its folder, and opens no fi
   // Whatever stands where the map shall lie, and where it is written.
   symlinkSync(file, mapPath(catalog, path))
   symlinkSync(file, `${mapPath(catalog, path)}.new`)
+  symlinkSync(file, join(catalog, 'seen'))
   chownSync(dirname(catalog), 1234, 1235)
   assert.equal((await swam('add', path)).code, 0)
   assert.equal(readFileSync(file, 'utf8'), 'secret')

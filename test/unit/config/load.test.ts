@@ -49,7 +49,16 @@ test('a small config gets every default', async () => {
     hookDeadlineMs: 20000,
     flushDeadlineMs: 2000,
     linkDeadlineMs: 20000,
-    limits: { wanMbit: 0, windowMiB: 256, indexMiB: 256, scanMiBps: 64, salvageGiB: 256, salvageDays: 7 },
+    limits: {
+      wanMbit: 0,
+      windowMiB: 256,
+      indexMiB: 256,
+      scanMiBps: 64,
+      salvageGiB: 256,
+      salvageDays: 7,
+      catalogGiB: 32,
+      catalogDays: 400,
+    },
     status: { listen: 'unix:/run/swam/status.sock' },
     peers: [
       {

@@ -158,6 +158,8 @@ export async function hosts(context: TestContext, options: HostsOptions): Promis
         scanMiBps: 0,
         salvageGiB: 0,
         salvageDays: 7,
+        catalogGiB: 32,
+        catalogDays: 400,
       },
     },
     libvirt,
