@@ -17,7 +17,7 @@ import type { ChunkRecord } from './sender-parts.ts'
 /** A frame of about 100 KiB compressed: acknowledged often enough for the pacing. */
 export const LITERAL_TARGET_BYTES: number = 192 * KIB
 /** What a fast link takes in so long is one literal: each costs turns of the event loop and of libuv's threads. */
-const LITERAL_TARGET_MS = 4
+const LITERAL_SECONDS = 0.004
 const LITERAL_FAST_BYTES = 768 * KIB
 const FINAL_STREAMS: readonly LiteralCodec[] = ['final']
 const BULK_STREAMS: readonly LiteralCodec[] = ['bulk', 'bulk2']
@@ -161,7 +161,7 @@ class SpareBuffers {
 }
 
 function targetBytes(rateBytesPerSecond: number): number {
-  const inTime = (rateBytesPerSecond * LITERAL_TARGET_MS) / 1000
+  const inTime = rateBytesPerSecond * LITERAL_SECONDS
   return Math.min(LITERAL_FAST_BYTES, Math.max(LITERAL_TARGET_BYTES, inTime))
 }
 
