@@ -171,7 +171,11 @@ test('what reads a qcow2 for the daemon keeps the right to open images, and not 
     const caps = '+net_admin,+dac_read_search'
     const as = ['--reuid=65534', '--clear-groups', `--inh-caps=${caps}`, `--ambient-caps=${caps}`]
     const words = [...as, process.execPath, '--input-type=module', '-e', script]
-    const found = JSON.parse(await succeed('setpriv', words)) as {
+    const temporary = join(folder, 'tmp')
+    await mkdir(temporary)
+    await chmod(temporary, 0o777)
+    const printed = await succeed('env', [`TMPDIR=${temporary}`, 'setpriv', ...words])
+    const found = JSON.parse(printed) as {
       readonly size: number
       readonly own: readonly string[]
       readonly exporter: readonly string[]
