@@ -6,7 +6,13 @@ import type { BlockDevice } from '../../../lib/block/device.ts'
 import { FaultyDevice } from '../../../lib/block/faulty.ts'
 import { MemoryDevice } from '../../../lib/block/memory.ts'
 import { LostError, ProtocolError } from '../../../lib/core/errors.ts'
-import { LOOP_TURN_MS, NBD_PAYLOAD_BYTES_MAX } from '../../../lib/core/limits.ts'
+import {
+  LOOP_TURN_MS,
+  NBD_IN_FLIGHT_BYTES_MAX,
+  NBD_PAYLOAD_BYTES_MAX,
+  NBD_REPLY_EXTENTS_MAX,
+  NBD_REQUESTS_MAX,
+} from '../../../lib/core/limits.ts'
 import * as nbd from '../../../lib/nbd/protocol/constants.ts'
 import { encodeRequestHeader } from '../../../lib/nbd/protocol/encode.ts'
 import { encodeClientFlags, encodeOption } from '../../../lib/nbd/protocol/handshake.ts'
@@ -154,6 +160,17 @@ describe('server, options', () => {
       [nbd.NBD_REP_INFO, '\0\x02of a test'],
       [nbd.NBD_REP_ACK, ''],
     ])
+  })
+
+  test('a device that takes more at once than the protocol promises is offered with what this server holds', async () => {
+    const blockSizes = { minimum: 1, preferred: 4096, maximum: 2 * NBD_PAYLOAD_BYTES_MAX }
+    const talking = talk(new MemoryDevice({ size: MIB, blockSizes }))
+    await greet(talking.peer)
+    const infos = [nbd.NBD_INFO_BLOCK_SIZE]
+    const [, sizes] = await option(talking.peer, nbd.NBD_OPT_INFO, encodeInfoRequest({ name: 'disk', infos }))
+    assert.deepEqual(sizes?.data, hex('0003 00000001 00001000 02000000'))
+    talking.peer.send(encodeOption(nbd.NBD_OPT_ABORT))
+    await talking.served
   })
 
   test('INFO and GO of what is not there, or garbled', async () => {
@@ -406,6 +423,38 @@ describe('server, requests', () => {
     await leave(talking)
   })
 
+  for (const { name, bytes, most } of [
+    { name: 'requests', bytes: 100, most: NBD_REQUESTS_MAX },
+    { name: 'bytes', bytes: MIB, most: NBD_IN_FLIGHT_BYTES_MAX / MIB },
+  ]) {
+    test(`no more ${name} are taken than a server takes that was told nothing`, async () => {
+      const gates: (() => void)[] = []
+      class Slow extends MemoryDevice {
+        override write(): Promise<void> {
+          return new Promise((resolve) => gates.push(resolve))
+        }
+      }
+      const talking = await go(new Slow({ size: MIB }))
+      const count = most + 10
+      for (let index = 0; index < count; index++) {
+        talking.peer.send(request(nbd.NBD_CMD_WRITE, BigInt(index), 0, bytes), Buffer.alloc(bytes))
+      }
+      const settled = async (): Promise<void> => {
+        for (let seen = -1; seen !== gates.length; ) {
+          seen = gates.length
+          for (let turns = 0; turns < 50; turns++) await new Promise((resolve) => setImmediate(resolve))
+        }
+      }
+      await settled()
+      assert.equal(gates.length, most)
+      for (const gate of gates.splice(0)) gate()
+      await settled()
+      for (const gate of gates) gate()
+      for (let replies = 0; replies < count; replies++) await simpleReply(talking.peer)
+      await leave(talking)
+    })
+  }
+
   test('a client that does not read its replies is not read from for ever', async () => {
     const device = new FaultyDevice(new MemoryDevice({ size: MIB }), [])
     const talking = await go(device, { inFlightBytesMax: 2 * MIB })
@@ -451,6 +500,28 @@ describe('server, requests', () => {
       await peer.read(32),
       hex('668e33ef 0001 0005 0000000000000002 0000000c 00000001 000000c8 00000003'),
     )
+    await leave(talking)
+  })
+
+  test('a reply to BLOCK_STATUS has so many extents at most; the client asks again for the rest', async () => {
+    class Crumbs extends MemoryDevice {
+      override async blockStatus(): Promise<{ length: number; hole: boolean; zero: boolean }[]> {
+        return Array.from({ length: 2 * NBD_REPLY_EXTENTS_MAX }, (_, at) => {
+          return { length: 1, hole: at % 2 === 0, zero: at % 2 === 0 }
+        })
+      }
+    }
+    const talking = talk(new Crumbs({ size: MIB }))
+    const { peer } = talking
+    await greet(peer)
+    await option(peer, nbd.NBD_OPT_STRUCTURED_REPLY)
+    const query = encodeMetaRequest({ name: 'disk', queries: ['base:allocation'] })
+    await option(peer, nbd.NBD_OPT_SET_META_CONTEXT, query)
+    await option(peer, nbd.NBD_OPT_GO, GO)
+    peer.send(request(nbd.NBD_CMD_BLOCK_STATUS, 1n, 0, MIB))
+    const length = (await peer.read(20)).readUInt32BE(16)
+    assert.equal(length, 4 + 8 * NBD_REPLY_EXTENTS_MAX)
+    await peer.read(length)
     await leave(talking)
   })
 
