@@ -51,12 +51,15 @@ set --
 while [ $# -lt ${bytes / 65_536} ]; do set -- "$@" "$word"; done
 exec sh -c 'echo up; read line' qemu "$@" -uuid ${UUID}`
     const child = spawn('sh', ['-c', script], { stdio: ['pipe', 'pipe', 'inherit'] })
-    await once(child.stdout, 'data')
-    writeFileSync(join(directory, 'vm.pid'), `${child.pid}\n`)
-    assert.deepEqual([...(await runningUuids(directory))], found ? [UUID] : [])
-    if (found) assert.equal(await qemuPid('vm', UUID, directory), child.pid)
-    else await assert.rejects(qemuPid('vm', UUID, directory), /is not the QEMU of/)
-    child.stdin.end('\n')
-    await once(child, 'close')
+    try {
+      await once(child.stdout, 'data')
+      writeFileSync(join(directory, 'vm.pid'), `${child.pid}\n`)
+      assert.deepEqual([...(await runningUuids(directory))], found ? [UUID] : [])
+      if (found) assert.equal(await qemuPid('vm', UUID, directory), child.pid)
+      else await assert.rejects(qemuPid('vm', UUID, directory), /is not the QEMU of/)
+    } finally {
+      child.stdin.end('\n')
+      await once(child, 'close')
+    }
   }
 })

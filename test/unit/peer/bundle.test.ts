@@ -286,7 +286,8 @@ test('what is not acknowledged has a bound in frames; control frames pass it, bu
   const out = { bulk: 0, control: 0 }
   const decoder = new FrameDecoder()
   ends[0]!.on('data', (bytes: Buffer) => {
-    for (const { cls } of decoder.push(bytes)) out[cls === FRAME_CONTROL ? 'control' : 'bulk']++
+    for (const { type, cls } of decoder.push(bytes))
+      if (type === 16) out[cls === FRAME_CONTROL ? 'control' : 'bulk']++
   })
   const send = async (count: number, cls: typeof FRAME_BULK | typeof FRAME_CONTROL): Promise<void> => {
     for (let at = 0; at < count; at++) void bundle.send(16, [], cls).catch(() => undefined)
