@@ -3,8 +3,9 @@
  * one that says too much, one whose connection breaks while it lives on. Nobody waits for them for ever, or keeps all they say.
  */
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
 import { mkdir, mkdtemp, open, rm, writeFile } from 'node:fs/promises'
-import { createServer, type Server, type Socket } from 'node:net'
+import { createServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
@@ -61,17 +62,19 @@ async function exporter(context: TestContext, serve: (socket: Socket) => void) {
   const script = `for word; do case $word in --socket=*) ln -s "$(dirname "$0")/../ours" "\${word#--socket=}";; esac; done
 exec sleep 60`
   const place = await rig(context, 'qemu-nbd', script)
-  const server = await listening(join(place.folder, 'ours'), serve)
-  context.after(() => new Promise((resolve) => server.close(resolve)))
-  return place
-}
-
-function listening(path: string, serve: (socket: Socket) => void): Promise<Server> {
+  const sockets: Socket[] = []
   const server = createServer((socket) => {
+    sockets.push(socket)
     socket.on('error', () => undefined)
     serve(socket)
   })
-  return new Promise((resolve) => server.listen({ path }, () => resolve(server)))
+  server.listen({ path: join(place.folder, 'ours') })
+  await once(server, 'listening')
+  context.after(() => {
+    server.close()
+    for (const socket of sockets) socket.destroy()
+  })
+  return { ...place, sockets }
 }
 
 function exported(image: string, options: { startMs?: number; endMs?: number }): Promise<Qcow2Export> {
@@ -105,9 +108,7 @@ test('qemu-nbd: of what it says without end the first words are kept', async (co
 test('qemu-nbd: one that lives on without its connection is waited for a moment only', {
   timeout: 20_000,
 }, async (context) => {
-  const sockets: Socket[] = []
-  const { image } = await exporter(context, (socket) => {
-    sockets.push(socket)
+  const { image, sockets } = await exporter(context, (socket) => {
     const exports = { list: async () => [''], open: async () => new MemoryDevice({ size: MIB }) }
     serveNbd(socket, { exports }).catch(() => undefined)
   })

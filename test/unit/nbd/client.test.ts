@@ -372,7 +372,9 @@ describe('client, requests', () => {
     assert.deepEqual(await reading, Buffer.concat([Buffer.alloc(6144, 1), Buffer.alloc(6144, 2)]))
   })
 
-  test('zeroes, trims and questions about more than fits a request are asked in parts', async () => {
+  test('zeroes, trims and questions about more than fits a request are asked in parts', {
+    timeout: 20_000,
+  }, async () => {
     const size = 4 * NBD_RANGE_BYTES_MAX
     const { peer, device } = await connected({ size })
     const length = 2 * NBD_RANGE_BYTES_MAX + 512
@@ -536,7 +538,7 @@ describe('client, requests', () => {
     ],
   ]
   for (const [name, work, spoil, message] of hostile) {
-    test(`${name}: all in flight fail, and all that come after`, async () => {
+    test(`${name}: all in flight fail, and all that come after`, { timeout: 20_000 }, async () => {
       const { peer, device } = await connected()
       const spoiled = work(device)
       const asked = await readRequest(peer)
