@@ -165,8 +165,12 @@ export class TargetSide {
     return this.#site.config.strict ? { action: 'refuse', create: [], message } : { ...NOTHING, message }
   }
 
-  async #migrateBegin(domain: Domain): Promise<HookAnswer> {
+  #requireRoom(): void {
     if (this.#incoming.size >= MIGRATIONS_MAX) throw new RefusedError('too many migrations are under way')
+  }
+
+  async #migrateBegin(domain: Domain): Promise<HookAnswer> {
+    this.#requireRoom()
     const located = await this.#locate(domain.uuid)
     if (typeof located === 'string') {
       const asked = located.slice(0, 1000) || 'none'
@@ -176,6 +180,8 @@ export class TargetSide {
     }
     const arrivals = (await this.#isShared(domain)) ? this.#arrivals : new Arrivals(this.#site.clock)
     await this.#incoming.get(domain.name)?.abort('the guest is announced anew')
+    // Others may have begun meanwhile.
+    this.#requireRoom()
     const { peer, source, claims } = located
     const id = randomUUID()
     const since = Date.now()

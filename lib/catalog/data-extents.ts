@@ -27,11 +27,15 @@ const HOLE_BYTES_MIN = 64 * MIB
 const GAP_BYTES_MIN = MIB
 
 /** The parts of the image that may hold data: block-aligned, in order, with holes of 1 MiB and more between them. */
-export async function dataExtents(source: MappedFile, signal?: AbortSignal): Promise<DataExtent[]> {
+export async function dataExtents(
+  source: MappedFile,
+  signal?: AbortSignal,
+  deadlineMs: number = IMAGE_MAP_DEADLINE_MS,
+): Promise<DataExtent[]> {
   const { size } = source
   const all = size > 0 ? [{ offset: 0, end: size }] : []
   if (size - source.allocatedBytes < HOLE_BYTES_MIN) return all
-  const output = await runQemuImgMap(source.fd, signal)
+  const output = await runQemuImgMap(source.fd, deadlineMs, signal)
   return (output === undefined ? undefined : parseMap(output, size)) ?? all
 }
 
@@ -79,12 +83,16 @@ export class MapBuilder {
   }
 }
 
-function runQemuImgMap(fd: number, signal: AbortSignal | undefined): Promise<string | undefined> {
+function runQemuImgMap(
+  fd: number,
+  deadlineMs: number,
+  signal: AbortSignal | undefined,
+): Promise<string | undefined> {
   const options = 'driver=raw,file.driver=file,file.locking=off,file.filename=/dev/fd/3'
   return new Promise((resolve) => {
     const child = spawn('qemu-img', ['map', '--output=json', '--image-opts', options], {
       stdio: ['ignore', 'pipe', 'ignore', fd],
-      timeout: IMAGE_MAP_DEADLINE_MS,
+      timeout: deadlineMs,
       killSignal: 'SIGKILL',
       ...(signal === undefined ? {} : { signal }),
     })

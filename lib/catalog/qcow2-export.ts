@@ -43,7 +43,7 @@ class Exporter {
     })
     this.#child = child
     child.stderr!.on('data', (piece: Buffer) => {
-      if (this.#stderr.length < COMMAND_STDERR_BYTES_MAX) this.#stderr += piece.toString('utf8')
+      this.#stderr += piece.toString('utf8', 0, COMMAND_STDERR_BYTES_MAX - this.#stderr.length)
     })
     this.gone = new Promise((resolve) => {
       const end = (text: string): void => {
@@ -68,26 +68,34 @@ class Exporter {
   }
 }
 
+export interface Qcow2ExportOptions {
+  readonly signal?: AbortSignal
+  /** Hears of an export that ends before it is closed: what reads it then finds nothing, and must not be believed. */
+  readonly onLost: (error: Error) => void
+  /** From the start of QEMU's process to its socket, and from there to its greeting. */
+  readonly startMs?: number
+  /** How long its end is waited for, for the reason, when its connection broke. */
+  readonly endMs?: number
+}
+
 export class Qcow2Export implements ExtentSource {
   readonly path: string
   readonly #device: BlockDevice
   readonly #files: readonly ImageSource[]
   readonly #exporter: Exporter
+  readonly #endMs: number
   #closed: Promise<void> | undefined
 
-  /**
-   * Rejects as `openChain` does, or with a RefusedError if QEMU cannot export the image. `onLost` hears of an export that ends
-   * before it is closed: what reads it then finds nothing, and must not be believed.
-   */
+  /** Rejects as `openChain` does, or with a RefusedError if QEMU cannot export the image. */
   static async open<Name extends ChainFile>(
     name: Name,
     rules: ChainRules<Name>,
-    options: { readonly signal?: AbortSignal; readonly onLost: (error: Error) => void },
+    options: Qcow2ExportOptions,
   ): Promise<Qcow2Export> {
     const chain = await openChain(name, rules, options.signal)
     try {
-      const { exporter, device } = await exportChain(name.path, chain, options.signal)
-      const source = new Qcow2Export(name.path, chain.files, exporter, device)
+      const { exporter, device } = await exportChain(name.path, chain, options)
+      const source = new Qcow2Export(name.path, chain.files, exporter, device, options.endMs ?? EXPORT_END_MS)
       void exporter.gone.then(() => {
         if (source.#closed === undefined) {
           options.onLost(new RefusedError(`${name.path}: its export by qemu-nbd ended: ${exporter.reason}`))
@@ -100,11 +108,18 @@ export class Qcow2Export implements ExtentSource {
     }
   }
 
-  private constructor(path: string, files: readonly ImageSource[], exporter: Exporter, device: BlockDevice) {
+  private constructor(
+    path: string,
+    files: readonly ImageSource[],
+    exporter: Exporter,
+    device: BlockDevice,
+    endMs: number,
+  ) {
     this.path = path
     this.#files = files
     this.#exporter = exporter
     this.#device = device
+    this.#endMs = endMs
   }
 
   get size(): number {
@@ -150,7 +165,7 @@ export class Qcow2Export implements ExtentSource {
     try {
       return await answer
     } catch (error) {
-      if (error instanceof LostError) await Promise.race([this.#exporter.gone, sleep(EXPORT_END_MS)])
+      if (error instanceof LostError) await Promise.race([this.#exporter.gone, sleep(this.#endMs)])
       const reason = this.#exporter.ended ? `qemu-nbd ended: ${this.#exporter.reason}` : errorText(error)
       throw new RefusedError(`${this.path}: ${what}: ${reason}`, { cause: error })
     }
@@ -174,7 +189,7 @@ export class Qcow2Export implements ExtentSource {
 async function exportChain(
   path: string,
   chain: BackingChain,
-  signal: AbortSignal | undefined,
+  { signal, startMs = EXPORT_START_MS }: Qcow2ExportOptions,
 ): Promise<{ exporter: Exporter; device: BlockDevice }> {
   const folder = await mkdtemp(join(tmpdir(), 'swam-export-'))
   const socket = join(folder, 'nbd')
@@ -184,8 +199,8 @@ async function exportChain(
       exportCommand(socket, chain),
       chain.files.map(({ fd }) => fd),
     )
-    const connection = await dial(path, socket, exporter, signal)
-    return { exporter, device: await greeted(path, connection, signal) }
+    const connection = await dial(path, socket, exporter, startMs, signal)
+    return { exporter, device: await greeted(path, connection, startMs, signal) }
   } catch (error) {
     await exporter?.end()
     signal?.throwIfAborted()
@@ -201,11 +216,12 @@ async function exportChain(
 async function greeted(
   path: string,
   connection: Socket,
+  startMs: number,
   signal: AbortSignal | undefined,
 ): Promise<BlockDevice> {
-  const late = new RefusedError(`${path}: qemu-nbd does not answer within ${EXPORT_START_MS} ms`)
+  const late = new RefusedError(`${path}: qemu-nbd does not answer within ${startMs} ms`)
   const end = (): void => void connection.destroy(late)
-  const timer = setTimeout(end, EXPORT_START_MS)
+  const timer = setTimeout(end, startMs)
   signal?.addEventListener('abort', end, { once: true })
   try {
     const negotiation = await negotiateNbd(connection)
@@ -225,17 +241,16 @@ async function dial(
   path: string,
   socketPath: string,
   exporter: Exporter,
+  startMs: number,
   signal: AbortSignal | undefined,
 ): Promise<Socket> {
-  const deadline = performance.now() + EXPORT_START_MS
+  const deadline = performance.now() + startMs
   for (;;) {
     signal?.throwIfAborted()
     if (exporter.ended)
       throw new RefusedError(`${path}: not readable as a qcow2: qemu-nbd: ${exporter.reason}`)
     if (performance.now() > deadline) {
-      throw new RefusedError(
-        `${path}: qemu-nbd has no socket after ${EXPORT_START_MS} ms: ${exporter.reason}`,
-      )
+      throw new RefusedError(`${path}: qemu-nbd has no socket after ${startMs} ms: ${exporter.reason}`)
     }
     const socket = connect(socketPath)
     try {

@@ -106,8 +106,7 @@ function runAs(
       } else output.push(piece)
     })
     child.stderr.on('data', (piece: Buffer) => {
-      if (stderr.length < COMMAND_STDERR_BYTES_MAX)
-        stderr += piece.toString('utf8', 0, COMMAND_STDERR_BYTES_MAX)
+      stderr += piece.toString('utf8', 0, COMMAND_STDERR_BYTES_MAX - stderr.length)
     })
     child.on('error', (error) => {
       failure ??= new LostError(`${name}: cannot start it: ${error.message}`, { cause: error })

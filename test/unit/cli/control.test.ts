@@ -12,6 +12,7 @@ import {
   RefusedError,
   TimeoutError,
 } from '../../../lib/core/errors.ts'
+import { CONTROL_ANSWER_BYTES_MAX } from '../../../lib/core/limits.ts'
 import { type ControlServer, callControl, serveControl } from '../../../server/control.ts'
 
 let directory: string
@@ -158,6 +159,7 @@ test('the client: nobody there, an answer too large, an answer that is none, a s
     return true
   })
   let reply = ''
+  const whole = (bytes: number): string => `{"version":1,"ok":true,"result":"${'x'.repeat(bytes)}"}\n`
   const fake = createServer((socket) => {
     socket.on('error', () => {})
     socket.once('data', () => socket.end(reply))
@@ -165,7 +167,7 @@ test('the client: nobody there, an answer too large, an answer that is none, a s
   await new Promise<void>((resolve) => fake.listen(path, resolve))
   try {
     for (const { text, type } of [
-      { text: `"${'x'.repeat(100)}"\n`, type: ProtocolError },
+      { text: whole(64), type: ProtocolError },
       { text: 'ssh: hello\n', type: ProtocolError },
       { text: '{"version":9,"ok":true}\n', type: ProtocolError },
       { text: '{"version":1}\n', type: RefusedError },
@@ -175,6 +177,10 @@ test('the client: nobody there, an answer too large, an answer that is none, a s
       reply = text
       await assert.rejects(callControl(path, 'x', null, { answerBytesMax: 64 }), type, text)
     }
+    reply = whole(100)
+    assert.equal(await callControl(path, 'x', null), 'x'.repeat(100))
+    reply = whole(CONTROL_ANSWER_BYTES_MAX)
+    await assert.rejects(callControl(path, 'x', null), /expected at most 16777216 bytes/)
   } finally {
     await new Promise<void>((resolve) => fake.close(() => resolve()))
   }

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict'
 import { after, test } from 'node:test'
 import { LostError, RefusedError, TimeoutError } from '../../../lib/core/errors.ts'
+import { COMMAND_STDERR_BYTES_MAX } from '../../../lib/core/limits.ts'
 import { CommandError, type RunCommand, runCommand } from '../../../lib/host/command.ts'
 import { CommandThread } from '../../../lib/host/command-thread.ts'
 import { parseJobInfo } from '../../../lib/host/libvirt.ts'
@@ -21,6 +22,15 @@ function contract(where: string, run: RunCommand): void {
       return true
     })
     await assert.rejects(run(['sh', '-c', 'kill -9 $$'], limits), /was killed: no message/)
+  })
+
+  test(`${where}: of what a program says without end on standard error the first words are kept`, async () => {
+    const flood = `head -c ${20 * COMMAND_STDERR_BYTES_MAX} /dev/zero | tr '\\0' x >&2; exit 3`
+    await assert.rejects(run(['sh', '-c', flood], limits), (error) => {
+      assert.ok(error instanceof CommandError)
+      assert.equal(error.stderr, 'x'.repeat(COMMAND_STDERR_BYTES_MAX))
+      return true
+    })
   })
 
   test(`${where}: a program that is not there, one that hangs, one that floods, one that is not wanted`, async () => {
@@ -68,7 +78,8 @@ test('on a thread: eight of a program at once, another one is not held up, too m
   const sleepers = Array.from({ length: 264 }, () => commands.run(['sleep', '60'], { ...limits, signal }))
   const outcomes = Promise.allSettled(sleepers)
   assert.equal(commands.running, 8)
-  await assert.rejects(commands.run(['sleep', '60'], limits), /256 programs wait/)
+  const another = { ...limits, signal: AbortSignal.timeout(2000) }
+  await assert.rejects(commands.run(['sleep', '60'], another), /256 programs wait/)
   assert.equal(await commands.run(['echo', 'there'], limits), 'there\n')
   abort.abort()
   for (const outcome of await outcomes) {

@@ -1,12 +1,15 @@
 /** /proc/net/tcp: golden rows, and the real file with sockets that this test opens. */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, rm, truncate, writeFile } from 'node:fs/promises'
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import { RefusedError } from '../../../lib/core/errors.ts'
+import { PROC_NET_BYTES_MAX } from '../../../lib/core/limits.ts'
 import { LoopWatch } from '../../../lib/core/loop-watch.ts'
+import { MIB } from '../../../lib/core/units.ts'
 import { addressDigits, listeningPorts, parseTcpTable, socketOwner } from '../../../lib/host/procnet.ts'
 
 const HEAD =
@@ -126,6 +129,21 @@ test('a table of a hundred thousand sockets does not hold up the event loop', {
     watch.stop()
     const { busyMaxMs } = watch.report()
     assert.ok(busyMaxMs <= 50, `a turn of ${busyMaxMs} ms`)
+  } finally {
+    await rm(directory, { recursive: true })
+  }
+})
+
+test('a table beyond all bounds is refused', async () => {
+  const directory = await mkdtemp(join(tmpdir(), 'swam-procnet-'))
+  try {
+    await mkdir(join(directory, 'net'))
+    await writeFile(join(directory, 'net/tcp'), HEAD)
+    await truncate(join(directory, 'net/tcp'), PROC_NET_BYTES_MAX + 1)
+    const name = { localAddress: '127.0.0.1', localPort: 1, remoteAddress: '10.9.0.2', remotePort: 2 }
+    await assert.rejects(socketOwner(name, directory), RefusedError)
+    await truncate(join(directory, 'net/tcp'), MIB)
+    assert.equal(await socketOwner(name, directory), undefined)
   } finally {
     await rm(directory, { recursive: true })
   }

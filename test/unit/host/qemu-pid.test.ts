@@ -7,6 +7,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { RefusedError } from '../../../lib/core/errors.ts'
+import { COMMAND_LINE_BYTES_MAX } from '../../../lib/core/limits.ts'
+import { MIB } from '../../../lib/core/units.ts'
 import { qemuPid, runningUuids } from '../../../lib/host/qemu-pid.ts'
 
 const UUID = '33333333-3333-4333-8333-333333333333'
@@ -33,4 +35,31 @@ test('guests whose pid file names a process with their uuid run here, and no oth
   assert.equal(await qemuPid('vm', UUID, directory), child.pid)
   await assert.rejects(qemuPid('vm', OTHER, directory), RefusedError)
   await assert.rejects(qemuPid('none', UUID, directory), RefusedError)
+})
+
+test('a command line is searched for the uuid up to a bound', async (context) => {
+  const directory = mkdtempSync(join(tmpdir(), 'swam-pids-'))
+  context.after(() => rmSync(directory, { recursive: true }))
+  for (const [bytes, found] of [
+    [MIB, true],
+    [COMMAND_LINE_BYTES_MAX, false],
+  ] as const) {
+    // The kernel takes a quarter of the stack for one: more than Node may give.
+    const script = `ulimit -s 65536
+word=$(head -c 65535 /dev/zero | tr '\\0' x)
+set --
+while [ $# -lt ${bytes / 65_536} ]; do set -- "$@" "$word"; done
+exec sh -c 'echo up; read line' qemu "$@" -uuid ${UUID}`
+    const child = spawn('sh', ['-c', script], { stdio: ['pipe', 'pipe', 'inherit'] })
+    try {
+      await once(child.stdout, 'data')
+      writeFileSync(join(directory, 'vm.pid'), `${child.pid}\n`)
+      assert.deepEqual([...(await runningUuids(directory))], found ? [UUID] : [])
+      if (found) assert.equal(await qemuPid('vm', UUID, directory), child.pid)
+      else await assert.rejects(qemuPid('vm', UUID, directory), /is not the QEMU of/)
+    } finally {
+      child.stdin.end('\n')
+      await once(child, 'close')
+    }
+  }
 })

@@ -1,15 +1,23 @@
-/** What the server waits for a client that does not choose, and what the client has in flight at a server that is slow. */
+/**
+ * What the server waits for a client that does not choose, what it takes from one at once, and what the client has in flight at a
+ * server that is slow.
+ */
 import assert from 'node:assert/strict'
 import { duplexPair } from 'node:stream'
 import { test } from 'node:test'
 import { MemoryDevice } from '../../../lib/block/memory.ts'
 import { LostError, TimeoutError } from '../../../lib/core/errors.ts'
-import { NBD_CLIENT_IN_FLIGHT_BYTES_MAX, NBD_CLIENT_REQUESTS_MAX } from '../../../lib/core/limits.ts'
+import {
+  NBD_CLIENT_IN_FLIGHT_BYTES_MAX,
+  NBD_CLIENT_REQUESTS_MAX,
+  NBD_IN_FLIGHT_BYTES_MAX,
+  NBD_REQUESTS_MAX,
+} from '../../../lib/core/limits.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { ClientDevice } from '../../../lib/nbd/client-device.ts'
 import * as nbd from '../../../lib/nbd/protocol/constants.ts'
 import { RequestDecoder } from '../../../lib/nbd/protocol/decode.ts'
-import { encodeSimpleReply } from '../../../lib/nbd/protocol/encode.ts'
+import { encodeRequestHeader, encodeSimpleReply } from '../../../lib/nbd/protocol/encode.ts'
 import { encodeClientFlags, encodeOption } from '../../../lib/nbd/protocol/handshake.ts'
 import { encodeInfoRequest } from '../../../lib/nbd/protocol/options.ts'
 import { serveNbd } from '../../../lib/nbd/server.ts'
@@ -121,6 +129,47 @@ function slowDevice(): {
 
 async function settled(): Promise<void> {
   for (let turns = 0; turns < 50; turns++) await new Promise((resolve) => setImmediate(resolve))
+}
+
+for (const { name, bytes, most } of [
+  { name: 'requests', bytes: 100, most: NBD_REQUESTS_MAX },
+  { name: 'bytes', bytes: MIB, most: NBD_IN_FLIGHT_BYTES_MAX / MIB },
+]) {
+  test(`no more ${name} are taken from a client than a server holds that was told nothing`, async () => {
+    const gates: (() => void)[] = []
+    class Slow extends MemoryDevice {
+      override write(): Promise<void> {
+        return new Promise((resolve) => gates.push(resolve))
+      }
+    }
+    const quiet = async (): Promise<void> => {
+      for (let seen = -1; seen !== gates.length; ) {
+        seen = gates.length
+        for (let turns = 0; turns < 50; turns++) await new Promise((resolve) => setImmediate(resolve))
+      }
+    }
+    const [client, server] = duplexPair()
+    client.resume()
+    const exports = { list: async () => ['disk'], open: async () => new Slow({ size: MIB }) }
+    const end = serveNbd(server, { exports })
+    const go = encodeOption(nbd.NBD_OPT_GO, encodeInfoRequest({ name: 'disk', infos: [] }))
+    client.write(Buffer.concat([encodeClientFlags(3), go]))
+    await quiet()
+    const ask = (command: number, cookie: number, length: number): Buffer =>
+      encodeRequestHeader({ command, flags: 0, cookie: BigInt(cookie), offset: 0, length })
+    for (let at = 0; at < most + 10; at++) {
+      client.write(ask(nbd.NBD_CMD_WRITE, at, bytes))
+      client.write(Buffer.alloc(bytes))
+    }
+    await quiet()
+    assert.equal(gates.length, most)
+    for (const gate of gates.splice(0)) gate()
+    await quiet()
+    assert.equal(gates.length, 10)
+    for (const gate of gates) gate()
+    client.write(ask(nbd.NBD_CMD_DISC, 0, 0))
+    await end
+  })
 }
 
 test('at most so many requests are in flight; the rest leaves in its order as answers come', async () => {

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import type { BlockDevice } from '../../../lib/block/device.ts'
 import { LostError, ProtocolError, RefusedError } from '../../../lib/core/errors.ts'
-import { NBD_EXPORTS_MAX } from '../../../lib/core/limits.ts'
+import { NBD_EXPORTS_MAX, NBD_OPTIONS_MAX, NBD_RANGE_BYTES_MAX } from '../../../lib/core/limits.ts'
 import { type NbdNegotiation, negotiateNbd } from '../../../lib/nbd/client.ts'
 import * as nbd from '../../../lib/nbd/protocol/constants.ts'
 import {
@@ -58,19 +58,20 @@ async function greeted(structured = true): Promise<{ peer: RawPeer; negotiation:
 interface Setting {
   readonly structured?: boolean
   readonly flags?: number
+  readonly size?: number
   readonly sizes?: { minimum: number; preferred: number; maximum: number }
 }
 
 /** A connection in the transmission phase; base:allocation has the id 7. */
 async function connected(setting: Setting = {}): Promise<{ peer: RawPeer; device: BlockDevice }> {
-  const { structured = true, flags = ALL_FLAGS, sizes } = setting
+  const { structured = true, flags = ALL_FLAGS, size = SIZE, sizes } = setting
   const { peer, negotiation } = await greeted(structured)
   const going = negotiation.go('disk')
   if (structured) {
     const context = encodeMetaReply(7, 'base:allocation')
     await answer(peer, nbd.NBD_OPT_SET_META_CONTEXT, [nbd.NBD_REP_META_CONTEXT, context], [ACK])
   }
-  const infos: (readonly [number, Buffer])[] = [[nbd.NBD_REP_INFO, encodeExportInfo(SIZE, flags)]]
+  const infos: (readonly [number, Buffer])[] = [[nbd.NBD_REP_INFO, encodeExportInfo(size, flags)]]
   if (sizes !== undefined) infos.push([nbd.NBD_REP_INFO, encodeBlockSizeInfo(sizes)])
   await answer(peer, nbd.NBD_OPT_GO, ...infos, [ACK])
   return { peer, device: await going }
@@ -161,6 +162,14 @@ describe('client, handshake', () => {
     const more = negotiation.list()
     await answer(peer, nbd.NBD_OPT_LIST, ...names(NBD_EXPORTS_MAX + 1), [ACK])
     await assert.rejects(more, /more than 10000 exports/)
+  })
+
+  test('a server that describes an export without end is a breach', async () => {
+    const { peer, negotiation } = await greeted(false)
+    const going = negotiation.go('disk')
+    const info = [nbd.NBD_REP_INFO, encodeExportInfo(SIZE, ALL_FLAGS)] as const
+    await answer(peer, nbd.NBD_OPT_GO, ...Array.from({ length: NBD_OPTIONS_MAX }, () => info), [ACK])
+    await assert.rejects(going, /more than 1024 replies/)
   })
 
   test('a server without GO is asked with EXPORT_NAME', async () => {
@@ -363,6 +372,33 @@ describe('client, requests', () => {
     assert.deepEqual(await reading, Buffer.concat([Buffer.alloc(6144, 1), Buffer.alloc(6144, 2)]))
   })
 
+  test('zeroes, trims and questions about more than fits a request are asked in parts', {
+    timeout: 20_000,
+  }, async () => {
+    const size = 4 * NBD_RANGE_BYTES_MAX
+    const { peer, device } = await connected({ size })
+    const length = 2 * NBD_RANGE_BYTES_MAX + 512
+    for (const work of [() => device.writeZeroes(0, length), () => device.trim(0, length)]) {
+      const working = work()
+      const asked = [await readRequest(peer), await readRequest(peer), await readRequest(peer)]
+      assert.deepEqual(
+        asked.map((each) => [each.offset, each.length]),
+        [
+          [0, NBD_RANGE_BYTES_MAX],
+          [NBD_RANGE_BYTES_MAX, NBD_RANGE_BYTES_MAX],
+          [2 * NBD_RANGE_BYTES_MAX, 512],
+        ],
+      )
+      for (const each of asked) peer.send(encodeSimpleReply(each.cookie, 0))
+      await working
+    }
+    const asking = device.blockStatus(0, length)
+    const asked = await readRequest(peer)
+    assert.equal(asked.length, NBD_RANGE_BYTES_MAX)
+    peer.send(encodeStatusChunk(asked.cookie, 7, [{ length: asked.length, flags: 0 }], true))
+    assert.deepEqual(await asking, [{ length: NBD_RANGE_BYTES_MAX, hole: false, zero: false }])
+  })
+
   test('one failed piece fails the whole, after all pieces are answered', async () => {
     const { peer, device } = await connected({ sizes: { minimum: 512, preferred: 512, maximum: 512 } })
     const reading = device.read(0, 1024)
@@ -502,7 +538,7 @@ describe('client, requests', () => {
     ],
   ]
   for (const [name, work, spoil, message] of hostile) {
-    test(`${name}: all in flight fail, and all that come after`, async () => {
+    test(`${name}: all in flight fail, and all that come after`, { timeout: 20_000 }, async () => {
       const { peer, device } = await connected()
       const spoiled = work(device)
       const asked = await readRequest(peer)

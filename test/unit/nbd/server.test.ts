@@ -6,7 +6,7 @@ import type { BlockDevice } from '../../../lib/block/device.ts'
 import { FaultyDevice } from '../../../lib/block/faulty.ts'
 import { MemoryDevice } from '../../../lib/block/memory.ts'
 import { LostError, ProtocolError } from '../../../lib/core/errors.ts'
-import { LOOP_TURN_MS, NBD_PAYLOAD_BYTES_MAX } from '../../../lib/core/limits.ts'
+import { LOOP_TURN_MS, NBD_PAYLOAD_BYTES_MAX, NBD_REPLY_EXTENTS_MAX } from '../../../lib/core/limits.ts'
 import * as nbd from '../../../lib/nbd/protocol/constants.ts'
 import { encodeRequestHeader } from '../../../lib/nbd/protocol/encode.ts'
 import { encodeClientFlags, encodeOption } from '../../../lib/nbd/protocol/handshake.ts'
@@ -154,6 +154,17 @@ describe('server, options', () => {
       [nbd.NBD_REP_INFO, '\0\x02of a test'],
       [nbd.NBD_REP_ACK, ''],
     ])
+  })
+
+  test('a device that takes more at once than the protocol promises is offered with what this server holds', async () => {
+    const blockSizes = { minimum: 1, preferred: 4096, maximum: 2 * NBD_PAYLOAD_BYTES_MAX }
+    const talking = talk(new MemoryDevice({ size: MIB, blockSizes }))
+    await greet(talking.peer)
+    const infos = [nbd.NBD_INFO_BLOCK_SIZE]
+    const [, sizes] = await option(talking.peer, nbd.NBD_OPT_INFO, encodeInfoRequest({ name: 'disk', infos }))
+    assert.deepEqual(sizes?.data, hex('0003 00000001 00001000 02000000'))
+    talking.peer.send(encodeOption(nbd.NBD_OPT_ABORT))
+    await talking.served
   })
 
   test('INFO and GO of what is not there, or garbled', async () => {
@@ -454,6 +465,28 @@ describe('server, requests', () => {
     await leave(talking)
   })
 
+  test('a reply to BLOCK_STATUS has so many extents at most; the client asks again for the rest', async () => {
+    class Crumbs extends MemoryDevice {
+      override async blockStatus(): Promise<{ length: number; hole: boolean; zero: boolean }[]> {
+        return Array.from({ length: 2 * NBD_REPLY_EXTENTS_MAX }, (_, at) => {
+          return { length: 1, hole: at % 2 === 0, zero: at % 2 === 0 }
+        })
+      }
+    }
+    const talking = talk(new Crumbs({ size: MIB }))
+    const { peer } = talking
+    await greet(peer)
+    await option(peer, nbd.NBD_OPT_STRUCTURED_REPLY)
+    const query = encodeMetaRequest({ name: 'disk', queries: ['base:allocation'] })
+    await option(peer, nbd.NBD_OPT_SET_META_CONTEXT, query)
+    await option(peer, nbd.NBD_OPT_GO, GO)
+    peer.send(request(nbd.NBD_CMD_BLOCK_STATUS, 1n, 0, MIB))
+    const length = (await peer.read(20)).readUInt32BE(16)
+    assert.equal(length, 4 + 8 * NBD_REPLY_EXTENTS_MAX)
+    await peer.read(length)
+    await leave(talking)
+  })
+
   test('ENOTSUP is for FAST_ZERO only, EOVERFLOW for DF only', async () => {
     const device = new FaultyDevice(new MemoryDevice({ size: MIB }), [
       { operation: 'writeZeroes', errno: nbd.NBD_ENOTSUP },
@@ -502,7 +535,7 @@ describe('server, the end of a connection', () => {
     assert.deepEqual(await device.read(0, 100), Buffer.alloc(100))
   })
 
-  test('bad magic and an oversize write break it; the device is closed', async () => {
+  test('bad magic and an oversize write break it; the device is closed', { timeout: 20_000 }, async () => {
     for (const bytes of [Buffer.alloc(28, 1), request(nbd.NBD_CMD_WRITE, 1n, 0, NBD_PAYLOAD_BYTES_MAX + 1)]) {
       const device = new CountingDevice({ size: MIB })
       const talking = await go(device)

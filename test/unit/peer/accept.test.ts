@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { PEER_BUNDLES_MAX } from '../../../lib/core/limits.ts'
+import { CHANNELS_MAX, HALF_OPEN_BUNDLES_MAX, PEER_BUNDLES_MAX } from '../../../lib/core/limits.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { PeerListener, type PeerListenerOptions } from '../../../lib/peer/accept.ts'
 import type { Bundle } from '../../../lib/peer/bundle.ts'
@@ -284,6 +284,17 @@ test('half-open bundles are bounded in number', async (context) => {
   await sleep(50)
   assert.match(refusal(await speak(bytesOf({ channels: 2 }))), /^16 bundles are half open already/)
   void held
+})
+
+test('channels that have not said who they are are bounded in number', async (context) => {
+  const { speak, refused } = await start(context)
+  const most = HALF_OPEN_BUNDLES_MAX * CHANNELS_MAX
+  const silent = Array.from({ length: most }, () => speak(''))
+  await sleep(50)
+  assert.deepEqual(refused, [])
+  assert.equal(await speak(bytesOf()), undefined)
+  assert.match(refused.join(), new RegExp(`^: ${most} channels are half open already$`))
+  void silent
 })
 
 test('one peer opens bundles without end: another one finds room', async (context) => {

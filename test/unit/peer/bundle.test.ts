@@ -5,7 +5,14 @@ import { test } from 'node:test'
 import { setImmediate as turn } from 'node:timers/promises'
 import fc from 'fast-check'
 import { LostError, ProtocolError } from '../../../lib/core/errors.ts'
-import { LOOP_TURN_MS } from '../../../lib/core/limits.ts'
+import {
+  ABORT_REASON_BYTES_MAX,
+  CONTROL_EXTRA_BYTES,
+  CONTROL_EXTRA_FRAMES,
+  IN_FLIGHT_BYTES_MAX,
+  IN_FLIGHT_FRAMES_MAX,
+  LOOP_TURN_MS,
+} from '../../../lib/core/limits.ts'
 import { KIB, MIB } from '../../../lib/core/units.ts'
 import { Bundle } from '../../../lib/peer/bundle.ts'
 import { FrameChannel } from '../../../lib/peer/channel.ts'
@@ -19,6 +26,7 @@ import {
   FRAME_CONTROL,
   FRAME_PING,
   FRAME_RAM,
+  FrameDecoder,
 } from '../../../lib/wire/frame.ts'
 
 /** A bundle whose far end is the test itself, byte by byte. */
@@ -271,6 +279,55 @@ test('hostile: one that takes no small answers is let go for their number', asyn
     count++
   }
   assert.match((await bundle.closed)?.message ?? '', /in 65537 frames of answers wait for a far end/)
+})
+
+test('what is not acknowledged has a bound in frames; control frames pass it, but not without end', async () => {
+  const { bundle, ends } = bareBundle(1)
+  const out = { bulk: 0, control: 0 }
+  const decoder = new FrameDecoder()
+  ends[0]!.on('data', (bytes: Buffer) => {
+    for (const { type, cls } of decoder.push(bytes))
+      if (type === 16) out[cls === FRAME_CONTROL ? 'control' : 'bulk']++
+  })
+  const send = async (count: number, cls: typeof FRAME_BULK | typeof FRAME_CONTROL): Promise<void> => {
+    for (let at = 0; at < count; at++) void bundle.send(16, [], cls).catch(() => undefined)
+    for (let turns = 0; turns < 50; turns++) await turn()
+  }
+  await send(IN_FLIGHT_FRAMES_MAX + 100, FRAME_BULK)
+  assert.deepEqual(out, { bulk: IN_FLIGHT_FRAMES_MAX, control: 0 })
+  await send(CONTROL_EXTRA_FRAMES + 100, FRAME_CONTROL)
+  assert.deepEqual(out, { bulk: IN_FLIGHT_FRAMES_MAX, control: CONTROL_EXTRA_FRAMES })
+  await bundle.close(new Error('over'))
+})
+
+test('control frames pass the window, but not by more bytes than a receiver expects', async () => {
+  const { bundle, ends } = bareBundle(1)
+  let bytes = 0
+  ends[0]!.on('data', (piece: Buffer) => (bytes += piece.length))
+  const payload = Buffer.alloc(MIB)
+  const most = (IN_FLIGHT_BYTES_MAX + CONTROL_EXTRA_BYTES) / MIB
+  for (let at = 0; at < most + 4; at++) void bundle.send(16, [payload], FRAME_CONTROL).catch(() => undefined)
+  for (let turns = 0; turns < 200; turns++) await turn()
+  assert.equal(Math.floor(bytes / MIB), most)
+  assert.equal(bundle.ended, false)
+  await bundle.close(new Error('over'))
+})
+
+test('the reason with which a bundle is given up is short, whoever gives it', async () => {
+  const long = 'x'.repeat(10 * ABORT_REASON_BYTES_MAX)
+  const taken = bareBundle(1)
+  taken.ends[0]!.write(encodeFrame(FRAME_ABORT, 0, 0, Buffer.from(long)))
+  const reason = (await taken.bundle.closed)?.message ?? ''
+  assert.equal(/gave it up: (x+)$/.exec(reason)?.[1]?.length, ABORT_REASON_BYTES_MAX)
+  const given = bareBundle(1)
+  const said: number[] = []
+  const decoder = new FrameDecoder()
+  given.ends[0]!.on('data', (bytes: Buffer) => {
+    for (const { type, payload } of decoder.push(bytes)) if (type === FRAME_ABORT) said.push(payload.length)
+  })
+  await given.bundle.close(new Error(long))
+  for (let turns = 0; turns < 10; turns++) await turn()
+  assert.deepEqual(said, [ABORT_REASON_BYTES_MAX])
 })
 
 test('silence is a loss', async () => {

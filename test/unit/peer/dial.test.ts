@@ -7,7 +7,12 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import ssh2 from 'ssh2'
 import { ManualClock } from '../../../lib/core/clock.ts'
 import { LostError, TimeoutError } from '../../../lib/core/errors.ts'
-import { RESUME_BACKOFF_MS, RESUME_BACKOFF_MS_MAX, RESUME_TRY_MS_MAX } from '../../../lib/core/limits.ts'
+import {
+  CHANNELS_MAX,
+  RESUME_BACKOFF_MS,
+  RESUME_BACKOFF_MS_MAX,
+  RESUME_TRY_MS_MAX,
+} from '../../../lib/core/limits.ts'
 import type { ResumeRequest } from '../../../lib/peer/options.ts'
 import { reconnect } from '../../../lib/peer/resume.ts'
 import { type DialOptions, dialBundle } from '../../../lib/peer/ssh.ts'
@@ -50,6 +55,13 @@ test('a host that takes the connection and says nothing is given up', async (con
   await assert.rejects(dialBundle(options({ port, timeoutMs: 200 })), TimeoutError)
   assert.ok(performance.now() - started < 5000)
   assert.equal(taken(), 1)
+})
+
+test('no bundle has no channel, or more than one may have', async (context) => {
+  const { port, taken } = await mute(context, '127.0.0.1')
+  for (const channels of [0, 1.5, CHANNELS_MAX + 1])
+    await assert.rejects(dialBundle(options({ port, channels, timeoutMs: 200 })), RangeError)
+  assert.equal(taken(), 0)
 })
 
 test('an address that swallows packets leaves time for the next one', async (context) => {

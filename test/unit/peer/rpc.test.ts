@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { LostError, ProtocolError, RefusedError, SwamError, TimeoutError } from '../../../lib/core/errors.ts'
-import { RPC_SERVED_MAX } from '../../../lib/core/limits.ts'
+import { RPC_CALLS_MAX, RPC_SERVED_MAX } from '../../../lib/core/limits.ts'
 import { bundlePair } from '../../../lib/peer/memory.ts'
 import { RPC_REQUEST, RPC_RESPONSE, Rpc } from '../../../lib/peer/rpc.ts'
 import { FRAME_CONTROL } from '../../../lib/wire/frame.ts'
@@ -65,6 +65,23 @@ test('a loss rejects what waits', async () => {
   cut()
   await assert.rejects(waiting, LostError)
   await assert.rejects(client.call('never', 0), LostError)
+})
+
+test('a peer that answers nothing is called so many times, and then no more', async () => {
+  const { near, far, cut } = await bundlePair({ kind: 'control', channels: 1 })
+  far.onFrame = () => undefined
+  const client = new Rpc(near)
+  const calls = Array.from({ length: RPC_CALLS_MAX }, () => client.call('anything', 0))
+  const outcomes = Promise.allSettled(calls)
+  await assert.rejects(client.call('anything', 0), (error) => {
+    assert.ok(error instanceof RefusedError)
+    assert.match(error.message, /1024 calls to far wait already/)
+    return true
+  })
+  cut()
+  for (const outcome of await outcomes) {
+    assert.ok(outcome.status === 'rejected' && outcome.reason instanceof LostError)
+  }
 })
 
 test('a peer that calls without end: so many are served at once, the rest is refused', async () => {

@@ -6,6 +6,7 @@ import type { Duplex } from 'node:stream'
 import { test } from 'node:test'
 import { setImmediate as turn } from 'node:timers/promises'
 import { LostError, ProtocolError } from '../../../lib/core/errors.ts'
+import { STREAM_CHUNK_BYTES_MAX } from '../../../lib/core/limits.ts'
 import { KIB, MIB } from '../../../lib/core/units.ts'
 import { bundlePair } from '../../../lib/peer/memory.ts'
 import { STREAM_CREDIT, STREAM_DATA, STREAM_END, STREAM_OPEN, StreamMux } from '../../../lib/peer/stream.ts'
@@ -68,6 +69,20 @@ test('more than a window passes, with digests', async () => {
   stream.end()
   assert.equal(await result.promise, hash.digest('hex'))
   await near.close()
+})
+
+test('one frame has so many bytes of a stream at most, however much is written at once', async () => {
+  const { near, far } = await bundlePair({ kind: 'ram', channels: 1 })
+  const sizes: number[] = []
+  far.onFrame = (type, payload) => {
+    if (type === STREAM_DATA) sizes.push(payload.length - 4)
+  }
+  const stream = new StreamMux(near).open({ port: 49_152 })
+  const written = 2 * STREAM_CHUNK_BYTES_MAX + 5
+  await new Promise((resolve) => stream.write(Buffer.alloc(written), resolve))
+  await turn()
+  assert.deepEqual(sizes, [STREAM_CHUNK_BYTES_MAX, STREAM_CHUNK_BYTES_MAX, 5])
+  await near.close(new Error('over'))
 })
 
 test('a stream that nobody reads stops at its window and holds up no other', async () => {

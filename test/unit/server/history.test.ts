@@ -1,10 +1,10 @@
 /** The history on disk: order kept, a torn line skipped, nothing swallowed after it, nothing lost that was under way. */
 import assert from 'node:assert/strict'
-import { appendFile, mkdtemp, rm, stat } from 'node:fs/promises'
+import { appendFile, mkdtemp, readFile, rm, stat } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
-import { CONTROL_ANSWER_BYTES_MAX, HISTORY_BYTES_MAX } from '../../../lib/core/limits.ts'
+import { CONTROL_ANSWER_BYTES_MAX, HISTORY_BYTES_MAX, HISTORY_ENTRIES_MAX } from '../../../lib/core/limits.ts'
 import { LoopWatch } from '../../../lib/core/loop-watch.ts'
 import { History } from '../../../server/history.ts'
 import { emptyBySource, type MigrationReport } from '../../../server/report.ts'
@@ -155,5 +155,22 @@ test('long names make entries long: the newest are kept, the answer and the file
     assert.ok((await stat(join(dir, 'history.jsonl'))).size <= HISTORY_BYTES_MAX)
   } finally {
     await rm(dir, { recursive: true, force: true })
+  }
+})
+
+test('a file that is shortened keeps half of the entries that are given', async () => {
+  const dir = await mkdtemp(join(tmpdir(), 'swam-history-'))
+  try {
+    const lines = Array.from({ length: 2 * HISTORY_ENTRIES_MAX }, (_, at) =>
+      JSON.stringify({ ...entry(`${at}`), guest: 'x'.repeat(HISTORY_BYTES_MAX / HISTORY_ENTRIES_MAX / 2) }),
+    )
+    await appendFile(join(dir, 'history.jsonl'), `${lines.join('\n')}\n`)
+    const history = new History(dir)
+    await history.append(entry('last'))
+    const kept = (await readFile(join(dir, 'history.jsonl'), 'utf8')).trim().split('\n')
+    assert.equal(kept.length, HISTORY_ENTRIES_MAX / 2)
+    assert.equal((JSON.parse(kept.at(-1)!) as MigrationReport).id, 'last')
+  } finally {
+    await rm(dir, { recursive: true })
   }
 })

@@ -142,3 +142,27 @@ test('libvirt is asked for each guest, for so many at most; one that does not an
   assert.equal(entries.length, LISTED_GUESTS_MAX - 1)
   assert.ok(most <= LIBVIRT_DISK_CALLS_MAX, `${most} at once`)
 })
+
+test('the disks of one guest are asked for a few at a time', async () => {
+  const uuid = '33333333-3333-4333-8333-333333333333'
+  const disk = (at: number): string => `<disk><source file='/i/${at}'/><target dev='d${at}'/></disk>`
+  const xml = `<domain><name>vm</name><uuid>${uuid}</uuid><devices>${Array.from({ length: 40 }, (_, at) => disk(at)).join('')}</devices></domain>`
+  let atOnce = 0
+  let most = 0
+  const libvirt = new Libvirt({
+    run: async (argv) => {
+      if (argv.includes('domstate')) return 'running\n'
+      if (argv.includes('dumpxml')) return xml
+      most = Math.max(most, ++atOnce)
+      await new Promise((resolve) => setImmediate(resolve))
+      atOnce--
+      return `Capacity:       ${argv.at(-1)!.slice(1)}\n`
+    },
+  })
+  const domain = await libvirt.runningDomain(uuid)
+  assert.deepEqual(
+    domain?.disks.map(({ capacity }) => capacity),
+    Array.from({ length: 40 }, (_, at) => at),
+  )
+  assert.equal(most, LIBVIRT_DISK_CALLS_MAX)
+})

@@ -14,9 +14,11 @@ import { SlabPool } from '../../../lib/chunk/slab.ts'
 import { type Clock, ManualClock } from '../../../lib/core/clock.ts'
 import { LostError } from '../../../lib/core/errors.ts'
 import {
+  BEGUN_GUESTS_MAX,
   FAILED_MARK_MS,
   FAR_ASK_MS,
   LOCATED_MS,
+  MIGRATIONS_MAX,
   PEER_CONTROL_BUNDLES_MAX,
   PEER_MIGRATIONS_MAX,
   STARTED_MARK_MS,
@@ -51,7 +53,7 @@ async function start(context: TestContext, clock?: Clock) {
     strict: false,
     ram: 'on',
     limits: { wanMbit: 0, windowMiB: 8, indexMiB: 1, scanMiBps: 0, flushDeadlineMs: 2000 },
-    peers: ['ams1', 'fra1'].map((name, at) => ({ name, addresses: [`192.0.2.${at}`] })),
+    peers: ['ams1', 'fra1', 'sin1'].map((name, at) => ({ name, addresses: [`192.0.2.${at}`] })),
   } as unknown as Config
   const lines: string[] = []
   const log = createLog({ level: 'info', stream: { write: (line) => void lines.push(line) } })
@@ -185,6 +187,28 @@ test('a peer that announces without end leaves room for others', async (context)
   assert.equal(side.migrations.length, PEER_MIGRATIONS_MAX + 1)
 })
 
+test('so many migrations leave a host at once, whoever announces them', async (context) => {
+  const { side, peer } = await source(context)
+  const peers = [await peer('ams1'), await peer('fra1'), await peer('sin1')]
+  const announce = (number: number): Promise<unknown> =>
+    peers[number % 3]!.call('announce', { migrationId: uuid(number), uuid: uuid(1000 + number) })
+  for (let number = 0; number < MIGRATIONS_MAX; number++) await announce(number)
+  await assert.rejects(announce(MIGRATIONS_MAX), /too many migrations are under way/)
+  assert.equal(side.migrations.length, MIGRATIONS_MAX)
+})
+
+test('what is remembered of guests that peers asked for is bounded', async (context) => {
+  const { peer, described } = await source(context, new ManualClock())
+  const ams = await peer('ams1')
+  await ams.call('locate', { uuid: UUID })
+  for (let number = 1; number < BEGUN_GUESTS_MAX; number++) await ams.call('locate', { uuid: uuid(number) })
+  await ams.call('announce', { migrationId: uuid(1), uuid: UUID })
+  assert.equal(described(), BEGUN_GUESTS_MAX, 'it is remembered')
+  await ams.call('locate', { uuid: uuid(BEGUN_GUESTS_MAX) })
+  await ams.call('announce', { migrationId: uuid(2), uuid: UUID })
+  assert.equal(described(), BEGUN_GUESTS_MAX + 2, 'it is asked again')
+})
+
 test('what a guest was when a peer asked for it is believed for a while only', async (context) => {
   const clock = new ManualClock()
   const { peer, described } = await source(context, clock)
@@ -199,9 +223,44 @@ test('what a guest was when a peer asked for it is believed for a while only', a
   assert.equal(described(), 2)
 })
 
-test('a guest whose migration failed stays marked for a while: hooks of libvirt still come', async (context) => {
-  const clock = new ManualClock()
-  const { site, directory, ends } = await start(context, clock)
+for (const { name, ran, markMs } of [
+  { name: 'hooks of libvirt still come', ran: false, markMs: FAILED_MARK_MS },
+  { name: 'libvirt ends its QEMU, which ran here, later', ran: true, markMs: STARTED_MARK_MS },
+]) {
+  test(`a guest whose migration failed stays marked for a while: ${name}`, async (context) => {
+    const clock = new ManualClock()
+    const { site, directory, ends } = await start(context, clock)
+    const peer = {
+      config: { name: 'ams1' },
+      dial: async (kind: 'disk' | 'ram', migrationId: string) => {
+        if (!ran) return await new Promise(() => undefined)
+        const { near, cut } = await bundlePair({ kind, migrationId })
+        ends.push(cut)
+        return near
+      },
+      call: async (method: string) => (method === 'locate' ? { found: true, name: 'vm', disks: [] } : {}),
+    } as unknown as Peer
+    const stock = new ImageStock({ indexBytesMax: MIB, blockIndexBytesMax: MIB, imagesMax: 1 })
+    ends.push(() => stock.close())
+    const side = new TargetSide(site, [peer], stock, images(directory, site))
+    const mark = join(directory, 'incoming', 'vm')
+    const event = { guest: 'vm', sub: 'begin', xml: xml(UUID) }
+    await side.hook({ ...event, op: 'migrate' })
+    const ports = [{ address: '127.0.0.1', port: 49_152 }]
+    if (ran) assert.equal((await side.hook({ ...event, op: 'started', ports })).message, '')
+    assert.ok(existsSync(mark))
+    await Promise.all(side.migrations.map((migration) => migration.abort('over')))
+    assert.equal(side.migrations.length, 0)
+    clock.advance(markMs - 1)
+    await new Promise((resolve) => setTimeout(resolve, 50))
+    assert.ok(existsSync(mark))
+    clock.advance(1)
+    await until('the mark to go', 5000, async () => (existsSync(mark) ? undefined : true))
+  })
+}
+
+test('so many migrations come to a host at once, also when all of them begin in one moment', async (context) => {
+  const { site, directory, ends } = await start(context)
   const peer = {
     config: { name: 'ams1' },
     dial: () => new Promise(() => undefined),
@@ -210,18 +269,17 @@ test('a guest whose migration failed stays marked for a while: hooks of libvirt 
   const stock = new ImageStock({ indexBytesMax: MIB, blockIndexBytesMax: MIB, imagesMax: 1 })
   ends.push(() => stock.close())
   const side = new TargetSide(site, [peer], stock, images(directory, site))
-  const mark = join(directory, 'incoming', 'vm')
-  await side.hook({ guest: 'vm', op: 'migrate', sub: 'begin', xml: xml(UUID) })
-  assert.ok(existsSync(mark))
+  const begin = (number: number): Promise<{ message: string }> => {
+    const guest = `vm${number}`
+    const text = xml(uuid(number)).replace('<name>vm<', `<name>${guest}<`)
+    return side.hook({ guest, op: 'migrate', sub: 'begin', xml: text })
+  }
+  const answers = await Promise.all(Array.from({ length: MIGRATIONS_MAX + 2 }, (_, at) => begin(at)))
+  assert.equal(side.migrations.length, MIGRATIONS_MAX)
+  answers.push(await begin(1000))
+  const refused = answers.filter(({ message }) => /too many migrations are under way/.test(message))
+  assert.equal(refused.length, 3)
   await Promise.all(side.migrations.map((migration) => migration.abort('over')))
-  assert.equal(side.migrations.length, 0)
-  clock.advance(FAILED_MARK_MS - 1)
-  await new Promise((resolve) => setTimeout(resolve, 50))
-  assert.ok(existsSync(mark))
-  clock.advance(1)
-  for (let turn = 0; turn < 500 && existsSync(mark); turn++)
-    await new Promise((resolve) => setTimeout(resolve, 10))
-  assert.ok(!existsSync(mark))
 })
 
 test('the mark of a guest says which of its files were missing and were not made by the hook', async (context) => {

@@ -7,6 +7,7 @@ import { type TestContext, test } from 'node:test'
 import type { Config } from '../../../config/schema.ts'
 import { ManualClock } from '../../../lib/core/clock.ts'
 import {
+  BEGUN_GUESTS_MAX,
   DIRECT_START_MS,
   DIRECT_WATCH_MS,
   HISTORY_SETTLE_MS,
@@ -162,4 +163,28 @@ test('how a migration ended is found out some seconds later, which are not its t
   record.finish('done')
   const { startedAt, elapsedMs } = record.report()
   assert.ok(startedAt + elapsedMs <= over + 20, `${elapsedMs} ms`)
+})
+
+test('of so many guests it is remembered when they began, the oldest are forgotten', async (context) => {
+  const { site, answered, asked } = await start(context, { state: () => 'running\n', job: absent })
+  // All of them would be written to the disk again for each.
+  Object.assign(site.history, { running: async () => undefined })
+  const uuid = (number: number): string => `33333333-3333-4333-8333-${String(number).padStart(12, '0')}`
+  const begin = (number: number): void =>
+    site.begun(
+      new MigrationRecord({
+        id: `m${number}`,
+        guest: 'vm',
+        uuid: uuid(number),
+        peer: 'fra1',
+        direction: 'in',
+      }),
+    )
+  const outcome = async (number: number): Promise<string> =>
+    (await answered(site.outcome(uuid(number), 'out', 0), OUTCOME_ASK_MS)).value
+  for (let number = 0; number < BEGUN_GUESTS_MAX; number++) begin(number)
+  assert.equal(await outcome(0), 'gone', 'it came back')
+  begin(BEGUN_GUESTS_MAX)
+  assert.equal(await outcome(0), 'here', 'libvirt is believed again')
+  assert.deepEqual([await outcome(1), await outcome(BEGUN_GUESTS_MAX), asked()], ['gone', 'gone', 1])
 })

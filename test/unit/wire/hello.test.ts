@@ -2,7 +2,12 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { ProtocolError, RefusedError } from '../../../lib/core/errors.ts'
-import { HELLO_BYTES_MAX } from '../../../lib/core/limits.ts'
+import {
+  HELLO_BYTES_MAX,
+  HELLO_NAME_CHARACTERS_MAX,
+  HELLO_WINDOW_BYTES_MAX,
+  HELLO_WINDOW_BYTES_MIN,
+} from '../../../lib/core/limits.ts'
 import {
   commonFeatures,
   decodeHello,
@@ -95,6 +100,21 @@ for (const { name, bytes, message } of [
     message: /features is/,
   },
   { name: 'window', bytes: raw({ ...hello, windowBytes: -1 }), message: /windowBytes is -1/ },
+  {
+    name: 'a small window',
+    bytes: raw({ ...hello, windowBytes: HELLO_WINDOW_BYTES_MIN - 1 }),
+    message: /windowBytes is 262143/,
+  },
+  {
+    name: 'a large window',
+    bytes: raw({ ...hello, windowBytes: HELLO_WINDOW_BYTES_MAX + 1 }),
+    message: /windowBytes is 1073741825/,
+  },
+  {
+    name: 'a long name',
+    bytes: raw({ ...hello, name: 'n'.repeat(HELLO_NAME_CHARACTERS_MAX + 1) }),
+    message: /expected a name of 1 to 255 characters/,
+  },
 ]) {
   test(`refused: ${name}`, () => {
     assert.throws(
