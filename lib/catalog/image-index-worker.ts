@@ -95,12 +95,15 @@ export interface IndexWorkerData {
   readonly catalog: string | undefined
   /** CATALOG_FREE_BYTES_MIN. */
   readonly freeBytesMin: number | undefined
+  /** CATALOG_FREE_CHUNKS_MAX. */
+  readonly freeChunksMax: number | undefined
 }
 
 if (parentPort === null) throw new Error('image-index-worker.ts runs as a worker thread only')
 
 const port = parentPort
 const { shared, sharedBlocks, catalog, freeBytesMin } = workerData as IndexWorkerData
+const { freeChunksMax = CATALOG_FREE_CHUNKS_MAX } = workerData as IndexWorkerData
 const index = ChunkIndex.attach(shared)
 const blocks = ChunkIndex.attach(sharedBlocks)
 const chunker = new Chunker()
@@ -328,7 +331,7 @@ class MapKeeper {
   add(digests: Uint8Array, digestOffset: number, offset: number, length: number): void {
     this.#try(() => this.#writer?.add(digests, digestOffset, offset, length))
     this.#checkSize()
-    if (++this.#chunks % CATALOG_FREE_CHUNKS_MAX === 0) this.#checkRoom()
+    if (++this.#chunks % freeChunksMax === 0) this.#checkRoom()
   }
 
   addBlock(offset: number, hint: Buffer): void {

@@ -77,13 +77,15 @@ export class ImageIndexer {
     readonly blocks: ChunkIndex
     readonly catalog?: string
     readonly freeBytesMin?: number
+    readonly freeChunksMax?: number
   }) {
-    const { index, blocks, catalog, freeBytesMin } = options
+    const { index, blocks, catalog, freeBytesMin, freeChunksMax } = options
     const workerData: IndexWorkerData = {
       shared: index.shared,
       sharedBlocks: blocks.shared,
       catalog,
       freeBytesMin,
+      freeChunksMax,
     }
     this.#worker = new Worker(new URL('./image-index-worker.ts', import.meta.url), {
       name: 'swam-image-index',

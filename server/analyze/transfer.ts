@@ -150,7 +150,7 @@ async function feed(
 }
 
 /** The image's data in order, in pieces of a MiB as a mirror's, some of which are being read while one is used. */
-async function* readAhead(image: SparseImage): AsyncGenerator<{ offset: number; bytes: Buffer }> {
+export async function* readAhead(image: SparseImage): AsyncGenerator<{ offset: number; bytes: Buffer }> {
   const reading: { offset: number; bytes: Promise<Buffer> }[] = []
   for (const extent of image.extents) {
     for (let offset = extent.offset; offset < extent.end; offset += LITERAL_BYTES_MAX) {

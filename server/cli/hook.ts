@@ -134,8 +134,11 @@ async function salvage(domain: HookDomain, config: Config): Promise<readonly str
 }
 
 /** The room may be needed for what comes now. To give back the blocks of a large file takes time, for which nobody waits. */
-async function sweep(config: Config): Promise<void> {
-  const swept = sweepSalvage(config).catch(() => undefined)
+export async function sweep(
+  config: Config,
+  sweeping: (config: Config) => Promise<unknown> = sweepSalvage,
+): Promise<void> {
+  const swept = sweeping(config).catch(() => undefined)
   const late = new Promise<void>((resolve) => setTimeout(resolve, SALVAGE_SWEEP_WAIT_MS).unref())
   await Promise.race([swept, late])
 }

@@ -9,10 +9,13 @@ import { join } from 'node:path'
 import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { BlockDevice } from '../../../lib/block/device.ts'
+import { ImageSource } from '../../../lib/catalog/image-files.ts'
+import { ANALYZE_EXPORTS_MAX, ANALYZE_IMAGES_MAX, ANALYZE_READS_MAX } from '../../../lib/core/limits.ts'
 import { KIB, MIB } from '../../../lib/core/units.ts'
 import { DiskAccount } from '../../../lib/engine/account.ts'
 import { type AnalyzeReport, analyze } from '../../../server/analyze/analyze.ts'
-import { checkAccount } from '../../../server/analyze/transfer.ts'
+import { SparseImage } from '../../../server/analyze/sparse-image.ts'
+import { checkAccount, readAhead } from '../../../server/analyze/transfer.ts'
 import { EXIT, exitCodeOf } from '../../../server/cli/exit-codes.ts'
 import { emptyBySource } from '../../../server/report.ts'
 import { noise } from '../engine/rig.ts'
@@ -388,6 +391,45 @@ test('an image in a directory that is the analyzed one is not its own source', a
     assert.equal(found.code, 0, found.err)
     assert.match(found.err, /target\.raw: left out: it is the image that is analyzed\n/)
     assert.equal((JSON.parse(found.out) as AnalyzeReport).bySource.chunk, 0)
+  })
+})
+
+test('more images at the far side than a host knows are refused; of its qcow2 some are opened, the others named', async () => {
+  await inFolder(async (folder) => {
+    const path = await image(join(folder, 'target.raw'), MIB, [])
+    const many = join(folder, 'many')
+    await mkdir(many)
+    for (let at = 0; at <= ANALYZE_IMAGES_MAX; at++) await image(join(many, `${at}.raw`), MIB, [])
+    await assert.rejects(
+      analyze({ ...QUICK, target: path, have: [many] }),
+      new RegExp(`expected at most ${ANALYZE_IMAGES_MAX} images`),
+    )
+    const layers = join(folder, 'layers')
+    await mkdir(layers)
+    for (let at = 0; at < ANALYZE_EXPORTS_MAX + 2; at++)
+      await image(join(layers, `${at}.qcow2`), MIB, [[0, Buffer.from('no image at all')]])
+    const notes: string[] = []
+    await analyze({ ...QUICK, target: path, have: [`qcow2:${layers}`], onNote: (text) => notes.push(text) })
+    assert.equal(notes.length, ANALYZE_EXPORTS_MAX + 2)
+    const over = notes.filter((text) => text.includes(`expected at most ${ANALYZE_EXPORTS_MAX} qcow2 images`))
+    assert.equal(over.length, 2)
+  })
+})
+
+test('of the image some pieces are read ahead', async () => {
+  await inFolder(async (folder) => {
+    const source = await ImageSource.open(
+      await image(join(folder, 'a.raw'), 32 * MIB, [[0, Buffer.alloc(32 * MIB, 1)]]),
+    )
+    let reads = 0
+    source.read = () => {
+      reads++
+      return new Promise(() => undefined)
+    }
+    void readAhead(await SparseImage.of(source)).next()
+    await sleep(50)
+    assert.equal(reads, ANALYZE_READS_MAX)
+    await source.close()
   })
 })
 

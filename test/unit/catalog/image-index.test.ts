@@ -1,6 +1,17 @@
 /** The image indexer on a real thread and real files: its chunks are those of the sender, whatever the pieces. */
 import assert from 'node:assert/strict'
-import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync, writeFileSync, writeSync } from 'node:fs'
+import {
+  closeSync,
+  ftruncateSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
@@ -152,6 +163,35 @@ test('lookups work while the scan runs; an abort rejects at once, what was found
     indexer.indexImage(small, 2, { signal: AbortSignal.abort(reason) }),
     (error) => error === reason,
   )
+})
+
+test('a scan looks again and again whether there is room for its map, and goes on without', async () => {
+  const [state, link, bytes] = [join(root, 'state'), join(root, 'link'), randomBytes(24 * MIB, 11)]
+  mkdirSync(state)
+  symlinkSync(state, link)
+  const catalog = join(link, 'catalog')
+  const index = ChunkIndex.create({ bytesMax: MIB })
+  const blocks = ChunkIndex.create({ bytesMax: MIB })
+  const limits = { freeBytesMin: 1, freeChunksMax: 8 }
+  await using indexer = new ImageIndexer({ index, blocks, catalog, ...limits })
+  const path = imageOf('room.img', bytes)
+  // After what may be read at once it waits, until it is full.
+  const full = Promise.withResolvers<void>()
+  let pieces = 0
+  const found = await indexer.indexImage(path, 1, {
+    bytesPerSecond: 64 * KIB,
+    hurry: full.promise,
+    onProgress: () => {
+      if (pieces++ > 0) return
+      // Another file system in its place, one that never has any room.
+      symlinkSync('/proc', `${link}.new`)
+      renameSync(`${link}.new`, link)
+      full.resolve()
+    },
+  })
+  assert.match(found.problem ?? '', /catalog: 0 bytes free, expected at least 1: no maps are made$/)
+  assert.equal(found.mapped, false)
+  assert.equal(found.progress.chunks, wholeChunks(bytes).length)
 })
 
 test('an aborted scan ends before the next piece', async () => {

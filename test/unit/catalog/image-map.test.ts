@@ -241,6 +241,33 @@ test('a handprint that is not the last section is refused, however well it is si
   assert.throws(() => read(directory), /a section after the handprint/)
 })
 
+test('a section of more entries than one may have is refused, however well it is signed', (context) => {
+  const directory = folder(context)
+  const place = mapPath(directory, PATH)
+  /** Two sections of one kind become one. */
+  const merged = (kind: number, most: number, entryBytes: number, before: number): void => {
+    const whole = readFileSync(place)
+    const head = Buffer.alloc(5)
+    head.writeUInt8(kind)
+    head.writeUInt32BE(most, 1)
+    const first = whole.indexOf(head, 50)
+    const second = first + 5 + before + most * entryBytes
+    assert.equal(whole.readUInt32BE(second + 1), 1, 'one entry is left over')
+    whole.writeUInt32BE(most + 1, first + 1)
+    const body = Buffer.concat([whole.subarray(0, second), whole.subarray(second + 5 + before, -32)])
+    writeFileSync(place, Buffer.concat([body, hash('sha256', body, 'buffer')]))
+    assert.throws(() => read(directory), new RegExp(`a section of kind ${kind} with ${most + 1} entries`))
+  }
+  const chunks = new ImageMapWriter(directory, PATH, IDENTITY)
+  for (let at = 0; at <= MAP_PIECE_CHUNKS_MAX; at++) chunks.add(randomBytes(32), 0, at * 4096, 4096)
+  chunks.finish()
+  merged(1, MAP_PIECE_CHUNKS_MAX, 17, 0)
+  const blocks = new ImageMapWriter(directory, PATH, IDENTITY)
+  for (let at = 0; at <= MAP_RUN_BLOCKS_MAX; at++) blocks.addBlock(at * 4096, randomBytes(8))
+  blocks.finish()
+  merged(2, MAP_RUN_BLOCKS_MAX, 8, 6)
+})
+
 test('chunks that lie beyond the image, overlap, or are none are refused, however well they are signed', (context) => {
   const directory = folder(context)
   const signed = (entries: readonly (readonly [offset: number, length: number])[], size: number): void => {

@@ -15,6 +15,7 @@ import { mapPath } from '../../../lib/catalog/image-map-format.ts'
 import { ImageStock, type StockOptions } from '../../../lib/catalog/stock.ts'
 import { Chunker } from '../../../lib/chunk/chunker.ts'
 import { hintOf, sha256 } from '../../../lib/chunk/digest.ts'
+import { IMAGE_RESCAN_MS, KNOWN_IMAGES_MAX } from '../../../lib/core/limits.ts'
 import { MIB } from '../../../lib/core/units.ts'
 
 async function opened(directory: string): Promise<string[]> {
@@ -65,12 +66,14 @@ test('when the numbers of images are used up the index is made anew, and finds t
     const paths = ['a.raw', 'b.raw'].map((name) => join(directory, name))
     for (let round = 0; round < 6; round++) {
       // Another size: another identity, whatever the clock of the file system resolves.
-      for (const path of paths) await writeFile(path, Buffer.alloc(2 * MIB + 4096 * round, path))
+      const contents = paths.map(() => randomBytes(2 * MIB + 4096 * round))
+      for (const [at, path] of paths.entries()) await writeFile(path, contents[at]!)
       await stock.refresh(() => listImages([directory]), new Set())
       const end = Date.now() + 10_000
       while (stock.scanning > 0 && Date.now() < end) await new Promise((resolve) => setTimeout(resolve, 10))
       assert.deepEqual(stock.images.map(({ path }) => path).sort(), paths, `round ${round}`)
-      assert.ok(stock.chunkCount > 0, `round ${round}`)
+      for (const bytes of contents)
+        assert.deepEqual(await share(stock, bytes), { chunks: 1, blocks: 1 }, `round ${round}`)
       assert.deepEqual(await openedAtRest(directory, paths.length), paths, `round ${round}`)
     }
   } finally {
@@ -299,6 +302,58 @@ test('an image that rests again is scanned again in the background, one that is 
   await refresh()
   assert.equal(indexed.filter(({ mapped }) => !mapped).length, 2)
   assert.deepEqual(await share(stock, bytes), { chunks: 1, blocks: 1 })
+})
+
+test('an image that a guest writes to all the time is scanned again once its map is very old', async (context) => {
+  const { stock, catalog, path, tend, indexed } = await rig(context)
+  const name = path('running.raw')
+  await writeFile(name, randomBytes(MIB))
+  await age(name)
+  await tend()
+  await writeFile(name, randomBytes(MIB))
+  for (const [ageMs, scans] of [
+    [IMAGE_RESCAN_MS - 60_000, 1],
+    [IMAGE_RESCAN_MS + 1000, 2],
+  ] as const) {
+    await age(mapPath(catalog, name), ageMs / 1000)
+    // Not at rest, however long this takes.
+    await age(name, -3600)
+    await tend()
+    assert.equal(indexed.length, scans)
+  }
+  assert.equal(stock.images.length, 0)
+})
+
+test('an image that was written to a moment ago waits for its scan in the background until it rests', async (context) => {
+  const { path, tend, indexed } = await rig(context, { restMs: 3_600_000 })
+  const name = path('disk.raw')
+  await writeFile(name, randomBytes(MIB))
+  await age(name, 7200)
+  await tend()
+  await writeFile(name, randomBytes(MIB))
+  await age(name, 1800)
+  await tend()
+  assert.equal(indexed.length, 1)
+  await age(name, 7201)
+  await tend()
+  assert.equal(indexed.length, 2)
+})
+
+test('no more images are known than allowed: of further ones no map is made', async (context) => {
+  const { stock, path, directory, indexed } = await rig(context)
+  await writeFile(path('z.raw'), randomBytes(MIB))
+  await age(path('z.raw'))
+  const [last] = await listImages([directory])
+  const others = Array.from({ length: KNOWN_IMAGES_MAX }, (_, at) => ({ ...last!, path: path(`${at}.raw`) }))
+  const busy = new Set(others.map((file) => file.path))
+  const tend = async (count: number): Promise<void> => {
+    const files = [...others.slice(0, count), last!]
+    await stock.tend(async () => files, { busy: () => busy, bytesPerSecond: 0 })
+  }
+  await tend(KNOWN_IMAGES_MAX)
+  assert.equal(indexed.length, 0)
+  await tend(KNOWN_IMAGES_MAX - 1)
+  assert.equal(indexed.length, 1)
 })
 
 test('images are listed when their turn comes: an older list does not undo a newer one', async (context) => {

@@ -21,17 +21,19 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, test } from 'node:test'
+import { loadConfig } from '../../../config/load.ts'
 import type { HookReport, HookRequest } from '../../../hooks/decision.ts'
 import {
   DOMAIN_XML_BYTES_MAX,
   HOOK_MESSAGE_CHARACTERS_MAX,
   IMAGE_BYTES_MAX,
+  SALVAGE_SWEEP_WAIT_MS,
 } from '../../../lib/core/limits.ts'
 import { KIB, MIB } from '../../../lib/core/units.ts'
 import { parseDomain } from '../../../lib/host/domain-xml.ts'
 import { UNWRITTEN, unwrittenDisks } from '../../../lib/host/unwritten.ts'
 import { userIds } from '../../../lib/host/users.ts'
-import { type HookInput, hookCommand } from '../../../server/cli/hook.ts'
+import { type HookInput, hookCommand, sweep } from '../../../server/cli/hook.ts'
 import { type ControlServer, serveControl } from '../../../server/control.ts'
 
 const UUID = '33333333-3333-4333-8333-333333333333'
@@ -487,6 +489,27 @@ test('started has the whole deadline: a redirect that comes too late costs a who
   const { code, err } = await run(['vm', 'started', 'begin'], xml, { laterDeadlineMs: 200 })
   assert.equal(code, 10)
   assert.match(err, /heard/)
+})
+
+test('old salvage whose removal takes long is not waited for', async (context) => {
+  const config = await loadConfig(join(directory, 'swam.toml'))
+  context.mock.timers.enable({ apis: ['setTimeout'] })
+  let over = false
+  const swept = sweep(config, () => new Promise(() => undefined)).then(() => {
+    over = true
+  })
+  const settled = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
+  context.mock.timers.tick(SALVAGE_SWEEP_WAIT_MS - 1)
+  await settled()
+  assert.equal(over, false)
+  context.mock.timers.tick(1)
+  await settled()
+  assert.equal(over, true)
+  await swept
+  // What fails is nobody's business either.
+  await sweep(config, async () => {
+    throw new Error('EIO')
+  })
 })
 
 test('a message to the user of virsh is a line or two, however long the daemon talks', async () => {

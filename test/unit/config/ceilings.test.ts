@@ -21,6 +21,7 @@ import {
   PEERS_MAX,
   REDIRECT_ELEMENTS_MAX,
   RESUME_CONFIG_MS_MAX,
+  SALVAGE_DAYS_MAX,
   SOCKET_PATH_BYTES_MAX,
   STREAM_META_BYTES_MAX,
   STREAMS_MAX,
@@ -68,6 +69,11 @@ for (const { name, most, over } of [
     most: `${key} = ${max}\n`,
     over: `${key} = ${max + 1}\n`,
   })),
+  {
+    name: 'days of salvage',
+    most: `[limits]\nsalvageDays = ${SALVAGE_DAYS_MAX}\n`,
+    over: `[limits]\nsalvageDays = ${SALVAGE_DAYS_MAX + 1}\n`,
+  },
 ]) {
   test(`a config with too many: ${name}`, () => {
     assert.deepEqual(checkConfigText(`site = "a"\n${most}`, 'x'), [])

@@ -8,7 +8,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { sha256 } from '../../../lib/chunk/digest.ts'
 import { SlabPool } from '../../../lib/chunk/slab.ts'
 import { ByteBudget } from '../../../lib/core/byte-budget.ts'
-import { EARLY_BYTES_MAX } from '../../../lib/core/limits.ts'
+import { LostError } from '../../../lib/core/errors.ts'
+import { EARLY_BYTES_MAX, SENDER_RECORDS_MAX, STAGE_PIECES_MAX } from '../../../lib/core/limits.ts'
 import { LoopWatch } from '../../../lib/core/loop-watch.ts'
 import { KIB, MIB } from '../../../lib/core/units.ts'
 import { SendWindow } from '../../../lib/engine/send-window.ts'
@@ -210,4 +211,21 @@ test('tens of thousands of zero ranges are settled without holding up the event 
   const { busyMaxMs } = watch.report()
   assert.ok(device.bytes.subarray(size - 16 * KIB, size - 8 * KIB).equals(Buffer.alloc(8 * KIB)))
   assert.ok(busyMaxMs <= 50, `a turn of ${busyMaxMs} ms`)
+})
+
+test('what is acknowledged and not settled has a bound in number too: zeroes, which have no bytes', {
+  timeout: 60_000,
+}, async () => {
+  const most = SENDER_RECORDS_MAX + STAGE_PIECES_MAX
+  const { sender, wire } = await rig({ contents: Buffer.alloc(32 * MIB) })
+  wire.tamper = () => undefined
+  let acknowledged = 0
+  for (let at = 0; at < most + 8192; at++) {
+    const written = sender.writeZeroes(at * 512, 256).then(() => acknowledged++)
+    written.catch(() => undefined)
+    if (at % 1024 === 0) await turns(20)
+  }
+  await turns(100)
+  assert.ok(acknowledged >= SENDER_RECORDS_MAX && acknowledged <= most + 2048, `${acknowledged}`)
+  wire.cut(new LostError('the end of the test'))
 })

@@ -7,6 +7,7 @@ import { SlabPool } from '../../../lib/chunk/slab.ts'
 import { ManualClock } from '../../../lib/core/clock.ts'
 import {
   DESCRIBING_RUNS_MAX,
+  EMITTED_RUNS_MAX,
   STAGE_BYTES_MAX,
   STAGE_IDLE_MS,
   STAGE_PIECES_MAX,
@@ -99,4 +100,14 @@ test('what fails is told, and gives its memory back; what ended lets nothing lea
   await turns()
   assert.deepEqual(delivered, [])
   assert.equal(drain.bytes, 0)
+})
+
+test('zeroes, which no worker sees, leave so many runs in one turn of the event loop', async () => {
+  const { drain, delivered } = start()
+  for (let at = 0; at < 3 * EMITTED_RUNS_MAX; at++) drain.putZeroes(at * 8192, 4096)
+  const next = new Promise<number>((resolve) => setImmediate(() => resolve(delivered.length)))
+  const drained = drain.drain(() => undefined)
+  assert.equal(await next, EMITTED_RUNS_MAX)
+  await drained
+  assert.equal(delivered.length, 3 * EMITTED_RUNS_MAX)
 })

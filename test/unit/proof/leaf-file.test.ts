@@ -6,7 +6,12 @@ import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 import { sha256 } from '../../../lib/chunk/digest.ts'
 import { RefusedError } from '../../../lib/core/errors.ts'
-import { PROOF_HEAD_BYTES, PROOF_RECORD_AGE_MS } from '../../../lib/core/limits.ts'
+import {
+  PROOF_HEAD_BYTES,
+  PROOF_RECORD_AGE_MS,
+  PROOF_RECORDS_MAX,
+  PROOF_RUNS_MAX,
+} from '../../../lib/core/limits.ts'
 import { LEAF_BYTES } from '../../../lib/core/units.ts'
 import { headOf, LeafRecord } from '../../../lib/proof/leaf-file.ts'
 import { ProofFolder } from '../../../lib/proof/proof-folder.ts'
@@ -110,6 +115,22 @@ test('records are kept within a number, a size and an age', async () => {
   assert.deepEqual(await targets(), [])
 })
 
+test('what does not fit into a head becomes no record; of very many files so many are looked at', async () => {
+  const path = join(directory, 'many')
+  const folder = new ProofFolder({ path })
+  await folder.start()
+  const map = await folder.begin(HEAD.size)
+  const image = `/${'x'.repeat(PROOF_HEAD_BYTES)}`
+  await assert.rejects(folder.keep(map, { ...HEAD, image }), /a head of \d+ bytes/)
+  await folder.drop(map)
+  assert.deepEqual(await folder.find('vm'), [])
+  await folder.keep(await folder.begin(HEAD.size), HEAD)
+  for (let file = 0; file < PROOF_RECORDS_MAX - 1; file++) await writeFile(join(path, `0${file}.leaves`), '')
+  assert.equal((await folder.find('vm')).length, 1)
+  await writeFile(join(path, '0.leaves'), '')
+  assert.equal((await folder.find('vm')).length, 0)
+})
+
 test('a name that is none becomes no file', async () => {
   const folder = new ProofFolder({ path: join(directory, 'proof') })
   const map = await folder.begin(HEAD.size)
@@ -153,6 +174,20 @@ const DAMAGES: readonly {
     damage: (path) => rewrite(path, (head) => ({ ...head, runs: 3 })),
     finding: /bytes, expected/,
   },
+  {
+    name: 'a text that ends behind its head',
+    damage: async (path) => {
+      const bytes = await readFile(path)
+      bytes.writeUInt32BE(PROOF_HEAD_BYTES, 12)
+      await writeSigned(path, bytes)
+    },
+    finding: /a head of 32768 bytes/,
+  },
+  {
+    name: 'more runs than any has',
+    damage: (path) => rewrite(path, (head) => ({ ...head, runs: PROOF_RUNS_MAX + 1 })),
+    finding: /says something else than a head does/,
+  },
 ]
 
 async function poke(path: string, at: number, bits: number): Promise<void> {
@@ -171,6 +206,10 @@ async function rewrite(path: string, change: (head: Record<string, unknown>) => 
   const json = Buffer.from(JSON.stringify(change(JSON.parse(bytes.toString('utf8', 16, 16 + length)))))
   bytes.writeUInt32BE(json.length, 12)
   json.copy(bytes, 16)
+  await writeSigned(path, bytes)
+}
+
+async function writeSigned(path: string, bytes: Buffer): Promise<void> {
   sha256(bytes.subarray(0, PROOF_HEAD_BYTES - 32)).copy(bytes, PROOF_HEAD_BYTES - 32)
   await writeFile(path, bytes)
 }

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { after, test } from 'node:test'
 import { sha256 } from '../../../lib/chunk/digest.ts'
 import { ZERO_DIGEST } from '../../../lib/chunk/leaf-digests.ts'
-import { PROOF_PAGES_MAX, PROOF_RUNS_MAX } from '../../../lib/core/limits.ts'
+import { PROOF_CHANGES_MAX, PROOF_PAGES_MAX, PROOF_RUNS_MAX } from '../../../lib/core/limits.ts'
 import { LEAF_BYTES } from '../../../lib/core/units.ts'
 import { LeafFile, PAGE_LEAVES } from '../../../lib/proof/leaf-file.ts'
 import { LeafMap } from '../../../lib/proof/leaf-map.ts'
@@ -168,4 +168,20 @@ test('one that is closed while a turn is under way waits for it, and the turns b
   gate.resolve()
   await closing
   await map.close()
+})
+
+test('while too many changes wait for the file there is no room for more, and then there is', async () => {
+  const map = await newMap(4 * PROOF_CHANGES_MAX * LEAF_BYTES)
+  const gate = Promise.withResolvers<void>()
+  const held = map.turn(() => gate.promise)
+  for (let leaf = 0; leaf <= PROOF_CHANGES_MAX; leaf++) map.put(2 * leaf, digestOf(0))
+  let free = false
+  const room = map.room().then(() => {
+    free = true
+  })
+  for (let turns = 0; turns < 5; turns++) await new Promise((resolve) => setImmediate(resolve))
+  assert.equal(free, false)
+  gate.resolve()
+  await Promise.all([held, room])
+  assert.equal(free, true)
 })

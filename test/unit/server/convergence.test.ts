@@ -54,6 +54,11 @@ test('it does not converge while a write waits at every look for some time, and 
   assert.equal(one.report()?.converges, false)
   looks(one, 1, at, 1000, false)
   assert.equal(one.report()?.converges, true)
+  looks(one, 5, at, 1000, true)
+  assert.equal(one.report()?.converges, true)
+  // What was before that time says nothing any more.
+  looks(one, 1, at, 1000, true)
+  assert.equal(one.report()?.converges, false)
 })
 
 test('another disk that comes is copied first', () => {

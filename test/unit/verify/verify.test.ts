@@ -4,13 +4,16 @@ import { mkdtemp, open, readFile, rm, truncate, utimes, writeFile } from 'node:f
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
+import { ImageSource } from '../../../lib/catalog/image-files.ts'
 import { RefusedError } from '../../../lib/core/errors.ts'
+import { PROOF_DIFFERENCES_MAX, PROOF_READ_BYTES_MAX } from '../../../lib/core/limits.ts'
 import { LEAF_BYTES, MIB } from '../../../lib/core/units.ts'
 import { writersOf } from '../../../lib/host/open-files.ts'
-import type { LeafHead } from '../../../lib/proof/leaf-file.ts'
+import { type LeafHead, LeafRecord } from '../../../lib/proof/leaf-file.ts'
 import { ProofFolder } from '../../../lib/proof/proof-folder.ts'
 import { EXIT, exitCodeOf } from '../../../server/cli/exit-codes.ts'
 import { verifyText } from '../../../server/cli/verify.ts'
+import { compareWithRecord } from '../../../server/verify/compare.ts'
 import { type GuestRecords, recordsOf } from '../../../server/verify/records.ts'
 import { InUseError, verify } from '../../../server/verify/verify.ts'
 import { noise } from '../engine/rig.ts'
@@ -82,6 +85,37 @@ test('bits that flipped, also in a hole and in the short last leaf, are found wh
   const text = verifyText(report)
   assert.match(text, /DIFFERS: 3 of 47 pieces of 64 KiB; at 196608, 393216, 3145728/)
   assert.match(text, /a guest that has run since has changed its disk/)
+})
+
+test('of many differences some are named, and all are counted', async () => {
+  await proved()
+  for (let leaf = 22; leaf < 22 + PROOF_DIFFERENCES_MAX + 4; leaf++) await poke(leaf * LEAF_BYTES)
+  const [found] = (await verify({ ask: ask() })).disks
+  assert.equal(found?.differentLeaves, PROOF_DIFFERENCES_MAX + 4)
+  assert.deepEqual(
+    found?.differences,
+    Array.from({ length: PROOF_DIFFERENCES_MAX }, (_, at) => (22 + at) * LEAF_BYTES),
+  )
+})
+
+test('of a large image a little is held at once', async () => {
+  await proved()
+  const [found] = await folder.find('vm')
+  const record = await LeafRecord.open(found!.path)
+  const source = await ImageSource.open(image)
+  const { read } = source
+  let longest = 0
+  source.read = async (offset, length) => {
+    longest = Math.max(longest, length)
+    return await read.call(source, offset, length)
+  }
+  try {
+    assert.equal((await compareWithRecord(source, record, found!.path)).equalLeaves, LEAVES - 2)
+    assert.equal(longest, PROOF_READ_BYTES_MAX)
+  } finally {
+    await source.close()
+    await record.close()
+  }
 })
 
 test('what the record does not know is not judged', async () => {

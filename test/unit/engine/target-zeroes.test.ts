@@ -1,0 +1,73 @@
+/** What is remembered of a target's zeroes is bounded, and neither learning nor settling them holds up the event loop. */
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import {
+  KNOWN_ZEROES_MAX,
+  PENDING_ZEROES_MAX,
+  SCANNED_EXTENTS_MAX,
+  SETTLING_ZEROES_MAX,
+} from '../../../lib/core/limits.ts'
+import { TargetZeroes } from '../../../lib/engine/target-zeroes.ts'
+import { DurableDevice } from './rig.ts'
+
+/** A target of which every other byte is zero, the first one too, and which says so. */
+function fragmented(zeroes: number) {
+  const device = new DurableDevice(Buffer.alloc(2 * zeroes, 1), 1)
+  for (let at = 0; at < device.size; at += 2) device.bytes[at] = 0
+  device.blockStatus = async (offset, length) =>
+    Array.from({ length }, (_, at) => {
+      const zero = device.bytes[offset + at] === 0
+      return { length: 1, hole: zero, zero }
+    })
+  const turn = { inTurn: async (work: () => Promise<void>): Promise<void> => await work() }
+  const target = new TargetZeroes({
+    device,
+    ended: () => false,
+    untouched: () => true,
+    inTurn: (_start, _end, work) => turn.inTurn(work),
+  })
+  return { device, target, turn }
+}
+
+test('of a target in very many pieces so many zeroes are known, and what is forgotten is zeroed once more', async () => {
+  const { device, target } = fragmented(KNOWN_ZEROES_MAX + 1)
+  assert.equal(await target.scan(), KNOWN_ZEROES_MAX + 1)
+  assert.ok(target.isKnown(0, 1) && target.isKnown(2 * KNOWN_ZEROES_MAX - 2, 2 * KNOWN_ZEROES_MAX - 1))
+  assert.ok(!target.isKnown(2 * KNOWN_ZEROES_MAX, 2 * KNOWN_ZEROES_MAX + 1))
+  target.add(1, 2)
+  await target.settle()
+  assert.ok(target.isKnown(1, 2) && !target.isKnown(0, 1))
+  target.add(0, 1)
+  await target.settle()
+  assert.equal(device.zeroedBytes, 2)
+})
+
+test('while extents are learned other work goes on', async () => {
+  const { target } = fragmented(2 * SCANNED_EXTENTS_MAX)
+  let turns = 0
+  let done = false
+  const scanned = target.scan().finally(() => {
+    done = true
+  })
+  while (!done) {
+    await new Promise((resolve) => setImmediate(resolve))
+    turns++
+  }
+  await scanned
+  assert.ok(turns >= 4, `${turns} turns`)
+})
+
+test('pending zeroes: beyond so many ranges they are to be settled, some at once', async () => {
+  const { target, turn } = fragmented(PENDING_ZEROES_MAX + 1)
+  for (let range = 0; range < PENDING_ZEROES_MAX; range++)
+    assert.equal(target.add(2 * range, 2 * range + 1), false)
+  assert.equal(target.add(2 * PENDING_ZEROES_MAX, 2 * PENDING_ZEROES_MAX + 1), true)
+  let under = 0
+  turn.inTurn = () => {
+    under++
+    return new Promise(() => undefined)
+  }
+  void target.settle()
+  for (let turns = 0; turns < 5; turns++) await new Promise((resolve) => setImmediate(resolve))
+  assert.equal(under, SETTLING_ZEROES_MAX)
+})
