@@ -11,7 +11,7 @@ import {
   SCANNED_EXTENTS_MAX,
   SETTLING_ZEROES_MAX,
 } from '../core/limits.ts'
-import { alignDown, alignUp, GIB } from '../core/units.ts'
+import { alignDown, alignUp, BLOCK_BYTES, GIB } from '../core/units.ts'
 import { unlessRefused } from './sources.ts'
 
 export interface TargetZeroesOptions {
@@ -91,15 +91,23 @@ export class TargetZeroes {
 
   /** Makes pending zeroes real, where the device does not read as zero already. Newer data wins: it waits its turn. */
   async settle(): Promise<void> {
+    const { device, inTurn, ended } = this.#options
     const ranges = [...this.#pending.entries()]
+    const unit = Math.max(device.blockSizes.minimum, BLOCK_BYTES)
     for (let at = 0; at < ranges.length; at += SETTLING_ZEROES_MAX) {
       // A fragmented disk has tens of thousands: other work goes on in between.
       if (at > 0) await new Promise((resolve) => setImmediate(resolve))
       const some = ranges.slice(at, at + SETTLING_ZEROES_MAX)
       await Promise.all(
-        some.map(({ start, end }) => this.#options.inTurn(start, end, () => this.#settleRange(start, end))),
+        some.map(async (range) => {
+          // Where chunks took the rest of them, they begin at any byte. Newer ones that come meanwhile and go on beyond must not
+          // be there in half a sector (nobody flushed them, but no disk tears one): so it is a turn for whole blocks.
+          const start = alignDown(range.start, unit)
+          const end = Math.min(device.size, alignUp(range.end, unit))
+          await inTurn(start, end, () => this.#settleRange(start, end))
+        }),
       )
-      if (this.#options.ended()) return
+      if (ended()) return
     }
   }
 
@@ -108,9 +116,9 @@ export class TargetZeroes {
     if (ended()) return
     const unit = device.blockSizes.minimum
     for (const pending of this.#pending.overlapping(start, end)) {
-      // While its turn was waited for, newer zeroes may have come that begin elsewhere: those of a part of a block have time.
+      // What begins elsewhere within a block of the device has time: whoever writes the rest of it waits for its turn.
       const from = alignUp(Math.max(pending.start, start), unit)
-      const to = pending.end <= end ? pending.end : alignDown(end, unit)
+      const to = Math.min(pending.end, end)
       if (from >= to) continue
       const gaps = this.#known.gaps(from, to)
       for (const gap of gaps) {

@@ -71,3 +71,35 @@ test('pending zeroes: beyond so many ranges they are to be settled, some at once
   for (let turns = 0; turns < 5; turns++) await new Promise((resolve) => setImmediate(resolve))
   assert.equal(under, SETTLING_ZEROES_MAX)
 })
+
+test('what is left of zeroes from any byte on, and newer ones around it that come before their turn: no sector is torn', async () => {
+  const device = new DurableDevice(Buffer.alloc(32_768, 1), 1)
+  const gate = Promise.withResolvers<void>()
+  const turns: [number, number][] = []
+  const target = new TargetZeroes({
+    device,
+    ended: () => false,
+    untouched: () => true,
+    inTurn: async (start, end, work) => {
+      turns.push([start, end])
+      await gate.promise
+      await work()
+    },
+  })
+  // As a chunk leaves it that ends there, and one that begins behind it.
+  target.add(8192 + 301, 20_480 + 77)
+  const settled = target.settle()
+  target.add(4096, 28_672)
+  gate.resolve()
+  await settled
+  assert.deepEqual(turns, [[8192, 24_576]])
+  const zeroes = device.bytes.subarray(8192, 24_576).every((byte) => byte === 0)
+  assert.ok(zeroes, 'whole blocks, since the newer zeroes are of all of them')
+  assert.equal(device.zeroedBytes, 24_576 - 8192, 'and the rest of those has time')
+  await target.settle()
+  assert.deepEqual(turns.slice(1), [
+    [4096, 8192],
+    [24_576, 28_672],
+  ])
+  assert.equal(device.zeroedBytes, 28_672 - 4096)
+})
