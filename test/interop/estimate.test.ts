@@ -19,7 +19,7 @@ import { image } from '../unit/analyze/rig.ts'
 import { programBytes, randomBytes, treeBytes } from '../unit/chunk/samples.ts'
 import { asAnalyzed, near } from '../unit/estimate/analyzed.ts'
 import { diskXml, type Hosts, hosts } from '../unit/estimate/rig.ts'
-import { inFolder, run, succeed, withServer } from './nbd-peers.ts'
+import { createImage, inFolder, run, succeed, withServer } from './nbd-peers.ts'
 import { withStock } from './stock-rig.ts'
 
 const SIZE = 96 * MIB
@@ -234,7 +234,7 @@ test('a qcow2 that cannot be read says why, opens nothing elsewhere, and the oth
   })
   const at = (name: string): string => join(rig.near, name)
   const create = async (name: string, ...options: string[]): Promise<void> =>
-    void (await succeed('qemu-img', ['create', '-q', '-f', 'qcow2', ...options, at(name), '8M']))
+    await createImage(['-f', 'qcow2', ...options, at(name), '8M'])
   const luks = 'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10'
   await create('luks', '--object', 'secret,id=s,data=abc', '-o', luks)
   // Who opens it waits for ever.
