@@ -8,7 +8,7 @@ import { constants } from 'node:fs'
 import { type FileHandle, lstat, open, realpath, stat } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import { LostError } from '../core/errors.ts'
-import { IMAGE_BYTES_MIN, type ImageIdentity } from './image-files.ts'
+import { IMAGE_BYTES_MIN, type ImageFile, type ImageIdentity } from './image-files.ts'
 import { SALVAGE_FOLDER } from './salvage.ts'
 
 export type Whereabouts = 'gone' | 'away'
@@ -101,6 +101,13 @@ export class ImagePlaces {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close()
   }
+}
+
+/** Whether an image is listed, be it under another name. */
+export function listedIn(images: Iterable<ImageFile>): (identity: ImageIdentity) => boolean {
+  const inodes = new Set<string>()
+  for (const { identity } of images) inodes.add(`${identity.dev}:${identity.ino}`)
+  return ({ dev, ino }) => inodes.has(`${dev}:${ino}`)
 }
 
 function isMissing(error: unknown): boolean {

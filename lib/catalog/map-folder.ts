@@ -28,7 +28,7 @@ import {
   writeChunk,
 } from './image-map-format.ts'
 import { type ImageMapEncoder, ImageMapWriter, type MapOwner } from './image-map-writer.ts'
-import { ImagePlaces, type Whereabouts } from './image-places.ts'
+import { ImagePlaces, listedIn, type Whereabouts } from './image-places.ts'
 import { scanImage } from './image-scan.ts'
 import { type LedgerEntry, MapLedger } from './map-ledger.ts'
 import { SALVAGE_FOLDER } from './salvage.ts'
@@ -96,15 +96,14 @@ export class MapFolder {
     const maps: FolderMap[] = []
     for (const name of names) {
       const map = mapAt(join(this.path, name), byPath)
-      const said = ledger.get(name.slice(0, 32))
-      const known = said?.ino === map.identity?.ino ? said : undefined
+      const known = ledger.of(name.slice(0, 32), map.identity?.ino)
       maps.push(await this.#told(map, known, async (identity) => places.of(map.path, identity, isListed)))
     }
     maps.sort((one, other) => (one.path < other.path ? -1 : 1))
     const mapped = new Set(names)
     const forgotten = images.filter(({ path, identity }) => {
       const name = mapPath('', path)
-      return !mapped.has(name) && ledger.get(name.slice(0, 32))?.ino === identity.ino
+      return !mapped.has(name) && ledger.of(name.slice(0, 32), identity.ino) !== undefined
     })
     return { maps, forgotten: forgotten.map(({ path }) => path) }
   }
@@ -135,8 +134,7 @@ export class MapFolder {
       const head = listed.has(name) ? undefined : mapHead(join(this.path, name))
       if (head === undefined) continue
       const { path, identity } = head
-      const said = ledger.get(name.slice(0, 32))
-      const dev = said?.ino === identity.ino ? said.dev : identity.dev
+      const dev = ledger.of(name.slice(0, 32), identity.ino)?.dev ?? identity.dev
       if ((await places.of(path, { ...identity, dev }, isListed)) === 'gone') continue
       const directory = directoryOf(path)
       if (lstatSync(directory, { throwIfNoEntry: false })?.isDirectory() === true)
@@ -269,11 +267,6 @@ function ownerOf(directory: string): MapOwner {
     throw new RefusedError(`${directory}: expected a directory, found ${found}`)
   }
   return { uid: stats.uid, gid: stats.gid }
-}
-
-function listedIn(images: readonly ImageFile[]): (identity: ImageIdentity) => boolean {
-  const inodes = new Set(images.map(({ identity: { dev, ino } }) => `${dev}:${ino}`))
-  return ({ dev, ino }) => inodes.has(`${dev}:${ino}`)
 }
 
 /** Of the config, in which an image lay. */

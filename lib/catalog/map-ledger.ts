@@ -58,6 +58,12 @@ export class MapLedger {
     return this.#entries.get(name)
   }
 
+  /** The same of an image with this inode: what is said of another file that lay there before says nothing of it. */
+  of(name: string, ino: bigint | undefined): LedgerEntry | undefined {
+    const said = this.#entries.get(name)
+    return said?.ino === ino ? said : undefined
+  }
+
   set(name: string, entry: LedgerEntry): void {
     const before = this.#entries.get(name)
     const same =

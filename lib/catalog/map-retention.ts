@@ -13,7 +13,7 @@ import { BLOCK_BYTES } from '../core/units.ts'
 import type { ImageFile, ImageIdentity } from './image-files.ts'
 import { mapHead } from './image-map.ts'
 import { KEY_BYTES, mapPath } from './image-map-format.ts'
-import { ImagePlaces, type Whereabouts } from './image-places.ts'
+import { ImagePlaces, listedIn, type Whereabouts } from './image-places.ts'
 import { chooseMaps, type Keepable } from './map-choice.ts'
 import { MapLedger } from './map-ledger.ts'
 
@@ -176,9 +176,7 @@ export class MapRetention {
   #present({ ledger, maps, busy, nowMs }: Look, name: string, file: ImageFile): Candidate {
     const { path, identity } = file
     const map = maps.get(name)
-    const said = ledger.get(key(name))
-    // Of another file that lay there before.
-    const known = said?.ino === identity.ino ? said : undefined
+    const known = ledger.of(key(name), identity.ino)
     const used = this.#used.get(path)
     this.#used.delete(path)
     const changedAtMs = file.changedAtMs ?? Number(identity.mtimeNs / 1_000_000n)
@@ -204,10 +202,10 @@ export class MapRetention {
   /** Maps of images that are not listed. Those of images that are gone are none; nor are those that are no maps. */
   async #absent(look: Look): Promise<Candidate[]> {
     const { ledger, maps, listed, nowMs } = look
-    const inodes = new Set([...listed.values()].map(({ identity: { dev, ino } }) => `${dev}:${ino}`))
+    const isListed = listedIn(listed.values())
     await using places = await ImagePlaces.look(this.#options.images)
     const whereabouts = (path: string, identity: ImageIdentity): Promise<Whereabouts> =>
-      places.of(path, identity, ({ dev, ino }) => inodes.has(`${dev}:${ino}`))
+      places.of(path, identity, isListed)
     const candidates: Candidate[] = []
     for (const [name, map] of maps) {
       const candidate = listed.has(name) ? undefined : await this.#away(look, name, map, whereabouts)
@@ -237,8 +235,7 @@ export class MapRetention {
       // It cannot be opened for a moment: another round will tell.
       return { ...candidate, touchedAtMs: latest(nowMs, madeAtMs), agesFromMs: nowMs }
     }
-    const said = ledger.get(key(name))
-    const known = said?.ino === head?.identity.ino ? said : undefined
+    const known = ledger.of(key(name), head?.identity.ino)
     // As it was seen last: since its map was made, its file system may have got another number.
     const dev = known?.dev ?? head?.identity.dev ?? 0n
     if (head === undefined || (await whereabouts(head.path, { ...head.identity, dev })) === 'gone') {
