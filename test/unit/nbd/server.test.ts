@@ -67,6 +67,15 @@ async function readReply(peer: RawPeer): Promise<OptionReply> {
 }
 
 /** Sends an option and gathers its replies up to ACK or an error. */
+/** Until the export is open, with structured replies and base:allocation. */
+async function greetWithExtents(peer: RawPeer): Promise<void> {
+  await greet(peer)
+  await option(peer, nbd.NBD_OPT_STRUCTURED_REPLY)
+  const query = encodeMetaRequest({ name: 'disk', queries: ['base:allocation'] })
+  await option(peer, nbd.NBD_OPT_SET_META_CONTEXT, query)
+  await option(peer, nbd.NBD_OPT_GO, GO)
+}
+
 async function option(peer: RawPeer, number: number, data?: Buffer): Promise<OptionReply[]> {
   peer.send(encodeOption(number, data))
   const replies: OptionReply[] = []
@@ -445,11 +454,7 @@ describe('server, requests', () => {
     }
     const talking = talk(new Extents({ size: MIB }))
     const { peer } = talking
-    await greet(peer)
-    await option(peer, nbd.NBD_OPT_STRUCTURED_REPLY)
-    const query = encodeMetaRequest({ name: 'disk', queries: ['base:allocation'] })
-    await option(peer, nbd.NBD_OPT_SET_META_CONTEXT, query)
-    await option(peer, nbd.NBD_OPT_GO, GO)
+    await greetWithExtents(peer)
     peer.send(request(nbd.NBD_CMD_BLOCK_STATUS, 1n, 0, 400))
     assert.deepEqual(
       await peer.read(48),
@@ -475,11 +480,7 @@ describe('server, requests', () => {
     }
     const talking = talk(new Crumbs({ size: MIB }))
     const { peer } = talking
-    await greet(peer)
-    await option(peer, nbd.NBD_OPT_STRUCTURED_REPLY)
-    const query = encodeMetaRequest({ name: 'disk', queries: ['base:allocation'] })
-    await option(peer, nbd.NBD_OPT_SET_META_CONTEXT, query)
-    await option(peer, nbd.NBD_OPT_GO, GO)
+    await greetWithExtents(peer)
     peer.send(request(nbd.NBD_CMD_BLOCK_STATUS, 1n, 0, MIB))
     const length = (await peer.read(20)).readUInt32BE(16)
     assert.equal(length, 4 + 8 * NBD_REPLY_EXTENTS_MAX)
