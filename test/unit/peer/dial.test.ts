@@ -4,7 +4,6 @@ import { once } from 'node:events'
 import { type AddressInfo, createServer, type Server } from 'node:net'
 import { type TestContext, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
-import ssh2 from 'ssh2'
 import { ManualClock } from '../../../lib/core/clock.ts'
 import { LostError, TimeoutError } from '../../../lib/core/errors.ts'
 import {
@@ -17,8 +16,9 @@ import type { ResumeRequest } from '../../../lib/peer/options.ts'
 import { reconnect } from '../../../lib/peer/resume.ts'
 import { type DialOptions, dialBundle } from '../../../lib/peer/ssh.ts'
 import { deafListener } from '../server/deaf.ts'
+import { keyPair } from './key-pair.ts'
 
-const keys = ssh2.utils.generateKeyPairSync('ed25519')
+const keys = keyPair()
 const options = (more: Partial<DialOptions>): DialOptions => ({
   addresses: ['127.0.0.1'],
   port: 1,

@@ -7,7 +7,6 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
-import ssh2 from 'ssh2'
 import type { PeerConfig } from '../../../config/schema.ts'
 import { ManualClock } from '../../../lib/core/clock.ts'
 import { TimeoutError } from '../../../lib/core/errors.ts'
@@ -17,10 +16,11 @@ import { MIB } from '../../../lib/core/units.ts'
 import { WindowPool } from '../../../lib/peer/windows.ts'
 import { LinkTests } from '../../../server/link-test.ts'
 import { Peer } from '../../../server/peers.ts'
+import { keyPair } from '../peer/key-pair.ts'
 
 async function start(context: TestContext, onConnection: (socket: Socket) => void) {
   const directory = await mkdtemp(join(tmpdir(), 'swam-peers-'))
-  const keys = ssh2.utils.generateKeyPairSync('ed25519')
+  const keys = keyPair()
   await writeFile(join(directory, 'key'), keys.private)
   let dialed = 0
   const sockets = new Set<Socket>()
