@@ -5,6 +5,7 @@
  */
 
 import type { LoopReport } from '../lib/core/loop-watch.ts'
+import type { DiskWait } from '../lib/engine/account.ts'
 
 /** Where the bytes of a disk (or of memory) came from; their sum is `appliedBytes`. */
 export const SOURCE_NAMES = [
@@ -45,6 +46,8 @@ export interface DiskReport {
   readonly bySource: BySource
   /** When the last FLUSH of QEMU was answered, at the source; null at the far side, and before the first. */
   readonly flushedAt?: number | null
+  /** The last times at which QEMU waited for this disk, at the source: for the far side, or for room. */
+  readonly waits?: readonly DiskWait[]
   /** Of the disk at the last FLUSH that was proved, 64 hex digits: the same at both ends. Null without a proof. */
   readonly root?: string | null
   readonly proof?: ProofReport | null

@@ -240,6 +240,8 @@ export const RESUME_BACKOFF_MS_MAX: number = 1_000
 export const FLUSH_DEADLINE_MS: number = 2_000
 /** How often waiting requests of QEMU are held against that deadline. */
 export const FLUSH_WATCH_MS: number = 250
+/** Waits of QEMU that the account of a disk lists. While a guest is paused it asks for four FLUSHes. */
+export const DISK_WAITS_MAX: number = 8
 /** What `flushDeadlineMs` may be: for as long QEMU's main loop, and with it the guest and its monitor, may stand still. */
 export const FLUSH_DEADLINE_MS_MAX: number = 60_000
 /** How long a bundle that closes waits for its last frames to be acknowledged. */

@@ -11,6 +11,8 @@ export interface PatienceOptions {
   readonly silentMs: () => number
   /** Called once; its owner then calls `end`. */
   readonly onExpired: (waitedMs: number, silentMs: number) => void
+  /** Nothing waits any more, for the first time in so many milliseconds. */
+  readonly onWaited?: (ms: number) => void
 }
 
 interface Wait {
@@ -23,6 +25,8 @@ export class Patience {
   /** Oldest first. */
   readonly #waits = new Set<Wait>()
   #timer: NodeJS.Timeout | undefined
+  /** When the first of those that overlap began. */
+  #since = 0
 
   constructor(options: PatienceOptions) {
     this.#options = options
@@ -34,6 +38,7 @@ export class Patience {
     try {
       await new Promise<void>((resolve, reject) => {
         wait = { since: performance.now(), reject }
+        if (this.#waits.size === 0) this.#since = wait.since
         this.#waits.add(wait)
         this.#timer ??= setInterval(() => this.#watch(), FLUSH_WATCH_MS)
         work.then(resolve, reject)
@@ -43,6 +48,7 @@ export class Patience {
       if (this.#waits.size === 0) {
         clearInterval(this.#timer)
         this.#timer = undefined
+        this.#options.onWaited?.(performance.now() - this.#since)
       }
     }
   }

@@ -89,6 +89,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
               `${Math.round(silentMs)} ms: flushDeadlineMs is ${flushDeadlineMs}`,
           ),
         ),
+      onWaited: (ms) => this.account.waited(ms),
     })
     const { features } = options.link
     this.#proof = features.has(FEATURE_PROOF) && features.has(FEATURE_SURVEY) ? options.proof : undefined

@@ -159,6 +159,7 @@ export class MigrationRecord {
       appliedBytes: account.appliedBytes,
       bySource: { ...account.bySource },
       flushedAt: account.flushedAt ?? null,
+      waits: account.waits.map(({ at, ms }) => ({ at: Math.round(at), ms: Math.round(ms) })),
       ...proofOf(this.#proofs.get(account)),
     }))
     const asked = this.#streams.reduce((sum, counts) => sum + counts.toStream + counts.fromStream, 0)

@@ -6,6 +6,7 @@ import assert from 'node:assert/strict'
 import { after, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { RefusedError } from '../../../lib/core/errors.ts'
+import { DISK_WAITS_MAX } from '../../../lib/core/limits.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { bundlePair, type MemoryOptions, type MemoryPair } from '../../../lib/peer/memory.ts'
 import { FEATURE_RESUME } from '../../../lib/wire/hello.ts'
@@ -110,6 +111,36 @@ test('a FLUSH on a broken link that comes back in time is answered', async () =>
   await flushed
   assert.ok(device.durable.subarray(8192, 12288).equals(Buffer.alloc(4096, 7)))
   assert.equal(near.resumes, 1)
+  await near.close()
+})
+
+test('the account lists how long QEMU waited: for a FLUSH with news, not for one without, and only the last ones', async () => {
+  const { near, cut, setDown, sender } = await joined({ flushDeadlineMs: 5000 })
+  const { waits } = sender.account
+  const flush = async (value: number): Promise<void> => {
+    await sender.write(8192, Buffer.alloc(4096, value))
+    await sender.flush()
+  }
+  await flush(1)
+  setDown(true)
+  cut()
+  const before = Date.now()
+  const flushed = Promise.all([flush(2), sender.flush()])
+  await sleep(300)
+  setDown(false)
+  await flushed
+  assert.equal(waits.length, 2, 'both FLUSHes were one wait')
+  const { at, ms } = waits[1]!
+  assert.ok(ms >= 290 && at >= before - 2 && at + ms <= Date.now() + 2, `${ms} ms from ${at - before} on`)
+  await sender.flush()
+  assert.equal(waits.length, 2, 'a FLUSH of nothing waits for nobody')
+  for (let value = 3; value < 15; value++) await flush(value)
+  assert.equal(waits.length, DISK_WAITS_MAX)
+  assert.ok(
+    waits.every(
+      (wait, index) => index === 0 || wait.at + wait.ms >= waits[index - 1]!.at + waits[index - 1]!.ms,
+    ),
+  )
   await near.close()
 })
 
