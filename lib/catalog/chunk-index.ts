@@ -3,10 +3,11 @@
  * read by any. An entry is 20 bytes: the first 8 bytes of the digest, image number, offset and length. What it says
  * is a hint: the image may have changed and 8 bytes are no digest, so whoever uses a hit reads and verifies SHA-256.
  * The table has a fixed size; when it is full it refuses more and counts that. A forgotten image's entries are no
- * longer found, and new ones take their places where they come across them.
+ * longer found; new ones take their places where they come across them, and when the table is full all of them are swept out.
  *
  * A new entry is published by its length, stored last: a reader that sees a length sees the entry. One that takes a
- * forgotten one's place may be seen half written; as said, what is found is verified.
+ * forgotten one's place may be seen half written, and while its neighbours are swept out one may not be seen at all: then more
+ * is sent than need be, and as said, what is found is verified.
  */
 import { randomBytes } from 'node:crypto'
 import { DIGEST_BYTES } from '../chunk/digest.ts'
@@ -30,6 +31,8 @@ const FILL_MAX = 0.8
 const COUNT = 0
 const REFUSED = 1
 const REPEATED = 2
+/** Images that were forgotten. */
+const FORGETS = 3
 /** Four words of chance, drawn when the table is made. */
 const SEED = 4
 /** One bit for each image number. */
@@ -44,12 +47,17 @@ const OFFSET_LOW = 2
 const IMAGE_OFFSET = 3
 const LENGTH = 4
 
+/** keyA, keyB, offsetLow, imageOffset, length */
+type Entry = readonly [number, number, number, number, number]
+
 export class ChunkIndex {
   readonly shared: SharedChunkIndex
   readonly #words: Uint32Array
   readonly #slotCount: number
   readonly #countMax: number
   readonly #seed: readonly [number, number, number, number]
+  /** Of the thread that inserts: how many images were forgotten when it last swept. */
+  #sweptForgets = 0
 
   /** A table of at most `bytesMax` bytes; the memory is taken from the system as the table fills. */
   static create(options: { readonly bytesMax: number }): ChunkIndex {
@@ -127,21 +135,68 @@ export class ChunkIndex {
     }
     if (reusable !== 0) at = reusable
     else if (words[COUNT]! >= this.#countMax) {
+      if (this.#sweep()) return this.insert(digests, digestOffset, location)
       Atomics.add(words, REFUSED, 1)
       return false
     } else Atomics.add(words, COUNT, 1)
+    this.#put(at, keyA, keyB, offsetLow, imageOffset, length)
+    return true
+  }
+
+  #put(at: number, keyA: number, keyB: number, offsetLow: number, imageOffset: number, length: number): void {
+    const words = this.#words
     words[at + KEY_A] = keyA
     words[at + KEY_B] = keyB
     words[at + OFFSET_LOW] = offsetLow
     words[at + IMAGE_OFFSET] = imageOffset
     Atomics.store(words, at + LENGTH, length)
+  }
+
+  /**
+   * Frees the places of forgotten entries: each run of taken places that has some is emptied, and what is not forgotten goes
+   * in again, in its order. False if nothing was forgotten since the last time.
+   */
+  #sweep(): boolean {
+    const words = this.#words
+    const forgets = Atomics.load(words, FORGETS)
+    if (forgets === this.#sweptForgets) return false
+    this.#sweptForgets = forgets
+    let free = HEADER_WORDS
+    while (words[free + LENGTH] !== 0) free = this.#nextEntry(free)
+    const last = free
+    do {
+      const begin = this.#nextEntry(free)
+      const kept: number[] = []
+      let taken = 0
+      for (free = begin; words[free + LENGTH] !== 0; free = this.#nextEntry(free)) {
+        taken++
+        if (!this.isForgotten(words[free + IMAGE_OFFSET]! >>> 16)) kept.push(free)
+      }
+      if (kept.length < taken) this.#rehash(begin, free, kept)
+    } while (free !== last)
     return true
+  }
+
+  /** Of the run from `begin` to the free place at `end` only these entries stay. */
+  #rehash(begin: number, end: number, kept: readonly number[]): void {
+    const words = this.#words
+    const entries = kept.map((at) => words.slice(at, at + ENTRY_WORDS))
+    let gone = -kept.length
+    for (let at = begin; at !== end; at = this.#nextEntry(at), gone++) Atomics.store(words, at + LENGTH, 0)
+    for (const [keyA, keyB, offsetLow, imageOffset, length] of entries as unknown as Entry[]) {
+      let at = this.#firstEntry(keyA, keyB)
+      while (words[at + LENGTH] !== 0) at = this.#nextEntry(at)
+      this.#put(at, keyA, keyB, offsetLow, imageOffset, length)
+    }
+    Atomics.sub(words, COUNT, gone)
   }
 
   /** From now on nothing of this image is found. Any thread may call it; the number must not be used again. */
   forget(image: number): void {
     checkLocation({ image, offset: 0, length: 1 })
-    Atomics.or(this.#words, FORGOTTEN + (image >>> 5), 1 << (image & 31))
+    const bit = 1 << (image & 31)
+    const before = Atomics.or(this.#words, FORGOTTEN + (image >>> 5), bit)
+    if ((before & bit) === 0) Atomics.add(this.#words, FORGETS, 1)
   }
 
   isForgotten(image: number): boolean {

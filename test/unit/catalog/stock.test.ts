@@ -490,7 +490,6 @@ test('what holds most of what comes in is in the index, when not everything find
     stock.lookup(digests.subarray(number * 32, number * 32 + 32))
   const end = Date.now() + 20_000
   while (shares()[before.indexOf(0)] === 0 && Date.now() < end) await settled()
-  // Places of forgotten entries are taken where they are come across.
   assert.ok(blockShare(stock, missing) > 0.9)
   assert.equal(
     shares().reduce((sum, one) => sum + one),
