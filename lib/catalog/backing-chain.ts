@@ -15,12 +15,17 @@ import {
 } from '../core/limits.ts'
 import { CommandError, FIRST_DESCRIPTOR, runCommand } from '../host/command.ts'
 import { readingCommand } from '../host/qemu-tools.ts'
-import { checkImage, type ImageFormat, type ImageSource } from './image-files.ts'
+import { checkImage, type ImageFormat, type ImageIdentity, type ImageSource } from './image-files.ts'
 
 /** A file of a chain, and what it is. */
 export interface ChainFile {
   readonly path: string
   readonly format: ImageFormat
+}
+
+/** A file of an open chain that is not its first, as it was when it was opened. */
+export interface FileBeneath extends ChainFile {
+  readonly identity: ImageIdentity
 }
 
 /** Who asked for an image says what may be opened for it. */
@@ -43,6 +48,8 @@ export interface BackingChain {
   readonly node: BlockNode
   /** Open; whoever has the chain closes them. The first is the image itself. */
   readonly files: readonly ImageSource[]
+  /** Of each file. */
+  readonly formats: readonly ImageFormat[]
 }
 
 /** Of what `qemu-img info` says, what is looked at. */
@@ -67,6 +74,7 @@ export async function openChain<Name extends ChainFile>(
 ): Promise<BackingChain> {
   const files: ImageSource[] = []
   const nodes: BlockNode[] = []
+  const formats: ImageFormat[] = []
   try {
     let next: Name | undefined = top
     while (next !== undefined) {
@@ -76,6 +84,7 @@ export async function openChain<Name extends ChainFile>(
       const name: Name = next
       const file = await rules.open(name)
       files.push(file)
+      formats.push(name.format)
       nodes.push({ driver: name.format, file: fileNode(file, nodes.length) })
       next = undefined
       if (name.format === 'qcow2') {
@@ -86,7 +95,7 @@ export async function openChain<Name extends ChainFile>(
         next = await backingOf(name, file, info, rules)
       }
     }
-    return { node: joined(nodes), files }
+    return { node: joined(nodes), files, formats }
   } catch (error) {
     for (const file of files) await file.close()
     throw error

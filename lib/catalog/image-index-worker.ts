@@ -9,7 +9,6 @@ import { setPriority } from 'node:os'
 import { basename } from 'node:path'
 import { parentPort, workerData } from 'node:worker_threads'
 import { Chunker } from '../chunk/chunker.ts'
-import { hintOf } from '../chunk/digest.ts'
 import { errorText } from '../core/errors.ts'
 import { CATALOG_FREE_CHUNKS_MAX, IMAGE_RESCAN_MS } from '../core/limits.ts'
 import { BLOCK_BYTES, HINT_BYTES } from '../core/units.ts'
@@ -26,6 +25,7 @@ import {
 import { CHUNK_ENTRY_BYTES, CHUNKS, type MappedDisk } from './image-map-format.ts'
 import { ImageMapWriter } from './image-map-writer.ts'
 import { type ScanStart, scanImage } from './image-scan.ts'
+import { KnownParts } from './known-parts.ts'
 import { noRoomFor } from './map-space.ts'
 import { type ImageRef, type OpenImage, openImage } from './open-image.ts'
 import { PacedReads } from './paced-reads.ts'
@@ -171,17 +171,18 @@ async function scanInto(
   const image = imageNumber
   try {
     const from = await resumed(map.partial, image, counts, signal)
+    using beneath = await mapBeneath(source, signal)
     await scanImage(reads, chunker, {
       signal,
       from,
+      ...(beneath === undefined ? {} : { known: beneath.known }),
       onChunk: (offset, length, digests, digestOffset) => {
         counts.chunks++
         if (image !== null && index.insert(digests, digestOffset, { image, offset, length }))
           counts.inserted++
         map.add(digests, digestOffset, offset, length)
       },
-      onBlock: (offset, bytes) => {
-        const hint = hintOf(bytes)
+      onBlock: (offset, hint) => {
         if (image !== null && blocks.insert(hint, 0, { image, offset, length: BLOCK_BYTES }))
           counts.insertedBlocks++
         map.addBlock(offset, hint)
@@ -199,6 +200,33 @@ async function scanInto(
   } finally {
     map.abort()
   }
+}
+
+/** Of the nearest image beneath that has a map of just what it is now, and what is not to be read for it. */
+async function mapBeneath(
+  source: OpenImage,
+  signal: AbortSignal,
+): Promise<({ readonly known: KnownParts } & Disposable) | undefined> {
+  if (catalog === undefined || source.sharedWith === undefined) return undefined
+  for (const [index, { path, identity, format }] of (source.beneath ?? []).entries()) {
+    let map: ImageMap | undefined
+    try {
+      map = ImageMap.open(catalog, path, identity, format)
+    } catch {
+      // Whoever scans that image says so.
+    }
+    if (map === undefined) continue
+    const beneath = map
+    const close = (): void => beneath.close()
+    try {
+      const known = new KnownParts(map, await source.sharedWith(index, signal))
+      return { known, [Symbol.dispose]: close }
+    } catch (error) {
+      close()
+      throw error
+    }
+  }
+  return undefined
 }
 
 /** Takes in what an earlier scan has left of the map, and says where to go on. */

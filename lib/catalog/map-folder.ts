@@ -7,7 +7,6 @@ import { createHash, type Hash } from 'node:crypto'
 import { lchownSync, lstatSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 import { Chunker } from '../chunk/chunker.ts'
-import { hintOf } from '../chunk/digest.ts'
 import { errorText, RefusedError } from '../core/errors.ts'
 import { BLOCK_BYTES } from '../core/units.ts'
 import { Handprint } from './handprint.ts'
@@ -301,6 +300,6 @@ function mapAt(place: string, images: ReadonlyMap<string, ImageFile>): FoundMap 
 async function scanInto(source: ImageSource, map: Pick<ImageMapEncoder, 'add' | 'addBlock'>): Promise<void> {
   await scanImage(source, new Chunker(), {
     onChunk: (offset, length, digests, digestOffset) => map.add(digests, digestOffset, offset, length),
-    onBlock: (offset, bytes) => map.addBlock(offset, hintOf(bytes)),
+    onBlock: (offset, hint) => map.addBlock(offset, hint),
   })
 }

@@ -5,7 +5,8 @@
  */
 import { dirname } from 'node:path'
 import { RefusedError } from '../core/errors.ts'
-import type { ChainFile, ChainRules } from './backing-chain.ts'
+import type { ChainFile, ChainRules, FileBeneath } from './backing-chain.ts'
+import type { DataExtent } from './data-extents.ts'
 import type { ExtentSource } from './extent-source.ts'
 import { type ImageIdentity, ImageSource } from './image-files.ts'
 import { Qcow2Export } from './qcow2-export.ts'
@@ -14,6 +15,10 @@ export interface OpenImage extends ExtentSource {
   /** Of its own file. */
   readonly identity: ImageIdentity
   readonly allocatedBytes: number
+  /** Of a qcow2: the files that it stands on, the nearest first. */
+  readonly beneath?: readonly FileBeneath[]
+  /** The parts that read as number `index` of them does at the same place: in order, apart; none, where that cannot be known. */
+  sharedWith?(index: number, signal?: AbortSignal): Promise<DataExtent[]>
 }
 
 export interface ImageRef extends ChainFile {

@@ -24,10 +24,18 @@ import {
 import { quietEnvironment } from '../host/command.ts'
 import { readingCommand } from '../host/qemu-tools.ts'
 import { negotiateNbd } from '../nbd/client.ts'
-import { type BackingChain, type ChainFile, type ChainRules, jsonName, openChain } from './backing-chain.ts'
+import {
+  type BackingChain,
+  type ChainFile,
+  type ChainRules,
+  type FileBeneath,
+  jsonName,
+  openChain,
+} from './backing-chain.ts'
 import { type DataExtent, MapBuilder } from './data-extents.ts'
 import type { ExtentSource } from './extent-source.ts'
-import type { ImageIdentity, ImageSource } from './image-files.ts'
+import type { ImageIdentity } from './image-files.ts'
+import { sharedParts } from './shared-parts.ts'
 
 /** qemu-nbd while it runs, and the first words of its standard error. */
 class Exporter {
@@ -81,7 +89,7 @@ export interface Qcow2ExportOptions {
 export class Qcow2Export implements ExtentSource {
   readonly path: string
   readonly #device: BlockDevice
-  readonly #files: readonly ImageSource[]
+  readonly #chain: BackingChain
   readonly #exporter: Exporter
   readonly #endMs: number
   #closed: Promise<void> | undefined
@@ -95,7 +103,7 @@ export class Qcow2Export implements ExtentSource {
     const chain = await openChain(name, rules, options.signal)
     try {
       const { exporter, device } = await exportChain(name.path, chain, options)
-      const source = new Qcow2Export(name.path, chain.files, exporter, device, options.endMs ?? EXPORT_END_MS)
+      const source = new Qcow2Export(name.path, chain, exporter, device, options.endMs ?? EXPORT_END_MS)
       void exporter.gone.then(() => {
         if (source.#closed === undefined) {
           options.onLost(new RefusedError(`${name.path}: its export by qemu-nbd ended: ${exporter.reason}`))
@@ -110,13 +118,13 @@ export class Qcow2Export implements ExtentSource {
 
   private constructor(
     path: string,
-    files: readonly ImageSource[],
+    chain: BackingChain,
     exporter: Exporter,
     device: BlockDevice,
     endMs: number,
   ) {
     this.path = path
-    this.#files = files
+    this.#chain = chain
     this.#exporter = exporter
     this.#device = device
     this.#endMs = endMs
@@ -128,12 +136,25 @@ export class Qcow2Export implements ExtentSource {
 
   /** Of its own file, not of what it stands on, which must not change at all. */
   get identity(): ImageIdentity {
-    return this.#files[0]!.identity
+    return this.#chain.files[0]!.identity
   }
 
   /** What its files take on their file systems. */
   get allocatedBytes(): number {
-    return this.#files.reduce((sum, { allocatedBytes }) => sum + allocatedBytes, 0)
+    return this.#chain.files.reduce((sum, { allocatedBytes }) => sum + allocatedBytes, 0)
+  }
+
+  /** What it stands on, the nearest first. */
+  get beneath(): readonly FileBeneath[] {
+    const { files, formats } = this.#chain
+    return files
+      .slice(1)
+      .map(({ path, identity }, index) => ({ path, identity, format: formats[index + 1]! }))
+  }
+
+  /** What reads as that one of them does at the same place; none, where that cannot be known. */
+  sharedWith(level: number, signal?: AbortSignal): Promise<DataExtent[]> {
+    return sharedParts(this.#chain, level + 1, signal)
   }
 
   async extents(signal?: AbortSignal): Promise<DataExtent[]> {
@@ -172,7 +193,7 @@ export class Qcow2Export implements ExtentSource {
   }
 
   async isStale(): Promise<boolean> {
-    for (const file of this.#files) if (await file.isStale()) return true
+    for (const file of this.#chain.files) if (await file.isStale()) return true
     return false
   }
 
@@ -180,7 +201,7 @@ export class Qcow2Export implements ExtentSource {
     this.#closed ??= (async () => {
       await this.#device.close()
       await this.#exporter.end()
-      for (const file of this.#files) await file.close()
+      for (const file of this.#chain.files) await file.close()
     })()
     return this.#closed
   }

@@ -7,7 +7,6 @@ import { ChunkIndex } from '../../lib/catalog/chunk-index.ts'
 import type { ExtentSource } from '../../lib/catalog/extent-source.ts'
 import { scanImage } from '../../lib/catalog/image-scan.ts'
 import { Chunker } from '../../lib/chunk/chunker.ts'
-import { hintOf } from '../../lib/chunk/digest.ts'
 import { BLOCK_BYTES } from '../../lib/core/units.ts'
 import type { ChunkStock, StockedImage } from '../../lib/engine/stock-source.ts'
 
@@ -50,8 +49,8 @@ export class HaveStock implements ChunkStock {
       onChunk: (offset, length, digests, digestOffset) => {
         this.#index.insert(digests, digestOffset, { image: number, offset, length })
       },
-      onBlock: (offset, bytes) => {
-        this.#blocks.insert(hintOf(bytes), 0, { image: number, offset, length: BLOCK_BYTES })
+      onBlock: (offset, hint) => {
+        this.#blocks.insert(hint, 0, { image: number, offset, length: BLOCK_BYTES })
       },
       ...(signal === undefined ? {} : { signal }),
     })

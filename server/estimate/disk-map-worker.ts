@@ -16,7 +16,6 @@ import { ImageMap, type MappedBlocks } from '../../lib/catalog/image-map.ts'
 import { scanImage } from '../../lib/catalog/image-scan.ts'
 import type { ImageRef } from '../../lib/catalog/open-image.ts'
 import { Chunker } from '../../lib/chunk/chunker.ts'
-import { hintOf } from '../../lib/chunk/digest.ts'
 import { errorText, RefusedError } from '../../lib/core/errors.ts'
 import { ESTIMATE_PIECES_MAX, SESSION_ENTRIES_MAX } from '../../lib/core/limits.ts'
 import { alignDown, BLOCK_BYTES, HINT_BYTES } from '../../lib/core/units.ts'
@@ -156,7 +155,7 @@ function paced(source: ExtentSource): ExtentSource {
 async function fromImage(source: ExtentSource): Promise<void> {
   await scanImage(paced(source), new Chunker(), {
     signal: ended.signal,
-    onBlock: (offset, bytes) => blocks.add(offset, hintOf(bytes)),
+    onBlock: (offset, hint) => blocks.add(offset, Buffer.from(hint)),
     onChunk: (offset, length, digests, digestOffset) => add(digests, digestOffset, offset, length),
   })
 }

@@ -4,9 +4,11 @@
  */
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
-import { chmod, copyFile, mkdir, open, writeFile } from 'node:fs/promises'
+import { chmod, copyFile, mkdir, open, rm, utimes, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import { ImageMap } from '../../lib/catalog/image-map.ts'
+import { mapPath } from '../../lib/catalog/image-map-format.ts'
 import { STOCK_EXPORTS_MAX } from '../../lib/core/limits.ts'
 import { MIB } from '../../lib/core/units.ts'
 import { inFolder, succeed } from './nbd-peers.ts'
@@ -126,6 +128,91 @@ test('nothing is opened that lies elsewhere, has no format, or is no qcow2', asy
         assert.equal((await stock.images[0]!.source.read(0, 4)).toString('latin1'), 'QFI\xfb')
       },
     )
+  })
+})
+
+test('what a map of the image beneath says is not read again, and the map is the same', async () => {
+  await inFolder(async (folder) => {
+    const images = join(folder, 'images')
+    await mkdir(images)
+    // By name the last one is what the others stand on: they are scanned before it.
+    const [top, middle, base] = ['1.qcow2', '2.qcow2', '3.raw'].map((name) => join(images, name)) as [
+      string,
+      string,
+      string,
+    ]
+    const at = 1_700_000_000
+    const isQcow2 = (path: string): boolean => path.endsWith('.qcow2')
+    const place = (path: string): string => mapPath(join(folder, 'catalog'), path)
+    const tended = async (): Promise<void> => {
+      await withStock(folder, { isQcow2 }, async ({ tend, problems }) => {
+        await tend()
+        assert.deepEqual(problems, [])
+      })
+    }
+    const digestOf = (path: string): string => {
+      const { map } = ImageMap.at(place(path))
+      map.close()
+      return map.digest.toString('hex')
+    }
+    /** The map of the first when of the others only these have one. */
+    const madeWith = async (mapped: readonly string[]): Promise<string> => {
+      for (const path of [top, middle, base])
+        if (!mapped.includes(path)) await rm(place(path), { force: true })
+      await tended()
+      return digestOf(top)
+    }
+    const write = async (path: string, what: string): Promise<void> => {
+      await succeed('qemu-io', ['-f', 'qcow2', '-c', what, path])
+    }
+    await writeFile(base, Buffer.concat([randomBytes(40 * MIB), Buffer.alloc(4 * MIB), randomBytes(4 * MIB)]))
+    await succeed('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', base, '-F', 'raw', middle, '64M'])
+    await write(middle, 'write -q -P 17 20M 1216k')
+    await write(middle, 'write -q -z 30M 64k')
+    await succeed('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', middle, '-F', 'qcow2', top])
+    await write(top, 'write -q -P 18 33M 68k')
+    await write(top, 'write -q -z 10M 2M')
+    await write(top, 'write -q -P 19 50M 1M')
+    for (const path of [top, middle, base]) await utimes(path, at, at)
+
+    const read = await madeWith([])
+    assert.equal(await madeWith([middle, base]), read)
+    assert.equal(await madeWith([base]), read, 'what nobody above it has is as in the base')
+
+    // A change that nobody can know of: whoever does not read it does not see it.
+    const tamper = async (mtime: number): Promise<void> => {
+      const file = await open(base, 'r+')
+      await file.write(randomBytes(4096), 0, 4096, 5 * MIB)
+      await file.close()
+      await utimes(base, mtime, mtime)
+    }
+    await tamper(at)
+    assert.equal(await madeWith([middle, base]), read)
+    assert.equal(await madeWith([base]), read)
+    await rm(place(base))
+    assert.equal(
+      await madeWith([middle]),
+      read,
+      'a file that has changed beneath it does not make a map of another image',
+    )
+    assert.notEqual(await madeWith([]), read)
+    // One that can be known: its map is not that of what it is now.
+    await madeWith([])
+    const before = await madeWith([base])
+    await tamper(at - 1)
+    assert.notEqual(await madeWith([base]), before)
+    // A damaged one is none.
+    await writeFile(place(base), randomBytes(5000))
+    await rm(place(middle))
+    await rm(place(top))
+    await withStock(folder, { isQcow2 }, async ({ tend, problems }) => {
+      await tend()
+      assert.ok(
+        problems.every((problem) => problem.startsWith(`map of ${base}: `)),
+        problems.join('\n'),
+      )
+    })
+    assert.equal(digestOf(top), await madeWith([]))
   })
 })
 

@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import { checkConfigText } from '../../../config/load.ts'
 import { decideHook } from '../../../hooks/decision.ts'
 import { parseMap } from '../../../lib/catalog/data-extents.ts'
+import { parseShared } from '../../../lib/catalog/shared-parts.ts'
 import { ProtocolError, RefusedError, SwamError } from '../../../lib/core/errors.ts'
 import {
   DOMAIN_XML_DEPTH_MAX,
@@ -210,6 +211,11 @@ export const toolOutput: FuzzTarget = {
       assert.ok(extent.offset >= end && extent.end > extent.offset && extent.end <= IMAGE_BYTES)
       assert.ok(extent.offset % BLOCK_BYTES === 0)
       end = extent.end
+    }
+    end = 0
+    for (const part of parseShared(text, 1) ?? []) {
+      assert.ok(part.offset >= end && part.end > part.offset && Number.isSafeInteger(part.end))
+      end = part.end
     }
     // What a guest's XML may say is the target before; here its disks are asked for.
     const answer = (argv: readonly string[]): string =>

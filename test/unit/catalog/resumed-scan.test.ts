@@ -60,7 +60,7 @@ async function scan(
   await scanImage(source, new Chunker(), {
     ...(from === undefined ? {} : { from }),
     onChunk: (offset, length, digests, at) => writer.add(digests, at, offset, length),
-    onBlock: (offset, bytes) => writer.addBlock(offset, Buffer.from(bytes.subarray(0, 8))),
+    onBlock: (offset, hint) => writer.addBlock(offset, hint),
     onProgress: (bytesDone, zeroBytes) => {
       zeroes = zeroBytes
       if (bytesDone >= stopAt) throw new Cut()

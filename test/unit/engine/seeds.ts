@@ -133,9 +133,7 @@ export async function runSeed(seed: number): Promise<void> {
     if (next() < 0.7) POOL.copy(contents, 0, 0, Math.floor((next() * SIZE) / SECTOR) * SECTOR)
     const model = new Model(Buffer.from(contents))
     const minimum = [1, 512, 4096][Math.floor(next() * 3)]!
-    const device = new WatchedDevice(contents, minimum, async () => {
-      for (let turns = Math.floor(next() * 3); turns > 0; turns--) await turn()
-    })
+    const device = new WatchedDevice(contents, minimum, () => late(next))
     for (let session = 0; session < SESSIONS; session++) {
       if (session > 0 && next() < 0.5) flip(device, next)
       model.begin(device.bytes)
@@ -166,9 +164,6 @@ function flip(device: WatchedDevice, next: Next): void {
 }
 
 async function begin(next: Next, device: WatchedDevice): Promise<Session> {
-  const late = async (): Promise<void> => {
-    for (let turns = Math.floor(next() * 3); turns > 0; turns--) await turn()
-  }
   const features =
     next() < 0.8
       ? [...ENGINE_FEATURES, FEATURE_PROOF]
@@ -176,11 +171,11 @@ async function begin(next: Next, device: WatchedDevice): Promise<Session> {
   const joined = wire(features)
   const worker = {
     describe: async (bytes: Uint8Array) => {
-      await late()
+      await late(next)
       return unflatten(chunker.describe(bytes))
     },
     digestLeaves: async (bytes: Uint8Array, span: { from: number; to: number }) => {
-      await late()
+      await late(next)
       return leafDigests(bytes, span)
     },
   }
@@ -225,7 +220,7 @@ async function begin(next: Next, device: WatchedDevice): Promise<Session> {
     account: new DiskAccount('vda', SIZE),
     slabs: new SlabPool({ bytesMax: 4 * MIB }),
     describe: async (bytes) => {
-      await late()
+      await late(next)
       return unflatten(chunker.describe(bytes))
     },
     ...(proof === undefined ? {} : { proof: proof.sender }),
@@ -386,6 +381,12 @@ function change(
   }
   model.write(offset, Buffer.alloc(length))
   ask(sender.writeZeroes(offset, length))
+}
+
+/** Mostly a turn or two; now and then later than many others. */
+async function late(next: Next): Promise<void> {
+  const most = next() < 0.1 ? 60 : 3
+  for (let turns = Math.floor(next() * most); turns > 0; turns--) await turn()
 }
 
 function turn(): Promise<void> {
