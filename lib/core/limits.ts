@@ -437,6 +437,8 @@ export const ZSTD_OUTPUT_BYTES_MAX: number = 16 * MIB
 export const ZSTD_WINDOW_LOG_MAX: number = 23
 /** The same for a stream of literals, which lives as long as its disk's session: 2 MiB, what level 3 uses. */
 export const LITERAL_STREAM_WINDOW_LOG_MAX: number = 21
+/** The same between two ends that have FEATURE_WIDE: 4 MiB. */
+export const LITERAL_WIDE_WINDOW_LOG_MAX: number = 22
 /** The largest piece of shared memory; the pool of them is bounded by `limits.windowMiB`. */
 export const SLAB_BYTES_MAX: number = 16 * MIB
 /** Shared memory that is kept for the next migration when nothing is under way. */

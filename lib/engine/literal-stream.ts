@@ -4,14 +4,24 @@
  * images). Both ends must take them in the same order: that of the frames of one class.
  *
  * What is unpacked came from outside: the caller says how long it must be, and what goes beyond ends the stream. After any
- * failure a stream is of no use. Neither end waits for the other; memory is one window each (LITERAL_STREAM_WINDOW_LOG_MAX).
+ * failure a stream is of no use. Neither end waits for the other; memory is one window each.
  */
 import { constants, createZstdCompress, createZstdDecompress } from 'node:zlib'
 import { decompress, ZSTD_LEVEL } from '../chunk/zstd.ts'
 import { errorText, LostError, ProtocolError } from '../core/errors.ts'
-import { LITERAL_BYTES_MAX, LITERAL_STREAM_WINDOW_LOG_MAX } from '../core/limits.ts'
+import {
+  LITERAL_BYTES_MAX,
+  LITERAL_STREAM_WINDOW_LOG_MAX,
+  LITERAL_WIDE_WINDOW_LOG_MAX,
+} from '../core/limits.ts'
 import { KIB } from '../core/units.ts'
-import { FEATURE_STREAM, type LiteralCodec } from '../wire/disk.ts'
+import { FEATURE_STREAM, FEATURE_WIDE, type LiteralCodec } from '../wire/disk.ts'
+
+/**
+ * Half of the level's own hash table: with twice the window that takes no more time, and 3% fewer bytes (120 MB of programs and
+ * documents: 38.3 MB instead of 39.5).
+ */
+const WIDE_TABLE_LOG = 16
 
 /** One step of zlib puts out at most so much. */
 const PIECE_BYTES = 128 * KIB
@@ -76,17 +86,22 @@ class Stream {
 }
 
 export class LiteralPacker {
-  readonly #stream = new Stream(
-    createZstdCompress({
-      params: {
-        [constants.ZSTD_c_compressionLevel]: ZSTD_LEVEL,
-        [constants.ZSTD_c_windowLog]: LITERAL_STREAM_WINDOW_LOG_MAX,
-      },
-      // With each write.
-      flush: constants.ZSTD_e_flush,
-      chunkSize: PIECE_BYTES,
-    }),
-  )
+  readonly #stream: Stream
+
+  /** @param features that both ends have */
+  constructor(features: ReadonlySet<string>) {
+    const wide = features.has(FEATURE_WIDE)
+    const params = {
+      [constants.ZSTD_c_compressionLevel]: ZSTD_LEVEL,
+      [constants.ZSTD_c_windowLog]: windowLogMax(features),
+      ...(wide
+        ? { [constants.ZSTD_c_hashLog]: WIDE_TABLE_LOG, [constants.ZSTD_c_chainLog]: WIDE_TABLE_LOG }
+        : {}),
+    }
+    // Flushed with each write.
+    const flush = constants.ZSTD_e_flush
+    this.#stream = new Stream(createZstdCompress({ params, flush, chunkSize: PIECE_BYTES }))
+  }
 
   /** Packs 1 to LITERAL_BYTES_MAX bytes, which must not change until the promise settles. */
   pack(bytes: Uint8Array): Promise<Buffer> {
@@ -99,12 +114,13 @@ export class LiteralPacker {
 }
 
 export class LiteralUnpacker {
-  readonly #stream = new Stream(
-    createZstdDecompress({
-      params: { [constants.ZSTD_d_windowLogMax]: LITERAL_STREAM_WINDOW_LOG_MAX },
-      chunkSize: PIECE_BYTES,
-    }),
-  )
+  readonly #stream: Stream
+
+  /** @param features that both ends have */
+  constructor(features: ReadonlySet<string>) {
+    const params = { [constants.ZSTD_d_windowLogMax]: windowLogMax(features) }
+    this.#stream = new Stream(createZstdDecompress({ params, chunkSize: PIECE_BYTES }))
+  }
 
   /** Rejects with a ProtocolError unless the next piece of the stream is exactly `length` bytes. */
   async unpack(bytes: Uint8Array, length: number): Promise<Buffer> {
@@ -127,6 +143,10 @@ export class LiteralUnpacker {
   }
 }
 
+function windowLogMax(features: ReadonlySet<string>): number {
+  return features.has(FEATURE_WIDE) ? LITERAL_WIDE_WINDOW_LOG_MAX : LITERAL_STREAM_WINDOW_LOG_MAX
+}
+
 /** Unpacks the literals of one disk, whichever way they are packed. */
 export class LiteralReader {
   readonly #features: ReadonlySet<string>
@@ -146,7 +166,7 @@ export class LiteralReader {
     if (this.#closed) throw new LostError('the literal stream was closed')
     let stream = this.#streams.get(codec)
     if (stream === undefined) {
-      stream = new LiteralUnpacker()
+      stream = new LiteralUnpacker(this.#features)
       this.#streams.set(codec, stream)
     }
     return await stream.unpack(data, length)

@@ -137,7 +137,7 @@ export class LiteralSender {
   #packer(codec: LiteralCodec): LiteralPacker {
     let packer = this.#packers.get(codec)
     if (packer === undefined) {
-      packer = new LiteralPacker()
+      packer = new LiteralPacker(this.#options.link.features)
       this.#packers.set(codec, packer)
     }
     return packer

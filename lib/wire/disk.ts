@@ -57,6 +57,8 @@ export const DIGEST_BYTES: number = 32
 export const FEATURE_BLOCKS = 'blocks'
 /** In both HELLOs: literals are zstd streams, two of frame class bulk and one of class final. */
 export const FEATURE_STREAM = 'stream'
+/** In both HELLOs, with FEATURE_STREAM: the window of a stream has up to 4 MiB instead of 2. */
+export const FEATURE_WIDE = 'wide'
 /** In both HELLOs: what was written together is described by one SURVEY, and an APPLIED run may go over zeroes. */
 export const FEATURE_SURVEY = 'survey'
 /**
@@ -70,6 +72,7 @@ export const ENGINE_FEATURES: readonly string[] = [
   FEATURE_STREAM,
   FEATURE_SURVEY,
   FEATURE_DELTA,
+  FEATURE_WIDE,
 ]
 
 /** Chunks of a SURVEY that one root stands for. */

@@ -17,6 +17,7 @@ import { alignDown, BLOCK_BYTES, HINT_BYTES } from '../../lib/core/units.ts'
 import { blockBits, blockCount, hasBlock, partOf, partsOf, setBlock } from '../../lib/engine/chunk-blocks.ts'
 import { LiteralPacker } from '../../lib/engine/literal-stream.ts'
 import { LITERAL_TARGET_BYTES } from '../../lib/engine/literals.ts'
+import { ENGINE_FEATURES } from '../../lib/wire/disk.ts'
 import { Params } from '../params.ts'
 import { CHUNK_ELSEWHERE, decodeBits, decodeStates, encodeBlocks, encodeChunks } from './batch.ts'
 import { mapOfDisk } from './disk-map.ts'
@@ -265,7 +266,7 @@ async function packedRatio(
   const some = someGroups(groups, ({ missingBytes }) => missingBytes, bytes)
   if (!some.some((group) => group.some(({ missingBytes }) => missingBytes > 0))) return 1
   await using source = await LiveImage.open(image, signal)
-  const packer = new LiteralPacker()
+  const packer = new LiteralPacker(new Set(ENGINE_FEATURES))
   let plain = 0
   let packed = 0
   let gathered: Buffer[] = []

@@ -149,7 +149,7 @@ export class NearEnd implements FrameChannel {
 
 /** Packs literals as a sender does: pieces of one stream. */
 class Packer {
-  readonly #packer = new LiteralPacker()
+  readonly #packer = new LiteralPacker(new Set(ENGINE_FEATURES))
   readonly #literals: Literal[] = []
   #chunks: { seq: number; length: number }[] = []
   #parts: Buffer[] = []
