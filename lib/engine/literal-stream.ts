@@ -17,12 +17,6 @@ import {
 import { KIB } from '../core/units.ts'
 import { FEATURE_STREAM, FEATURE_WIDE, type LiteralCodec } from '../wire/disk.ts'
 
-/**
- * Half of the level's own hash table: with twice the window that takes no more time, and 3% fewer bytes (120 MB of programs and
- * documents: 38.3 MB instead of 39.5).
- */
-const WIDE_TABLE_LOG = 16
-
 /** One step of zlib puts out at most so much. */
 const PIECE_BYTES = 128 * KIB
 
@@ -90,13 +84,9 @@ export class LiteralPacker {
 
   /** @param features that both ends have */
   constructor(features: ReadonlySet<string>) {
-    const wide = features.has(FEATURE_WIDE)
     const params = {
       [constants.ZSTD_c_compressionLevel]: ZSTD_LEVEL,
       [constants.ZSTD_c_windowLog]: windowLogMax(features),
-      ...(wide
-        ? { [constants.ZSTD_c_hashLog]: WIDE_TABLE_LOG, [constants.ZSTD_c_chainLog]: WIDE_TABLE_LOG }
-        : {}),
     }
     // Flushed with each write.
     const flush = constants.ZSTD_e_flush
