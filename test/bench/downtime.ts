@@ -10,6 +10,7 @@ import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { open } from 'node:fs/promises'
 import { DISK_WAITS_MAX } from '../../lib/core/limits.ts'
+import type { DiskWait } from '../../lib/engine/account.ts'
 import type { MigrationReport } from '../../server/report.ts'
 import { entry, history, startBoth } from '../e2e/swam-lab.ts'
 import { Lab, type MigrateResult } from '../lab/lab.ts'
@@ -69,6 +70,8 @@ interface Run {
   readonly diskMs: number
   /** Of that, for how long an answer was waited for; of a plain migration nobody knows. */
   readonly waitMs: number | null
+  /** The last waits for the disk, from the pause on. */
+  readonly waits: readonly DiskWait[]
   readonly totalMs: number
   readonly wireBytes: number
   readonly diskWireBytes: number | null
@@ -213,6 +216,7 @@ async function goPlain(lab: Lab, guest: TinyGuest, from: HostName, to: HostName)
     libvirtMs: libvirtMs(result),
     diskMs,
     waitMs: null,
+    waits: [],
     totalMs: result.totalMs,
     diskWireBytes: null,
   }
@@ -235,6 +239,7 @@ async function goThrough(lab: Lab, guest: TinyGuest, from: HostName, to: HostNam
     libvirtMs: libvirtMs(result),
     diskMs: flushedAt - pausedAt,
     waitMs: waitedMs(report, pausedAt),
+    waits: (report.disks[0]!.waits ?? []).map(({ at, ms }) => ({ at: at - pausedAt, ms })),
     totalMs: result.totalMs,
     diskWireBytes: report.wireBytes - report.ram.wireBytes,
   }
