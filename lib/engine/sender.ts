@@ -40,7 +40,7 @@ import { Disproved, type Proved, type SenderProof } from './sender-proof.ts'
 import { SentChunks } from './sent-chunks.ts'
 import { StageDrain } from './stage-drain.ts'
 import { surveyOf } from './survey.ts'
-import { asOneChunk, isSooner, Unasked } from './unasked.ts'
+import { inUnits, isSooner, Unasked } from './unasked.ts'
 
 /** NBD errno values that reach QEMU. */
 const EIO = 5
@@ -334,15 +334,18 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
 
   async #deliver(offset: number, slab: Slab, runs: readonly DescribedRun[]): Promise<void> {
     const length = runs.reduce((sum, run) => sum + run.length, 0)
-    // What is small may go unasked.
-    if (this.#options.link.features.has(FEATURE_SURVEY) && length > EAGER_RUN_BYTES_MAX) {
+    // What is small, and what the far side has most of, may go unasked.
+    const small = length <= EAGER_RUN_BYTES_MAX
+    const hinted =
+      (small || this.#sent.wereSent(offset, length)) && this.#whatUnasked(offset, length) === 'hints'
+    if (!hinted && !small && this.#options.link.features.has(FEATURE_SURVEY)) {
       await this.#sendSurvey(offset, slab, runs)
       return
     }
     for (const run of runs) {
-      // What is recorded after a loss nobody would ever give back.
-      if (this.#lost !== undefined) return
       if (run.zero) await this.#sendZeroes(offset + run.offset, run.length)
+      else if (hinted)
+        for (const piece of inUnits(offset, slab, run)) await this.#sendDescription(offset, slab, piece)
       else await this.#sendDescription(offset, slab, run)
     }
   }
@@ -366,10 +369,11 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     void this.#hinter.pump().catch((error: unknown) => this.#fail(error))
   }
 
-  async #sendDescription(base: number, slab: Slab, cut: DescribedRun): Promise<void> {
+  async #sendDescription(base: number, slab: Slab, run: DescribedRun): Promise<void> {
+    // What is recorded after a loss nobody would ever give back.
+    if (this.#lost !== undefined) return
     const firstSeq = this.#sent.nextSeq
-    const unasked = this.#whatUnasked(base + cut.offset, cut.length)
-    const run = unasked === 'hints' ? asOneChunk(slab, cut) : cut
+    const unasked = this.#whatUnasked(base + run.offset, run.length)
     this.#sent.addRun(base, slab, run)
     const sent = this.#send(
       { type: 'describe', firstSeq, offset: base + run.offset, lengths: run.lengths, digests: run.digests },

@@ -7,7 +7,7 @@ import type { DescribedRun } from '../chunk/describer.ts'
 import { sha256 } from '../chunk/digest.ts'
 import type { Slab } from '../chunk/slab.ts'
 import { EAGER_OUTSTANDING_BYTES_MAX, EAGER_RUN_BYTES_MAX, EARLY_BYTES_MAX } from '../core/limits.ts'
-import { KIB, MIB } from '../core/units.ts'
+import { alignDown, KIB, MIB } from '../core/units.ts'
 import { FEATURE_DELTA } from '../wire/disk.ts'
 import type { DiskLink } from './link.ts'
 
@@ -19,6 +19,7 @@ const SPARED_BYTES = MIB
 const HINT_EVERY = 16
 /** The granularity of a mirror job. */
 const MIRRORED_BYTES = 64 * KIB
+const UNITS = EAGER_RUN_BYTES_MAX / MIRRORED_BYTES
 
 export interface UnderWay {
   /** Whether a FLUSH waits. */
@@ -32,11 +33,33 @@ export interface UnderWay {
   readonly held: boolean
 }
 
-/** A rewritten run of what QEMU mirrors at once is not cut: its chunks would lie nowhere, and each costs a digest. */
-export function asOneChunk(slab: Slab, run: DescribedRun): DescribedRun {
-  if (run.zero || run.lengths.length === 1 || run.length > MIRRORED_BYTES) return run
-  const bytes = slab.bytes.subarray(run.offset, run.offset + run.length)
-  return { ...run, lengths: Uint32Array.of(run.length), digests: sha256(bytes) }
+/**
+ * A rewritten run in pieces of which each is decided alone, in chunks of what QEMU mirrors at once: cut by content they would lie
+ * nowhere else either, would have blocks of which they hold a part, and each costs a digest.
+ * @param base where the slab's bytes lie on the disk
+ */
+export function* inUnits(base: number, slab: Slab, run: DescribedRun): Generator<DescribedRun> {
+  const end = run.offset + run.length
+  for (let at = run.offset; at < end; ) {
+    const lengths: number[] = []
+    const digests: Buffer[] = []
+    const offset = at
+    while (at < end && lengths.length < UNITS) {
+      const next = Math.min(end, alignDown(base + at, MIRRORED_BYTES) + MIRRORED_BYTES - base)
+      const isWhole = run.lengths.length === 1 && next - at === run.length
+      lengths.push(next - at)
+      digests.push(isWhole ? Buffer.from(run.digests) : sha256(slab.bytes.subarray(at, next)))
+      at = next
+    }
+    const length = at - offset
+    yield {
+      offset,
+      length,
+      zero: false,
+      lengths: Uint32Array.from(lengths),
+      digests: Buffer.concat(digests),
+    }
+  }
 }
 
 type Path = Pick<DiskLink, 'features' | 'rateBytesPerSecond' | 'roundTripMs'>

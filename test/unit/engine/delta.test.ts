@@ -124,6 +124,39 @@ test('while it runs: rounds of a mirror cost at most 0.15 of the blocks that cha
   assert.ok(cost < changed * 0.15, `${cost} bytes and ${described} of digests and hints, for ${changed}`)
 })
 
+test('what is rewritten over a long stretch is hinted before the far side asks, in units of 64 KiB', async () => {
+  const disk = noise(8 * MIB, 15)
+  const { sender, device, wire } = await rig({ contents: Buffer.alloc(8 * MIB), minimum: 4096 })
+  await sender.write(0, Buffer.from(disk))
+  await sender.flush()
+  const sent = new Map<number, number>()
+  wire.tamper = (type, payload) => {
+    sent.set(type, (sent.get(type) ?? 0) + 1)
+    return payload
+  }
+  const before = sender.account.bySource.literal
+  const next = random(16)
+  for (let round = 0; round < 4; round++) {
+    let changed = 0
+    // A third of the blocks, scattered: QEMU mirrors all of it.
+    for (let at = MIB; at < 5 * MIB; at += BLOCK) {
+      if (next() > 0.3) continue
+      noise(BLOCK, round * 100_000 + at).copy(disk, at)
+      changed += BLOCK
+    }
+    assert.ok(changed > MIB)
+    await sender.write(MIB, Buffer.from(disk.subarray(MIB, 5 * MIB)))
+    await sender.settle()
+  }
+  const literal = sender.account.bySource.literal - before
+  await sender.flush()
+  assert.ok(device.durable.equals(disk))
+  assert.equal(sent.get(DISK_SURVEY) ?? 0, 0)
+  assert.equal(sent.get(DISK_HINTS) ?? 0, 0, 'nothing was asked for')
+  assert.ok((sent.get(DISK_BRIEF) ?? 0) >= 4)
+  assert.ok(literal < 4 * 4 * MIB * 0.35, `${literal} bytes`)
+})
+
 test('guest-sized writes: one block that is rewritten costs what changed in it', async () => {
   const disk = noise(MIB, 11)
   const delay = async (): Promise<void> => {
