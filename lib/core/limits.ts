@@ -527,6 +527,8 @@ export const SCANNED_EXTENTS_MAX: number = 4096
 export const SESSION_ENTRIES_MAX: number = (64 * MIB) / 64
 /** Chunks whose blocks are looked for at once. */
 export const FINDING_CHUNKS_MAX: number = 8
+/** What of the old content of chunks that wait for that a disk keeps: the last of 50 ms at 2.5 Gbit/s. Beyond it is read again. */
+export const OLD_KEPT_BYTES_MAX: number = 16 * MIB
 /** Chunks before a FLUSH that are not asked for block by block: some 8 MiB, on most links about the round trip that they would wait. */
 export const HURRIED_CHUNKS_MAX: number = 128
 /** Where blocks lie that a session delivered: 20 bytes each, so 3 GiB of them. */

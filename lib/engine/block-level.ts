@@ -11,7 +11,7 @@ import { readBytes } from '../block/read-bytes.ts'
 import { ChunkIndex } from '../catalog/chunk-index.ts'
 import { sha256 } from '../chunk/digest.ts'
 import { ProtocolError } from '../core/errors.ts'
-import { FINDING_CHUNKS_MAX } from '../core/limits.ts'
+import { FINDING_CHUNKS_MAX, OLD_KEPT_BYTES_MAX } from '../core/limits.ts'
 import { Turns } from '../core/turns.ts'
 import { alignDown, alignUp, BLOCK_BYTES, BRIEF_HINT_BYTES, HINT_BYTES, MIB } from '../core/units.ts'
 import {
@@ -60,6 +60,7 @@ export class BlockLevel {
   readonly #session: SessionBlocks
   readonly #places: readonly BlockPlaces[]
   readonly #finding: Turns
+  #keptBytes = 0
   readonly #sketching: Readonly<Record<BaseKind, SketchWorth>> = {
     inPlace: new SketchWorth(),
     similar: new SketchWorth(),
@@ -77,8 +78,8 @@ export class BlockLevel {
     return this.#session
   }
 
-  /** False where it would be of no use. */
-  ask(task: Task): boolean {
+  /** False where it would be of no use. @param old what lies in its place, as it was read just now */
+  ask(task: Task, old?: Buffer): boolean {
     const { mayHold, reports, take } = this.#options
     if (task.hints === undefined && task.end - task.start < BLOCKS_MIN * BLOCK_BYTES) return false
     const known = this.#places.some((places) => places.blockCount > 0)
@@ -88,7 +89,7 @@ export class BlockLevel {
     task.literal = (bytes) => take(task, bytes)
     const { hints } = task
     if (hints === undefined) reports.ask(task.seq)
-    else this.#finding.add(() => this.#find(task, hints))
+    else this.#findSoon(task, hints, old)
     return true
   }
 
@@ -109,10 +110,21 @@ export class BlockLevel {
     if (task.asked) this.#finding.add(() => this.#find(task, copy))
   }
 
-  async #find(task: Task, hints: Buffer): Promise<void> {
+  /** What was read is kept until its turn, up to a bound: reading it again costs more than looking through it. */
+  #findSoon(task: Task, hints: Buffer, read: Buffer | undefined): void {
+    const whole = task.start % BLOCK_BYTES === 0 && task.end % BLOCK_BYTES === 0
+    const kept = whole && this.#keptBytes + (read?.length ?? 0) <= OLD_KEPT_BYTES_MAX ? read : undefined
+    this.#keptBytes += kept?.length ?? 0
+    this.#finding.add(async () => {
+      this.#keptBytes -= kept?.length ?? 0
+      await this.#find(task, hints, kept)
+    })
+  }
+
+  async #find(task: Task, hints: Buffer, read?: Buffer): Promise<void> {
     const { ended, reports, want } = this.#options
     if (task.taken || ended()) return
-    const old = await this.#old(task)
+    const old = read ?? (await this.#old(task))
     const sketched = (kind: BaseKind): boolean => this.#options.deltas && this.#sketching[kind].pays
     // By brief ones no index can be asked.
     const places = hints.length / blockCount(task.start, task.end) === HINT_BYTES ? this.#places : []

@@ -340,9 +340,10 @@ export class DiskReceiver implements DiskEndpoint {
     const digest = task.digest!
     const length = task.end - task.start
     const verify = (bytes: Buffer): boolean => bytes.length === length && sha256(bytes).equals(digest)
+    let old: Buffer | undefined
     if (!this.#zeroes.isKnown(task.start, task.end)) {
-      const bytes = await unlessRefused(readBytes(this.#device, task.start, length))
-      if (bytes !== undefined && verify(bytes)) return this.#apply(task, bytes, 'inPlace')
+      old = await unlessRefused(readBytes(this.#device, task.start, length))
+      if (old !== undefined && verify(old)) return this.#apply(task, old, 'inPlace')
     }
     if (task.eager !== undefined) {
       this.#take(task, task.eager)
@@ -356,7 +357,7 @@ export class DiskReceiver implements DiskEndpoint {
         .catch(this.#onError)
       return
     }
-    await this.#search(task, verify)
+    await this.#search(task, verify, old)
   }
 
   /** @param bytes what another chunk with this digest has, if it has it still */
@@ -366,7 +367,8 @@ export class DiskReceiver implements DiskEndpoint {
     else await this.#search(task, verify)
   }
 
-  async #search(task: Task, verify: ChunkQuery['verify']): Promise<void> {
+  /** @param old what was read in its place just now, if anything */
+  async #search(task: Task, verify: ChunkQuery['verify'], old?: Buffer): Promise<void> {
     if (this.#failed !== undefined) return
     const length = task.end - task.start
     const found = await this.#router.find({ digest: task.digest!, offset: task.start, length, verify })
@@ -379,18 +381,18 @@ export class DiskReceiver implements DiskEndpoint {
       this.#take(task, task.eager)
       return
     }
-    this.#ask(task, verify)
+    this.#ask(task, verify, old)
   }
 
   /** It lies nowhere here: another session that has asked for it is waited for, or it is asked for. */
-  #ask(task: Task, verify: ChunkQuery['verify']): void {
+  #ask(task: Task, verify: ChunkQuery['verify'], old?: Buffer): void {
     const flushWaits = this.#barriers.any
     const arrival = flushWaits ? undefined : this.#others.wait(task)
     if (arrival === undefined) {
       this.#others.asked(task)
       // While a FLUSH waits a round trip is downtime, unless what lies before it takes longer than that anyway.
       const hurried = flushWaits && task.hints === undefined && this.#tasks.size <= HURRIED_CHUNKS_MAX
-      if (hurried || this.#blocks?.ask(task) !== true) this.#want(task)
+      if (hurried || this.#blocks?.ask(task, old) !== true) this.#want(task)
       return
     }
     this.#letGo(task)

@@ -32,6 +32,7 @@ held below 1.5 GiB in those of eight (test/long/swam-resources.test.ts). What it
 | sent: what QEMU has written and was not told so | 64 MiB and one payload for each NBD connection; QEMU itself: 16 MiB |
 | received: chunks that are looked for, asked for or being written (\`ByteBudget\`) | half of windowMiB, of these half for one disk |
 | received: what came unasked | 8 MiB a disk, 256 MiB a migration |
+| received: old content of chunks that are looked through | 16 MiB a disk |
 | received: chunks that are nearly written, kept for other migrations | 16 MiB |
 | frames in flight, each way (\`WindowPool\`) | 256 MiB, and 2 to 6 MiB a bundle |
 | frames that a far end does not read | 40 MiB and 131,072 frames (some 40 MiB) a channel, then it is let go |
