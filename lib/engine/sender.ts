@@ -337,16 +337,18 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     // What is small, and what the far side has most of, may go unasked.
     const small = length <= EAGER_RUN_BYTES_MAX
     const hinted =
-      (small || this.#sent.wereSent(offset, length)) && this.#whatUnasked(offset, length) === 'hints'
+      !small && this.#sent.wereSent(offset, length) && this.#whatUnasked(offset, length) === 'hints'
     if (!hinted && !small && this.#options.link.features.has(FEATURE_SURVEY)) {
       await this.#sendSurvey(offset, slab, runs)
       return
     }
     for (const run of runs) {
       if (run.zero) await this.#sendZeroes(offset + run.offset, run.length)
-      else if (hinted)
-        for (const piece of inUnits(offset, slab, run)) await this.#sendDescription(offset, slab, piece)
-      else await this.#sendDescription(offset, slab, run)
+      else {
+        const hints = hinted || this.#whatUnasked(offset + run.offset, run.length) === 'hints'
+        for (const piece of hints ? inUnits(offset, slab, run) : [run])
+          await this.#sendDescription(offset, slab, piece, hints)
+      }
     }
   }
 
@@ -369,11 +371,11 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     void this.#hinter.pump().catch((error: unknown) => this.#fail(error))
   }
 
-  async #sendDescription(base: number, slab: Slab, run: DescribedRun): Promise<void> {
+  async #sendDescription(base: number, slab: Slab, run: DescribedRun, hinted: boolean): Promise<void> {
     // What is recorded after a loss nobody would ever give back.
     if (this.#lost !== undefined) return
     const firstSeq = this.#sent.nextSeq
-    const unasked = this.#whatUnasked(base + run.offset, run.length)
+    const unasked = this.#whatUnasked(base + run.offset, run.length, hinted)
     this.#sent.addRun(base, slab, run)
     const sent = this.#send(
       { type: 'describe', firstSeq, offset: base + run.offset, lengths: run.lengths, digests: run.digests },
@@ -389,12 +391,19 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     }
   }
 
-  #whatUnasked(offset: number, length: number): ReturnType<Unasked['of']> {
+  #whatUnasked(offset: number, length: number, hinted?: boolean): ReturnType<Unasked['of']> {
     if (this.#options.bulkOnly === true) return 'nothing'
     const { earlyBytes, bytes } = this.#sent
     const flushing = this.#flushing !== undefined
     const rewritten = this.#sent.wereSent(offset, length)
-    return this.#unasked.of(length, { flushing, earlyBytes, bytes, rewritten, held: this.#room.holds })
+    return this.#unasked.of(length, {
+      flushing,
+      earlyBytes,
+      bytes,
+      rewritten,
+      held: this.#room.holds,
+      hinted,
+    })
   }
 
   async #sendZeroes(offset: number, length: number): Promise<void> {

@@ -31,6 +31,8 @@ export interface UnderWay {
   readonly rewritten: boolean
   /** Whether the far side had something at the place of this disk: most of what is described lies there as it is. */
   readonly held: boolean
+  /** Where it is decided already whether its hints go along: they are tried now and then, and each decision counts. */
+  readonly hinted?: boolean | undefined
 }
 
 /**
@@ -42,13 +44,13 @@ export function* inUnits(base: number, slab: Slab, run: DescribedRun): Generator
   const end = run.offset + run.length
   for (let at = run.offset; at < end; ) {
     const lengths: number[] = []
-    const digests: Buffer[] = []
+    const digests: Uint8Array[] = []
     const offset = at
     while (at < end && lengths.length < UNITS) {
       const next = Math.min(end, alignDown(base + at, MIRRORED_BYTES) + MIRRORED_BYTES - base)
       const isWhole = run.lengths.length === 1 && next - at === run.length
       lengths.push(next - at)
-      digests.push(isWhole ? Buffer.from(run.digests) : sha256(slab.bytes.subarray(at, next)))
+      digests.push(isWhole ? run.digests : sha256(slab.bytes.subarray(at, next)))
       at = next
     }
     const length = at - offset
@@ -81,12 +83,13 @@ export class Unasked {
   /** @param length of the run */
   of(
     length: number,
-    { flushing, earlyBytes, bytes, rewritten, held }: UnderWay,
+    { flushing, earlyBytes, bytes, rewritten, held, hinted: decided }: UnderWay,
   ): 'bytes' | 'hints' | 'nothing' {
     const early = earlyBytes + length
     const small = length <= EAGER_RUN_BYTES_MAX && early <= EARLY_BYTES_MAX
     const hinted =
-      (rewritten || (held && flushing)) && this.#link.features.has(FEATURE_DELTA) && this.#hintsPay()
+      decided ??
+      ((rewritten || (held && flushing)) && this.#link.features.has(FEATURE_DELTA) && this.#hintsPay())
     if (flushing) {
       if (small && (!hinted || isSooner(this.#link, early))) return 'bytes'
       return hinted ? 'hints' : 'nothing'

@@ -137,7 +137,6 @@ function extentsOf(bytes: Buffer): DataExtent[] {
 }
 
 let savedBytes = 0
-after(() => assert.ok(savedBytes > 30 * MIB, `${savedBytes} bytes were not read in all seeds`))
 
 for (let seed = 1; seed <= 30; seed++) {
   test(`an overlay from its base's map is the overlay as it is read (seed ${seed})`, async () => {
@@ -171,6 +170,10 @@ for (let seed = 1; seed <= 30; seed++) {
     assert.deepEqual(await found(new MemorySource(top, topExtents), new KnownParts(map, [])), expected)
   })
 }
+
+test('those seeds were not read as a whole', () => {
+  assert.ok(savedBytes > 30 * MIB, `${savedBytes} bytes were not read in all seeds`)
+})
 
 test('a chunk that ended because zeroes followed goes on where the overlay has data there', async () => {
   const next = random(79)

@@ -64,6 +64,20 @@ test('hints that spared nothing lately are left out, but for one in some, and co
   assert.equal(hinted(100), 100)
 })
 
+test('pieces of a run whose hints were decided on count for no decision of their own', () => {
+  const unasked = new Unasked(LINK)
+  for (let at = 0; at < 64; at++) unasked.applied(RUN, RUN)
+  const rewritten = { ...NOTHING, rewritten: true }
+  let hinted = 0
+  for (let run = 0; run < 160; run++) {
+    const decided = unasked.of(MIB, rewritten) === 'hints'
+    if (decided) hinted++
+    for (let piece = 0; piece < 4; piece++)
+      assert.equal(unasked.of(RUN, { ...rewritten, hinted: decided }) === 'hints', decided)
+  }
+  assert.equal(hinted, 10)
+})
+
 test('bits of a device: a part counts as the whole, and nothing lies beyond its end', () => {
   const bits = new RangeBits(1_000_000, 4096)
   assert.equal(bits.overlaps(0, 1_000_000), false)
