@@ -189,7 +189,9 @@ test('property: without news no map is made again and again, and what was made s
       // Ten minutes each; nobody changes or uses anything.
       for (let at = 0; at < 40; at++)
         made += round(stock, { ...ROOM, bytesMax, nowMs: NOW_MS + at * 600_000 }).made
-      assert.ok(made <= stock.length, `${made} scans for ${stock.length} images`)
+      // A map that takes more than was guessed may drive out another one, which is made again where there is room after all.
+      const larger = stock.filter(({ guess, truth }) => truth > guess).length
+      assert.ok(made <= stock.length + larger, `${made} scans for ${stock.length} images, ${larger} larger`)
       for (let at = 40; at < 44; at++)
         assert.deepEqual(round(stock, { ...ROOM, bytesMax, nowMs: NOW_MS + at * 600_000 }), {
           made: 0,
