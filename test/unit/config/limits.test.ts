@@ -50,7 +50,7 @@ held below 1.5 GiB in those of eight (test/long/swam-resources.test.ts). What it
 
 The index takes its memory page by page, wherever a key lies: some 0.3 MiB for each migration that brings a hundred new blocks and chunks, until all of it is
 there after hundreds. Beyond that memory is flat, once \`bin/swamd\` has told glibc to give back what is larger than 256 KiB at once: left to itself it keeps up to 32 MiB in its
-heap, which then grows (a hundred migrations in a row with a small index: 433 to 545 MiB; with it 320 to 426 MiB. 2026-11-27).
+heap, which then grows (a hundred migrations in a row with a small index: 433 to 545 MiB; with it 297 to 426 MiB. 2026-11-27).
 
 windowMiB is the lever: on a host with little memory 64 is enough for a link of 1 Gbit/s.
 `
