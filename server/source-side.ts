@@ -19,6 +19,7 @@ import {
 } from '../lib/core/limits.ts'
 import { MIB } from '../lib/core/units.ts'
 import { SendWindow } from '../lib/engine/send-window.ts'
+import { VersionMemory } from '../lib/engine/sent-versions.ts'
 import { type RunningDomain, targetOfExport } from '../lib/host/libvirt.ts'
 import type { Redirect, RedirectEntry } from '../lib/host/redirect.ts'
 import type { Bundle } from '../lib/peer/bundle.ts'
@@ -55,6 +56,7 @@ export class SourceSide {
   readonly #located = new Map<string, { domain: RunningDomain; at: number }>()
   /** What the guests of all migrations were told is written, and is not yet at the far side. */
   readonly #window: SendWindow
+  readonly #versions = new VersionMemory()
   readonly #abouts: Abouts
   #listenPort = 0
 
@@ -256,6 +258,7 @@ export class SourceSide {
       uids: this.#options.uids,
       slabs: this.#options.slabs,
       describe: this.#options.describe,
+      versions: this.#versions,
       limits: {
         window: this.#window,
         windowBytes: (this.#site.config.limits.windowMiB * MIB) / 2,

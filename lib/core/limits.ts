@@ -488,6 +488,8 @@ export const DIRTY_RATE_MS: number = 20_000
 export const DIVERGES_MS: number = 10_000
 /** Parts of a disk of which a sender remembers that it sent them: 16 MiB of bits, for 8 TiB parts of 64 KiB; for more larger ones. */
 export const SENT_PARTS_MAX: number = 2 ** 27
+/** What all senders of a daemon remember of places that are rewritten, as bytes, so that only what changed goes, and unasked. */
+export const SENT_VERSIONS_BYTES_MAX: number = 64 * MIB
 /** What one disk's sender may have sent unasked, FLUSH or not; its receiver holds it and takes no more. */
 export const EARLY_BYTES_MAX: number = 8 * MIB
 /** So many applied bytes tell, by weight, how much of what is undetermined will have to be sent, and so how long it drains. */

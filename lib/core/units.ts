@@ -16,6 +16,12 @@ export function alignUp(value: number, unit: number): number {
   const rest = value % unit
   return rest === 0 ? value : value + unit - rest
 }
+
+/** Blocks of the disk that [start, end) lies in. */
+export function blockCount(start: number, end: number): number {
+  return (alignUp(end, BLOCK_BYTES) - alignDown(start, BLOCK_BYTES)) / BLOCK_BYTES
+}
+
 /** Of a block's SHA-256: enough to look for it. What is found is verified by a whole digest. */
 export const HINT_BYTES: number = 8
 /** The same where a block is looked for in its place only. */

@@ -8,8 +8,8 @@
  * none.
  */
 import { loopTurn } from '../core/loop-turn.ts'
-import { BLOCK_BYTES, HINT_BYTES } from '../core/units.ts'
-import { blockBits, blockCount, fitsHint, hasBlock, isLookedFor, partOf, setBlock } from './chunk-blocks.ts'
+import { BLOCK_BYTES, blockCount, HINT_BYTES } from '../core/units.ts'
+import { blockBits, fitsHint, hasBlock, isLookedFor, partOf, setBlock } from './chunk-blocks.ts'
 import { sketchOf } from './pieces.ts'
 
 const ZEROES = Buffer.alloc(BLOCK_BYTES)

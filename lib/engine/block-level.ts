@@ -13,7 +13,15 @@ import { sha256 } from '../chunk/digest.ts'
 import { ProtocolError } from '../core/errors.ts'
 import { FINDING_CHUNKS_MAX, OLD_KEPT_BYTES_MAX } from '../core/limits.ts'
 import { Turns } from '../core/turns.ts'
-import { alignDown, alignUp, BLOCK_BYTES, BRIEF_HINT_BYTES, HINT_BYTES, MIB } from '../core/units.ts'
+import {
+  alignDown,
+  alignUp,
+  BLOCK_BYTES,
+  BRIEF_HINT_BYTES,
+  blockCount,
+  HINT_BYTES,
+  MIB,
+} from '../core/units.ts'
 import {
   type BaseKind,
   type BlockPlace,
@@ -21,7 +29,7 @@ import {
   type FoundBlocks,
   findBlocks,
 } from './block-finder.ts'
-import { blockCount, isLookedFor, partsOf } from './chunk-blocks.ts'
+import { isLookedFor, partsOf } from './chunk-blocks.ts'
 import { applyBody, bodyBytesMax, type MissingBlocks } from './pieces.ts'
 import type { Reports } from './reports.ts'
 import { unlessRefused } from './sources.ts'
@@ -52,6 +60,8 @@ export interface BlockLevelOptions {
   /** The whole chunk, as the sender says. */
   readonly take: (task: Task, bytes: Buffer) => void
   readonly want: (task: Task) => void
+  /** What came of it unasked, which is not kept any more. */
+  readonly early: (task: Task) => Buffer | undefined
   readonly fail: (error: unknown) => void
 }
 
@@ -155,6 +165,31 @@ export class BlockLevel {
     reports.parts(parts)
   }
 
+  /** The sender says what of it is another version than what lies in place; where nothing is, it is as any other chunk. */
+  changed(task: Task, missing: Buffer): void {
+    if (missing.every((bits) => bits === 0)) return
+    // The message's buffer is much larger.
+    task.changed = Buffer.from(missing)
+    task.bodyBytesMax = bodyBytesMax({ start: task.start, end: task.end, missing, old: missing })
+  }
+
+  /** What changed comes unasked. Everything older there is applied, so what lies in place is what the sender means. */
+  async rebuild(task: Task): Promise<void> {
+    const { device, ended, early, want } = this.#options
+    const { start, end } = task
+    const old = await unlessRefused(readBytes(device, start, end - start))
+    if (ended() || task.taken) return
+    const missing = { start, end, missing: task.changed!, old: task.changed! }
+    task.literal = (body) => {
+      task.literal = undefined
+      if (old === undefined && body.length !== end - start) want(task)
+      // A copy: what was read may be a part of what the device has read for others.
+      else this.#fillPieces(task, Buffer.from(old ?? body), missing, body)
+    }
+    const body = early(task)
+    if (body !== undefined) task.literal(body)
+  }
+
   /** What lies in place: the device has it, or what it was before. */
   async #old({ start, end }: Task): Promise<Buffer | undefined> {
     const { device, mayHold } = this.#options
@@ -179,10 +214,10 @@ export class BlockLevel {
   }
 
   /** @param bytes of the chunk, with older versions of some blocks, or similar ones, in their places */
-  #fillPieces(task: Task, bytes: Buffer, missing: MissingBlocks, body: Buffer, worth: SketchWorth): void {
+  #fillPieces(task: Task, bytes: Buffer, missing: MissingBlocks, body: Buffer, worth?: SketchWorth): void {
     // The sender found nothing to spare.
     if (body.length === bytes.length) {
-      worth.told(0, bytes.length)
+      worth?.told(0, bytes.length)
       this.#options.take(task, body)
       return
     }
@@ -191,7 +226,7 @@ export class BlockLevel {
       throw new ProtocolError(
         `LITERAL of chunk ${task.seq}: ${body.length} bytes are no pieces of its blocks`,
       )
-    worth.told(applied.deltaBytes, applied.deltaBytes + applied.literalBytes)
+    worth?.told(applied.deltaBytes, applied.deltaBytes + applied.literalBytes)
     task.literalBytes = applied.literalBytes
     task.deltaBytes = applied.deltaBytes
     this.#judge(task, bytes)

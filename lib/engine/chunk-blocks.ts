@@ -4,14 +4,10 @@
  * lengths in bytes; a set of blocks is a bit each, as in PARTS.
  */
 import { hintOf, sha256 } from '../chunk/digest.ts'
-import { alignDown, alignUp, BLOCK_BYTES, HINT_BYTES } from '../core/units.ts'
+import { alignDown, BLOCK_BYTES, blockCount, HINT_BYTES } from '../core/units.ts'
 
 /** The hint of a block that nobody can look for. */
 const NONE = Buffer.alloc(HINT_BYTES)
-
-export function blockCount(start: number, end: number): number {
-  return (alignUp(end, BLOCK_BYTES) - alignDown(start, BLOCK_BYTES)) / BLOCK_BYTES
-}
 
 /** Where block `index` of the chunk lies in the chunk: [from, to), counted from the chunk's start. */
 export function partOf(start: number, end: number, index: number): { from: number; to: number } {

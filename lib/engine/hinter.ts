@@ -2,7 +2,7 @@
 import { HINTS_TURN_CHUNKS_MAX } from '../core/limits.ts'
 import { loopTurn } from '../core/loop-turn.ts'
 import { BRIEF_HINT_BYTES, HINT_BYTES } from '../core/units.ts'
-import type { ChunkHints } from '../wire/disk.ts'
+import type { ChunkHints } from '../wire/disk-blocks.ts'
 import { hintsOf } from './chunk-blocks.ts'
 import type { ChunkRecord } from './sender-parts.ts'
 

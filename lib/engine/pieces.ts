@@ -8,8 +8,8 @@
  * the chunk. A body is never as long as the chunk, so that one can be told from the other.
  */
 import { crc32 } from 'node:zlib'
-import { BLOCK_BYTES, PIECE_BYTES, PIECE_HASH_BYTES, SKETCH_BYTES } from '../core/units.ts'
-import { blockCount, hasBlock, partOf } from './chunk-blocks.ts'
+import { BLOCK_BYTES, blockCount, PIECE_BYTES, PIECE_HASH_BYTES, SKETCH_BYTES } from '../core/units.ts'
+import { hasBlock, partOf } from './chunk-blocks.ts'
 
 const PIECES = BLOCK_BYTES / PIECE_BYTES
 const MAP_BYTES = 4
@@ -78,6 +78,18 @@ export function differencesOf(
     () => true,
   )!
   return { ...bytes, maps, bodyBytes: bytes.literalBytes + maps.length * MAP_BYTES }
+}
+
+/** Which pieces of two versions of a block differ: bit i for piece i. */
+export function differencesBetween(old: Buffer, now: Uint8Array): number {
+  if (old.equals(now)) return 0
+  let map = 0
+  for (let piece = 0; piece < PIECES; piece++) {
+    const from = piece * PIECE_BYTES
+    const to = from + PIECE_BYTES
+    if (old.compare(now, from, to, from, to) !== 0) map += 2 ** piece
+  }
+  return map
 }
 
 /** Writes the body to `into` from `at` on. @param chunk the chunk's bytes @returns behind it */

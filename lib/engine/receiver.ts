@@ -32,6 +32,7 @@ import {
   type DiskMessage,
   type DiskMessageBody,
   FEATURE_BLOCKS,
+  FEATURE_CHANGED,
   FEATURE_DELTA,
   FEATURE_SURVEY,
   ROOT_CHUNKS,
@@ -173,6 +174,11 @@ export class DiskReceiver implements DiskEndpoint {
       apply: (task, bytes) => this.#apply(task, bytes, 'block'),
       take: (task, bytes) => this.#take(task, bytes),
       want: (task) => this.#want(task),
+      early: (task) => {
+        const bytes = task.eager
+        this.#literals.keep(task, undefined)
+        return bytes
+      },
       fail: this.#onError,
     })
   }
@@ -194,6 +200,11 @@ export class DiskReceiver implements DiskEndpoint {
     switch (message.type) {
       case 'describe':
         this.#describe(message.firstSeq, message.offset, message.lengths, message.digests)
+        return
+      case 'changed':
+        if (this.#blocks === undefined || !this.#options.link.features.has(FEATURE_CHANGED))
+          throw new ProtocolError('CHANGED: it was not agreed on')
+        this.#describe(message.firstSeq, message.offset, message.lengths, message.digests, message.missing)
         return
       case 'zero':
         this.#zero(message.seq, message.offset, message.length)
@@ -243,7 +254,14 @@ export class DiskReceiver implements DiskEndpoint {
     checkCount(what, this.#tasks.size, this.#budget)
   }
 
-  #describe(firstSeq: number, offset: number, lengths: Uint32Array, digests: Uint8Array): void {
+  /** @param changed of each chunk */
+  #describe(
+    firstSeq: number,
+    offset: number,
+    lengths: Uint32Array,
+    digests: Uint8Array,
+    changed?: readonly Buffer[],
+  ): void {
     let total = 0
     for (const length of lengths) total += length
     this.#expect('DESCRIBE', firstSeq, offset, total)
@@ -255,6 +273,7 @@ export class DiskReceiver implements DiskEndpoint {
       const length = lengths[i]!
       const digest = Buffer.from(digests.subarray(i * DIGEST_BYTES, (i + 1) * DIGEST_BYTES))
       const task = this.#task(at, at + length, digest, writer)
+      if (changed !== undefined) this.#blocks?.changed(task, changed[i]!)
       const same = this.#same.olderThan(task)
       // Both are in order of their places.
       while (firstClaim < before.length && before[firstClaim]!.end <= task.start) firstClaim++
@@ -337,6 +356,7 @@ export class DiskReceiver implements DiskEndpoint {
     for (const wait of waits) await wait
     await this.#hold(task)
     if (this.#failed !== undefined) return
+    if (task.changed !== undefined && this.#blocks !== undefined) return await this.#blocks.rebuild(task)
     const digest = task.digest!
     const length = task.end - task.start
     const verify = (bytes: Buffer): boolean => bytes.length === length && sha256(bytes).equals(digest)

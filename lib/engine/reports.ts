@@ -1,6 +1,7 @@
 /** What a receiver tells its sender: gathered for one turn of the event loop, so that one message goes instead of hundreds. */
 import { PARTS_CHUNKS_MAX, SEQ_RUNS_MAX, SKETCHES_CHUNKS_MAX } from '../core/limits.ts'
-import type { ChunkParts, ChunkSketches, DiskMessageBody, SourceName } from '../wire/disk.ts'
+import type { DiskMessageBody, SourceName } from '../wire/disk.ts'
+import type { ChunkParts, ChunkSketches } from '../wire/disk-blocks.ts'
 import { runsOfApplied, seqRuns } from './task.ts'
 
 export class Reports {

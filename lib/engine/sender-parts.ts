@@ -11,6 +11,7 @@ import type { DiskLink } from './link.ts'
 import type { SendWindow } from './send-window.ts'
 import type { SenderGroup } from './sender-group.ts'
 import type { SenderProof } from './sender-proof.ts'
+import type { VersionMemory } from './sent-versions.ts'
 
 /** What the far side may say only if both ends know it. */
 const FEATURES: Partial<Record<DiskMessage['type'], string>> = {
@@ -57,6 +58,8 @@ export interface SenderOptions {
   readonly group?: SenderGroup
   /** Used where FEATURE_PROOF is agreed on. */
   readonly proof?: SenderProof
+  /** The daemon's; used where FEATURE_CHANGED is agreed on. */
+  readonly versions?: VersionMemory
   /**
    * Nobody waits for what is written (an image is read, no guest writes): it leaves the stage when that is full or a FLUSH
    * comes, and nothing is sent unasked. What is described and wanted then depends on the bytes, not on the time. Of the
@@ -85,6 +88,8 @@ export interface ChunkRecord {
   wanted: boolean
   /** Sent before it was asked for: a want that crosses it is no breach. */
   eager: boolean
+  /** Bytes of it that were sent unasked. */
+  earlyBytes: number
   /** Asked for block by block. */
   asked: boolean
   /** The blocks of it that are wanted (PARTS), until it is wanted as a whole. */
@@ -123,6 +128,7 @@ export function newRecord(
     wantedBytes: 0,
     wanted: false,
     eager: false,
+    earlyBytes: 0,
     asked: false,
     missing: undefined,
     partsBytes: 0,

@@ -20,14 +20,20 @@ import {
   type DeviceFeatures,
   type StatusExtent,
 } from '../block/device.ts'
-import type { DescribedRun } from '../chunk/describer.ts'
-import type { Slab } from '../chunk/slab.ts'
 import { errorText, LostError, ProtocolError, RefusedError, SwamError } from '../core/errors.ts'
-import { EAGER_RUN_BYTES_MAX, HELD_BACK_BYTES_MAX, HELD_BACK_MS, SENDER_RECORDS_MAX } from '../core/limits.ts'
-import { type DiskMessage, type DiskMessageBody, FEATURE_SURVEY, type SeqRun } from '../wire/disk.ts'
+import { HELD_BACK_BYTES_MAX, HELD_BACK_MS, SENDER_RECORDS_MAX } from '../core/limits.ts'
+import {
+  type DiskMessage,
+  type DiskMessageBody,
+  FEATURE_CHANGED,
+  FEATURE_DELTA,
+  FEATURE_SURVEY,
+  type SeqRun,
+} from '../wire/disk.ts'
 import { FEATURE_PROOF } from '../wire/disk-proof.ts'
 import type { DiskAccount } from './account.ts'
 import { describeRun } from './describe-run.ts'
+import { Describing } from './describing.ts'
 import { FarReads } from './far-reads.ts'
 import { Hinter } from './hinter.ts'
 import { CLASS_CONTROL, CLASS_FINAL, type DiskClass, type DiskEndpoint } from './link.ts'
@@ -38,9 +44,9 @@ import type { WindowMember } from './send-window.ts'
 import { checkAgreed, type SenderOptions, type Waiter } from './sender-parts.ts'
 import { Disproved, type Proved, type SenderProof } from './sender-proof.ts'
 import { SentChunks } from './sent-chunks.ts'
+import { SentVersions } from './sent-versions.ts'
 import { StageDrain } from './stage-drain.ts'
-import { surveyOf } from './survey.ts'
-import { inUnits, isSooner, Unasked } from './unasked.ts'
+import { isSooner, Unasked } from './unasked.ts'
 
 /** NBD errno values that reach QEMU. */
 const EIO = 5
@@ -57,7 +63,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   readonly #room: Room
   readonly #literals: LiteralSender
   readonly #hinter: Hinter
-  readonly #unasked: Unasked
+  readonly #describing: Describing
   #admissions: Waiter[] = []
   #settled: Waiter[] = []
   /** Counts accepted changes; a FLUSH that saw the same count as the last confirmed one has nothing to do. */
@@ -98,14 +104,18 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
       send: (id, offset, length) => this.#send({ type: 'read', id, offset, length }, CLASS_CONTROL),
       check: () => this.#check(),
     })
-    this.#unasked = new Unasked(options.link)
+    const unasked = new Unasked(options.link)
+    const remembers =
+      options.versions !== undefined && features.has(FEATURE_CHANGED) && features.has(FEATURE_DELTA)
+    const versions = remembers ? new SentVersions(options.versions) : undefined
     this.#sent = new SentChunks({
       size: options.size,
       account: options.account,
       room: this.#room,
+      versions,
       onWanted: (record) => this.#literals.queue(record),
       onAsked: (record) => this.#hinter.queue(record),
-      onHinted: (bytes, sentBytes) => this.#unasked.applied(bytes, sentBytes),
+      onHinted: (bytes, sentBytes) => unasked.applied(bytes, sentBytes),
     })
     this.#drain = new StageDrain({
       runBytesMax: options.slabs.bytesMax,
@@ -115,11 +125,11 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
       heldBytesMax: () => this.#heldBytesMax(),
       deliver: async (offset, length, { slab, runs, leaves }) => {
         if (leaves !== undefined) await this.#proof?.described(offset, length, leaves)
-        await this.#deliver(offset, slab, runs)
+        await this.#describing.data(offset, slab, runs)
       },
       deliverZeroes: async (offset, length) => {
         await this.#proof?.zeroed(offset, length)
-        await this.#sendZeroes(offset, length)
+        await this.#describing.zeroes(offset, length)
       },
       onError: (error) => this.#fail(error),
     })
@@ -127,7 +137,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     this.#hinter = new Hinter({
       isNeeded,
       send: async (type, chunks) => {
-        this.account.bySource.digest += await this.#send({ type, chunks }, CLASS_FINAL)
+        await this.#tell({ type, chunks })
       },
     })
     this.#literals = new LiteralSender({
@@ -141,6 +151,20 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
         this.account.literalWireBytes += wireBytes
       },
       onError: (error) => this.#fail(error),
+    })
+    this.#describing = new Describing({
+      features,
+      sent: this.#sent,
+      room: this.#room,
+      literals: this.#literals,
+      hinter: this.#hinter,
+      unasked,
+      versions,
+      bulkOnly: options.bulkOnly === true,
+      flushing: () => this.#flushing !== undefined,
+      lost: () => this.#lost !== undefined,
+      tell: (message) => this.#tell(message),
+      fail: (error) => this.#fail(error),
     })
     options.limits.window?.join(this)
     options.group?.join(this)
@@ -332,93 +356,18 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
     return Math.min(HELD_BACK_BYTES_MAX, (this.#options.link.rateBytesPerSecond * HELD_BACK_MS) / 1000)
   }
 
-  async #deliver(offset: number, slab: Slab, runs: readonly DescribedRun[]): Promise<void> {
-    const length = runs.reduce((sum, run) => sum + run.length, 0)
-    // What is small, and what the far side has most of, may go unasked.
-    const small = length <= EAGER_RUN_BYTES_MAX
-    const hinted =
-      !small && this.#sent.wereSent(offset, length) && this.#whatUnasked(offset, length) === 'hints'
-    if (!hinted && !small && this.#options.link.features.has(FEATURE_SURVEY)) {
-      await this.#sendSurvey(offset, slab, runs)
-      return
-    }
-    for (const run of runs) {
-      if (run.zero) await this.#sendZeroes(offset + run.offset, run.length)
-      else {
-        const hints = hinted || this.#whatUnasked(offset + run.offset, run.length) === 'hints'
-        for (const piece of hints ? inUnits(offset, slab, run) : [run])
-          await this.#sendDescription(offset, slab, piece, hints)
-      }
-    }
-  }
-
-  async #sendSurvey(offset: number, slab: Slab, runs: readonly DescribedRun[]): Promise<void> {
-    if (this.#lost !== undefined) return
-    const { nextSeq } = this.#sent
-    // A root that does not fit costs a round trip, which while a FLUSH waits is downtime.
-    const waits = this.#flushing !== undefined && this.#options.bulkOnly !== true
-    const roots = this.#room.isInPlace && !waits
-    for (const run of runs) {
-      if (run.zero) this.#sent.addZeroes(offset + run.offset, run.length)
-      else this.#sent.addRun(offset, slab, run, roots)
-    }
-    this.account.bySource.digest += await this.#send(surveyOf(nextSeq, offset, runs, roots), CLASS_FINAL)
-  }
-
-  /** Of chunks that are to be looked for block by block most likely: their hints go unasked, which is a round trip less. */
-  #hintEarly(first: number, end: number): void {
-    this.#sent.hintEarly(first, end)
-    void this.#hinter.pump().catch((error: unknown) => this.#fail(error))
-  }
-
-  async #sendDescription(base: number, slab: Slab, run: DescribedRun, hinted: boolean): Promise<void> {
-    // What is recorded after a loss nobody would ever give back.
-    if (this.#lost !== undefined) return
-    const firstSeq = this.#sent.nextSeq
-    const unasked = this.#whatUnasked(base + run.offset, run.length, hinted)
-    this.#sent.addRun(base, slab, run)
-    const sent = this.#send(
-      { type: 'describe', firstSeq, offset: base + run.offset, lengths: run.lengths, digests: run.digests },
-      CLASS_FINAL,
-    )
-    const end = firstSeq + run.lengths.length
-    // Right behind it, or the far side asks.
-    if (unasked === 'hints') this.#hintEarly(firstSeq, end)
-    this.account.bySource.digest += await sent
-    if (unasked === 'bytes') {
-      this.#sent.sendEarly(firstSeq, end)
-      this.#literals.pump()
-    }
-  }
-
-  #whatUnasked(offset: number, length: number, hinted?: boolean): ReturnType<Unasked['of']> {
-    if (this.#options.bulkOnly === true) return 'nothing'
-    const { earlyBytes, bytes } = this.#sent
-    const flushing = this.#flushing !== undefined
-    const rewritten = this.#sent.wereSent(offset, length)
-    return this.#unasked.of(length, {
-      flushing,
-      earlyBytes,
-      bytes,
-      rewritten,
-      held: this.#room.holds,
-      hinted,
-    })
-  }
-
-  async #sendZeroes(offset: number, length: number): Promise<void> {
-    if (this.#lost !== undefined) return
-    const seq = this.#sent.addZeroes(offset, length)
-    const bytes = await this.#send({ type: 'zero', seq, offset, length }, CLASS_FINAL)
-    this.account.bySource.digest += bytes
-  }
-
   /** Every chunk sent so far is applied. */
   async #untilApplied(): Promise<void> {
     while (this.#sent.count > 0) {
       this.#check()
       await new Promise<void>((resolve, reject) => this.#settled.push({ resolve, reject }))
     }
+  }
+
+  /** What describes something. */
+  async #tell(message: DiskMessageBody): Promise<void> {
+    const bytes = await this.#send(message, CLASS_FINAL)
+    this.account.bySource.digest += bytes
   }
 
   async #send(message: DiskMessageBody, cls: DiskClass): Promise<number> {
@@ -500,7 +449,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   }
 
   async #sendDetail(run: SeqRun): Promise<void> {
-    this.account.bySource.digest += await this.#send(this.#sent.detail(run), CLASS_FINAL)
+    await this.#tell(this.#sent.detail(run))
   }
 
   // ---- loss --------------------------------------------------------------------------------------------------

@@ -8,19 +8,15 @@ import type { DescribedRun } from '../chunk/describer.ts'
 import type { Slab } from '../chunk/slab.ts'
 import { ProtocolError } from '../core/errors.ts'
 import { SENT_PARTS_MAX, SURVEY_CHUNKS_MAX } from '../core/limits.ts'
-import { alignDown, alignUp, BLOCK_BYTES, KIB } from '../core/units.ts'
-import {
-  type ChunkSketches,
-  DIGEST_BYTES,
-  type DiskMessageBody,
-  type SeqRun,
-  type SourceName,
-} from '../wire/disk.ts'
+import { alignDown, alignUp, BLOCK_BYTES, blockCount, KIB } from '../core/units.ts'
+import { DIGEST_BYTES, type DiskMessageBody, type SeqRun, type SourceName } from '../wire/disk.ts'
+import type { ChunkSketches } from '../wire/disk-blocks.ts'
 import type { DiskAccount } from './account.ts'
-import { blockCount, partsOf } from './chunk-blocks.ts'
+import { partsOf } from './chunk-blocks.ts'
 import { differencesOf } from './pieces.ts'
 import type { Room } from './room.ts'
 import { type ChunkRecord, newRecord } from './sender-parts.ts'
+import type { Change, SentVersions } from './sent-versions.ts'
 
 /** What QEMU mirrors at once; what was sent of a disk is remembered in such parts. */
 const SENT_UNIT_BYTES = 64 * KIB
@@ -30,6 +26,8 @@ export interface SentChunksOptions {
   readonly size: number
   readonly account: DiskAccount
   readonly room: Room
+  /** Of what is rewritten, where the far side takes what changed. */
+  readonly versions?: SentVersions | undefined
   /** Wanted, as a whole or in parts; it leaves when the caller says so. */
   readonly onWanted: (record: ChunkRecord) => void
   readonly onAsked: (record: ChunkRecord) => void
@@ -87,6 +85,9 @@ export class SentChunks {
   /** @param base where the slab's bytes lie on the disk @param detailed whether the digests can still be asked for */
   addRun(base: number, slab: Slab, run: DescribedRun, detailed = false): void {
     let at = run.offset
+    // What is described for the first time is nobody's older version, as a rule.
+    if (this.wereSent(base + at, run.length))
+      this.#options.versions?.put(base + at, slab.bytes.subarray(at, at + run.length))
     this.#data.set(base + at, run.length)
     for (const [index, length] of run.lengths.entries()) {
       slab.retain()
@@ -100,6 +101,7 @@ export class SentChunks {
 
   addZeroes(offset: number, length: number): number {
     const seq = this.#nextSeq++
+    this.#options.versions?.forget(offset, length)
     this.#records.set(seq, newRecord(seq, offset, length))
     return seq
   }
@@ -111,9 +113,29 @@ export class SentChunks {
       const record = this.#records.get(seq)
       if (record === undefined || record.wanted) continue
       record.eager = true
-      this.#earlyBytes += record.length
+      this.#early(record, record.length)
       this.#wantWhole(record)
     }
+  }
+
+  /** What changed in these goes unasked. @param changes of each, in order; of one without nothing goes */
+  sendChanged(first: number, changes: readonly Change[]): void {
+    for (const [index, { missing, differences }] of changes.entries()) {
+      const record = this.#records.get(first + index)
+      const { maps, bodyBytes, literalBytes, deltaBytes } = differences
+      if (record === undefined || bodyBytes === 0) continue
+      record.missing = missing
+      record.differences = { old: missing, maps }
+      record.partsBytes = literalBytes
+      record.deltaBytes = deltaBytes
+      this.#early(record, bodyBytes)
+      this.#wantPart(record, bodyBytes)
+    }
+  }
+
+  #early(record: ChunkRecord, bytes: number): void {
+    record.earlyBytes = bytes
+    this.#earlyBytes += bytes
   }
 
   /** A FLUSH has come: what was hinted, and is not answered yet, goes as it is as far as it is told to. */
@@ -251,7 +273,7 @@ export class SentChunks {
     room.applied(length, given === 'literal' ? length : literalBytes, given === 'inPlace')
     this.#bytes -= length
     this.#wantedBytes -= record.wantedBytes
-    if (record.eager) this.#earlyBytes -= length
+    this.#earlyBytes -= record.earlyBytes
     // Of one that went as it is nobody knows what its hints would have spared.
     if (record.hinted && !record.eager) this.#options.onHinted?.(length, record.wantedBytes)
     slab.release()
@@ -261,6 +283,7 @@ export class SentChunks {
   clear(): void {
     for (const { slab } of this.#records.values()) slab?.release()
     this.#records.clear()
+    this.#options.versions?.close()
   }
 }
 

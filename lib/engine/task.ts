@@ -44,6 +44,8 @@ export interface Task {
   taken: boolean
   /** Its digest was asked for. */
   detailed: boolean
+  /** In which of its blocks it is another one than what lies in place, as the sender says. */
+  changed: Buffer | undefined
   /** Asked for block by block. */
   asked: boolean
   /** The answer to that. */
@@ -86,6 +88,7 @@ export function newTask(
     came: false,
     taken: false,
     detailed: false,
+    changed: undefined,
     asked: false,
     hints: undefined,
     partsBytes: 0,

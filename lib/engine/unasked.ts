@@ -64,6 +64,23 @@ export function* inUnits(base: number, slab: Slab, run: DescribedRun): Generator
   }
 }
 
+/** Of a rewritten run those bytes that changed are worth telling apart from the others up to this part of it. */
+const CHANGED_SHARE = 0.75
+
+/**
+ * How a rewritten piece goes of which the sender knows what changed: as that, as hints where there is no room for more that
+ * nobody asked for, or as any other run, where most of it is new.
+ * @param length of the piece @param bodyBytes what changed, with what says where @param earlyBytes as in UnderWay
+ */
+export function asChanged(
+  length: number,
+  bodyBytes: number,
+  earlyBytes: number,
+): 'changed' | 'hints' | 'run' {
+  if (bodyBytes > length * CHANGED_SHARE) return 'run'
+  return earlyBytes + bodyBytes <= EARLY_BYTES_MAX ? 'changed' : 'hints'
+}
+
 type Path = Pick<DiskLink, 'features' | 'rateBytesPerSecond' | 'roundTripMs'>
 
 /** Whether so many bytes are at the far side before an answer of it could be here. */

@@ -93,6 +93,13 @@ export function varint(value: number): number[] {
 }
 
 /** Bits that are set. */
+/** A u16 that counts what follows. @throws ProtocolError */
+export function readCount(reader: PayloadReader, name: string, max: number): number {
+  const value = reader.u16('count')
+  if (value === 0 || value > max) throw new ProtocolError(`${name}: count is ${value}, expected 1 to ${max}`)
+  return value
+}
+
 export function bitCount(bytes: Uint8Array): number {
   let sum = 0
   for (let rest of bytes) for (; rest !== 0; rest &= rest - 1) sum++

@@ -8,23 +8,20 @@
  */
 import { ProtocolError } from '../core/errors.ts'
 import {
-  CHUNK_BLOCKS_MAX,
   CHUNK_BYTES_MAX,
   DESCRIBE_CHUNKS_MAX,
   EXPORT_NAME_BYTES_MAX,
-  HINTS_CHUNKS_MAX,
   LITERAL_BYTES_MAX,
   LITERAL_CHUNKS_MAX,
   MIGRATION_DISKS_MAX,
-  PARTS_CHUNKS_MAX,
   RUN_BYTES_MAX,
   SEQ_RUNS_MAX,
-  SKETCHES_CHUNKS_MAX,
   SURVEY_CHUNKS_MAX,
   SURVEY_SEGMENTS_MAX,
 } from '../core/limits.ts'
-import { BRIEF_HINT_BYTES, HINT_BYTES, SKETCH_BYTES } from '../core/units.ts'
-import { bitCount, PayloadReader, PayloadWriter, varint } from './bytes.ts'
+import { blockCount } from '../core/units.ts'
+import { PayloadReader, PayloadWriter, readCount, varint } from './bytes.ts'
+import { type BlockMessage, decodeBlocks, encodeBlocks } from './disk-blocks.ts'
 import { decodeProof, encodeProof, type ProofMessage } from './disk-proof.ts'
 
 export const DISK_OPEN: number = 16
@@ -41,15 +38,13 @@ export const DISK_READ: number = 26
 export const DISK_READ_REPLY: number = 27
 export const DISK_CLOSE: number = 28
 export const DISK_ASK: number = 29
-export const DISK_HINTS: number = 30
-export const DISK_PARTS: number = 31
+// 30, 31, 36, 37: disk-blocks.ts.
 export const DISK_SURVEY: number = 32
 export const DISK_DETAIL: number = 33
 export const DISK_DIGESTS: number = 34
 export const DISK_HELD: number = 35
-export const DISK_SKETCHES: number = 36
-export const DISK_BRIEF: number = 37
 // 38 to 40: disk-proof.ts.
+export const DISK_CHANGED: number = 41
 
 export const DIGEST_BYTES: number = 32
 
@@ -66,6 +61,8 @@ export const FEATURE_SURVEY = 'survey'
  * BRIEF hints come unasked.
  */
 export const FEATURE_DELTA = 'delta'
+/** In both HELLOs, with FEATURE_DELTA: the sender may know itself what changed, and sends that unasked (CHANGED). */
+export const FEATURE_CHANGED = 'changed'
 /** What this end knows of these, for its HELLO on a disk bundle; FEATURE_PROOF (disk-proof.ts) where it keeps a map of the disk. */
 export const ENGINE_FEATURES: readonly string[] = [
   FEATURE_BLOCKS,
@@ -73,6 +70,7 @@ export const ENGINE_FEATURES: readonly string[] = [
   FEATURE_SURVEY,
   FEATURE_DELTA,
   FEATURE_WIDE,
+  FEATURE_CHANGED,
 ]
 
 /** Chunks of a SURVEY that one root stands for. */
@@ -109,27 +107,6 @@ export type SurveyedRun =
   | { readonly zero: true; readonly length: number }
   | { readonly zero: false; readonly lengths: Uint32Array }
 
-/** HINT_BYTES for each 4 KiB block of the disk that the chunk lies in; zeroes where a block is not whole in its run. */
-export interface ChunkHints {
-  readonly seq: number
-  readonly hints: Buffer
-}
-
-/** Which of these blocks are to be sent, as far as they lie in the chunk: bit i % 8 of byte i / 8. */
-export interface ChunkParts {
-  readonly seq: number
-  readonly blocks: number
-  readonly missing: Buffer
-}
-
-/** The same, where older versions of some of these blocks lie in place. */
-export interface ChunkSketches extends ChunkParts {
-  /** Which of the missing blocks; a bit each, as in `missing`. */
-  readonly old: Buffer
-  /** SKETCH_BYTES for each of those (engine/pieces.ts). */
-  readonly sketches: Buffer
-}
-
 interface Head {
   readonly disk: number
   readonly epoch: number
@@ -148,6 +125,16 @@ export type DiskMessageBody =
       readonly lengths: Uint32Array
       /** 32 bytes a chunk. */
       readonly digests: Uint8Array
+    }
+  /** A DESCRIBE of chunks whose older versions lie in place, and in which of their blocks something differs. */
+  | {
+      readonly type: 'changed'
+      readonly firstSeq: number
+      readonly offset: number
+      readonly lengths: Uint32Array
+      readonly digests: Uint8Array
+      /** For each chunk a bit for each of its blocks, as in PARTS; none: it is the same. */
+      readonly missing: readonly Buffer[]
     }
   | { readonly type: 'zero'; readonly seq: number; readonly offset: number; readonly length: number }
   | { readonly type: 'want'; readonly runs: readonly SeqRun[] }
@@ -174,11 +161,7 @@ export type DiskMessageBody =
   | { readonly type: 'detail'; readonly runs: readonly SeqRun[] }
   | { readonly type: 'digests'; readonly firstSeq: number; readonly digests: Uint8Array }
   | { readonly type: 'ask'; readonly runs: readonly SeqRun[] }
-  | { readonly type: 'hints'; readonly chunks: readonly ChunkHints[] }
-  /** The same, unasked, with BRIEF_HINT_BYTES for each block. */
-  | { readonly type: 'brief'; readonly chunks: readonly ChunkHints[] }
-  | { readonly type: 'parts'; readonly chunks: readonly ChunkParts[] }
-  | { readonly type: 'sketches'; readonly chunks: readonly ChunkSketches[] }
+  | BlockMessage
   | { readonly type: 'flush'; readonly id: number; readonly barrier: number }
   | { readonly type: 'flushed'; readonly id: number }
   | ProofMessage
@@ -221,14 +204,17 @@ export function encodeDiskMessage(message: DiskMessage): EncodedMessage {
         .raw(reason)
       return { type: message.type === 'opened' ? DISK_OPENED : DISK_FAILED, payload: [payload.done()] }
     }
-    case 'describe': {
+    case 'describe':
+    case 'changed': {
       const count = message.lengths.length
       const payload = start(18 + 4 * count)
         .u64(message.firstSeq)
         .u64(message.offset)
         .u16(count)
       for (const length of message.lengths) payload.u32(length)
-      return { type: DISK_DESCRIBE, payload: [payload.done(), message.digests] }
+      if (message.type === 'describe')
+        return { type: DISK_DESCRIBE, payload: [payload.done(), message.digests] }
+      return { type: DISK_CHANGED, payload: [payload.done(), message.digests, ...message.missing] }
     }
     case 'zero':
       return {
@@ -263,34 +249,10 @@ export function encodeDiskMessage(message: DiskMessage): EncodedMessage {
     case 'digests':
       return { type: DISK_DIGESTS, payload: [start(8).u64(message.firstSeq).done(), message.digests] }
     case 'hints':
-    case 'brief': {
-      const [type, hintBytes] =
-        message.type === 'hints' ? [DISK_HINTS, HINT_BYTES] : [DISK_BRIEF, BRIEF_HINT_BYTES]
-      const bytes = message.chunks.reduce((sum, { hints }) => sum + 9 + hints.length, 0)
-      const payload = start(2 + bytes).u16(message.chunks.length)
-      for (const { seq, hints } of message.chunks)
-        payload
-          .u64(seq)
-          .u8(hints.length / hintBytes)
-          .raw(hints)
-      return { type, payload: [payload.done()] }
-    }
-    case 'parts': {
-      const bytes = message.chunks.reduce((sum, { missing }) => sum + 9 + missing.length, 0)
-      const payload = start(2 + bytes).u16(message.chunks.length)
-      for (const { seq, blocks, missing } of message.chunks) payload.u64(seq).u8(blocks).raw(missing)
-      return { type: DISK_PARTS, payload: [payload.done()] }
-    }
-    case 'sketches': {
-      const bytes = message.chunks.reduce(
-        (sum, { missing, old, sketches }) => sum + 9 + missing.length + old.length + sketches.length,
-        0,
-      )
-      const payload = start(2 + bytes).u16(message.chunks.length)
-      for (const { seq, blocks, missing, old, sketches } of message.chunks)
-        payload.u64(seq).u8(blocks).raw(missing).raw(old).raw(sketches)
-      return { type: DISK_SKETCHES, payload: [payload.done()] }
-    }
+    case 'brief':
+    case 'parts':
+    case 'sketches':
+      return encodeBlocks(message)
     case 'literal': {
       const payload = start(3 + 12 * message.chunks.length)
         .u8(CODECS.indexOf(message.codec))
@@ -329,60 +291,57 @@ export function encodeDiskMessage(message: DiskMessage): EncodedMessage {
   }
 }
 
-function count(reader: PayloadReader, name: string, max: number): number {
-  const value = reader.u16('count')
-  if (value === 0 || value > max) throw new ProtocolError(`${name}: count is ${value}, expected 1 to ${max}`)
-  return value
-}
-
 function runCount(reader: PayloadReader, name: string): number {
   const value = reader.u32('run count')
   if (value === 0 || value > 0x100_0000) throw new ProtocolError(`${name}: a run of ${value} chunks`)
   return value
 }
 
-function blockCount(reader: PayloadReader, name: string): number {
-  const value = reader.u8('block count')
-  if (value === 0 || value > CHUNK_BLOCKS_MAX)
-    throw new ProtocolError(`${name}: a chunk in ${value} blocks, expected 1 to ${CHUNK_BLOCKS_MAX}`)
-  return value
-}
-
-function hints(reader: PayloadReader, name: string, hintBytes: number): ChunkHints[] {
-  const chunks: ChunkHints[] = []
-  for (let left = count(reader, name, HINTS_CHUNKS_MAX); left > 0; left--) {
-    const seq = reader.u64('sequence')
-    chunks.push({ seq, hints: reader.bytes('hints', blockCount(reader, name) * hintBytes) })
-  }
-  return chunks
-}
-
 function seqRuns(reader: PayloadReader, name: string): SeqRun[] {
   const runs: SeqRun[] = []
-  for (let left = count(reader, name, SEQ_RUNS_MAX); left > 0; left--) {
+  for (let left = readCount(reader, name, SEQ_RUNS_MAX); left > 0; left--) {
     runs.push({ first: reader.u64('first'), count: runCount(reader, name) })
   }
   return runs
 }
 
-function describe(head: Head, reader: PayloadReader): DiskMessage {
+type Described = Pick<
+  Extract<DiskMessageBody, { type: 'describe' }>,
+  'firstSeq' | 'offset' | 'lengths' | 'digests'
+>
+
+function describe(name: string, reader: PayloadReader): Described {
   const firstSeq = reader.u64('first sequence')
   const offset = reader.u64('offset')
-  const chunks = count(reader, 'DESCRIBE', DESCRIBE_CHUNKS_MAX)
+  const chunks = readCount(reader, name, DESCRIBE_CHUNKS_MAX)
   const lengths = new Uint32Array(chunks)
   let total = 0
   for (let i = 0; i < chunks; i++) {
     const length = reader.u32('chunk length')
     if (length === 0 || length > CHUNK_BYTES_MAX) {
-      throw new ProtocolError(`DESCRIBE: chunk ${i} has ${length} bytes, expected 1 to ${CHUNK_BYTES_MAX}`)
+      throw new ProtocolError(`${name}: chunk ${i} has ${length} bytes, expected 1 to ${CHUNK_BYTES_MAX}`)
     }
     lengths[i] = length
     total += length
   }
   if (!Number.isSafeInteger(offset + total))
-    throw new ProtocolError(`DESCRIBE: ${offset} + ${total} is beyond 2^53`)
+    throw new ProtocolError(`${name}: ${offset} + ${total} is beyond 2^53`)
   const digests = reader.bytes('digests', chunks * DIGEST_BYTES)
-  return { ...head, type: 'describe', firstSeq, offset, lengths, digests }
+  return { firstSeq, offset, lengths, digests }
+}
+
+function changed(described: Described, reader: PayloadReader): Buffer[] {
+  const missing: Buffer[] = []
+  let at = described.offset
+  for (const length of described.lengths) {
+    const blocks = blockCount(at, at + length)
+    at += length
+    const bits = reader.bytes('missing', Math.ceil(blocks / 8))
+    if (blocks % 8 !== 0 && bits.at(-1)! >> (blocks % 8) !== 0)
+      throw new ProtocolError(`CHANGED: a block beyond the ${blocks} of a chunk of ${length} bytes`)
+    missing.push(bits)
+  }
+  return missing
 }
 
 function survey(head: Head, reader: PayloadReader): DiskMessage {
@@ -398,7 +357,7 @@ function survey(head: Head, reader: PayloadReader): DiskMessage {
     if (length === 0 || total > RUN_BYTES_MAX)
       throw new ProtocolError(`SURVEY: ${total} bytes, expected 1 to ${RUN_BYTES_MAX}`)
   }
-  for (let left = count(reader, 'SURVEY', SURVEY_SEGMENTS_MAX); left > 0; left--) {
+  for (let left = readCount(reader, 'SURVEY', SURVEY_SEGMENTS_MAX); left > 0; left--) {
     const head = reader.varint('run', 2 * RUN_BYTES_MAX + 1)
     if (head % 2 === 1) {
       const length = (head - 1) / 2
@@ -431,7 +390,7 @@ function literal(head: Head, reader: PayloadReader): DiskMessage {
   if (codec === undefined) throw new ProtocolError('LITERAL: unknown codec')
   const chunks: { seq: number; length: number }[] = []
   let total = 0
-  for (let left = count(reader, 'LITERAL', LITERAL_CHUNKS_MAX); left > 0; left--) {
+  for (let left = readCount(reader, 'LITERAL', LITERAL_CHUNKS_MAX); left > 0; left--) {
     const chunk = { seq: reader.u64('sequence'), length: reader.u32('chunk length') }
     total += chunk.length
     if (chunk.length === 0 || total > LITERAL_BYTES_MAX) {
@@ -481,7 +440,11 @@ function decodeBody(type: number, head: Head, reader: PayloadReader): DiskMessag
         text: reader.text('text', EXPORT_NAME_BYTES_MAX),
       }
     case DISK_DESCRIBE:
-      return describe(head, reader)
+      return { ...head, type: 'describe', ...describe('DESCRIBE', reader) }
+    case DISK_CHANGED: {
+      const described = describe('CHANGED', reader)
+      return { ...head, type: 'changed', ...described, missing: changed(described, reader) }
+    }
     case DISK_ZERO: {
       const message = {
         ...head,
@@ -512,47 +475,11 @@ function decodeBody(type: number, head: Head, reader: PayloadReader): DiskMessag
         throw new ProtocolError(`DIGESTS: ${reader.rest} bytes, expected 1 to ${SURVEY_CHUNKS_MAX} digests`)
       return { ...head, type: 'digests', firstSeq, digests: reader.bytes('digests', reader.rest) }
     }
-    case DISK_HINTS:
-      return { ...head, type: 'hints', chunks: hints(reader, 'HINTS', HINT_BYTES) }
-    case DISK_BRIEF:
-      return { ...head, type: 'brief', chunks: hints(reader, 'BRIEF', BRIEF_HINT_BYTES) }
-    case DISK_PARTS: {
-      const chunks: ChunkParts[] = []
-      for (let left = count(reader, 'PARTS', PARTS_CHUNKS_MAX); left > 0; left--) {
-        const seq = reader.u64('sequence')
-        const blocks = blockCount(reader, 'PARTS')
-        chunks.push({ seq, blocks, missing: reader.bytes('missing', Math.ceil(blocks / 8)) })
-      }
-      return { ...head, type: 'parts', chunks }
-    }
-    case DISK_SKETCHES: {
-      const chunks: ChunkSketches[] = []
-      for (let left = count(reader, 'SKETCHES', SKETCHES_CHUNKS_MAX); left > 0; left--) {
-        const seq = reader.u64('sequence')
-        const blocks = blockCount(reader, 'SKETCHES')
-        const missing = reader.bytes('missing', Math.ceil(blocks / 8))
-        const old = reader.bytes('old', Math.ceil(blocks / 8))
-        const sketched = bitCount(old)
-        const beyond = blocks % 8 === 0 ? 0 : old.at(-1)! >> (blocks % 8)
-        if (sketched === 0 || beyond !== 0 || old.some((bits, at) => (bits & ~missing[at]!) !== 0))
-          throw new ProtocolError(
-            `SKETCHES: ${sketched} sketches of a chunk in ${blocks} blocks, or of one that is there`,
-          )
-        chunks.push({
-          seq,
-          blocks,
-          missing,
-          old,
-          sketches: reader.bytes('sketches', sketched * SKETCH_BYTES),
-        })
-      }
-      return { ...head, type: 'sketches', chunks }
-    }
     case DISK_LITERAL:
       return literal(head, reader)
     case DISK_APPLIED: {
       const runs: AppliedRun[] = []
-      for (let left = count(reader, 'APPLIED', SEQ_RUNS_MAX); left > 0; left--) {
+      for (let left = readCount(reader, 'APPLIED', SEQ_RUNS_MAX); left > 0; left--) {
         const run = { first: reader.u64('first'), count: runCount(reader, 'APPLIED') }
         const source = SOURCES[reader.u8('source')]
         if (source === undefined) throw new ProtocolError('APPLIED: unknown source')
@@ -584,9 +511,9 @@ function decodeBody(type: number, head: Head, reader: PayloadReader): DiskMessag
     case DISK_CLOSE:
       return { ...head, type: 'close' }
     default: {
-      const proof = decodeProof(type, reader)
-      if (proof === undefined) throw new ProtocolError(`disk message of unknown type ${type}`)
-      return { ...head, ...proof }
+      const other = decodeBlocks(type, reader) ?? decodeProof(type, reader)
+      if (other === undefined) throw new ProtocolError(`disk message of unknown type ${type}`)
+      return { ...head, ...other }
     }
   }
 }

@@ -3,8 +3,7 @@
  * each digest), places, and the hints of the blocks that each chunk lies in, block 0 being the one in which it begins.
  */
 import { CHUNK_BLOCKS_MAX, ESTIMATE_CALL_CHUNKS_MAX } from '../../lib/core/limits.ts'
-import { alignDown, BLOCK_BYTES, HINT_BYTES } from '../../lib/core/units.ts'
-import { blockCount } from '../../lib/engine/chunk-blocks.ts'
+import { alignDown, BLOCK_BYTES, blockCount, HINT_BYTES } from '../../lib/core/units.ts'
 
 export interface DiskPiece {
   readonly count: number

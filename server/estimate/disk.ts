@@ -13,8 +13,8 @@ import {
   ESTIMATE_CALLS_AT_ONCE_MAX,
   RPC_BYTES_MAX,
 } from '../../lib/core/limits.ts'
-import { alignDown, BLOCK_BYTES, HINT_BYTES } from '../../lib/core/units.ts'
-import { blockBits, blockCount, hasBlock, partOf, partsOf, setBlock } from '../../lib/engine/chunk-blocks.ts'
+import { alignDown, BLOCK_BYTES, blockCount, HINT_BYTES } from '../../lib/core/units.ts'
+import { blockBits, hasBlock, partOf, partsOf, setBlock } from '../../lib/engine/chunk-blocks.ts'
 import { LiteralPacker } from '../../lib/engine/literal-stream.ts'
 import { LITERAL_TARGET_BYTES } from '../../lib/engine/literals.ts'
 import { ENGINE_FEATURES } from '../../lib/wire/disk.ts'

@@ -3,8 +3,7 @@
  * figures are as `swam analyze` counts them: frames both ways, without SSH; `digest` is what the sender says of its chunks.
  */
 import { CHUNK_BYTES_MIN, RUN_BYTES_MAX } from '../../lib/core/limits.ts'
-import { HINT_BYTES } from '../../lib/core/units.ts'
-import { blockCount } from '../../lib/engine/chunk-blocks.ts'
+import { blockCount, HINT_BYTES } from '../../lib/core/units.ts'
 import { LITERAL_TARGET_BYTES } from '../../lib/engine/literals.ts'
 import { Room } from '../../lib/engine/room.ts'
 import { DIGEST_BYTES } from '../../lib/wire/disk.ts'

@@ -5,6 +5,7 @@ import type { SlabPool } from '../../lib/chunk/slab.ts'
 import type { Clock } from '../../lib/core/clock.ts'
 import type { Log } from '../../lib/core/log.ts'
 import type { SenderLimits } from '../../lib/engine/sender-parts.ts'
+import type { VersionMemory } from '../../lib/engine/sent-versions.ts'
 import type { OutgoingMigration } from './outgoing.ts'
 import type { MigrationProofs } from './proofs.ts'
 
@@ -26,6 +27,8 @@ export interface OutgoingOptions {
   readonly slabs: SlabPool
   readonly describe: (bytes: Uint8Array) => Promise<DescribedRun[]>
   readonly limits: SenderLimits
+  /** Of what guests rewrite, for all of them. */
+  readonly versions: VersionMemory
   /** None where verify is "off". */
   readonly proofs?: MigrationProofs
   readonly pickListenPort: () => number

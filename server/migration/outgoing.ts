@@ -461,6 +461,7 @@ export class OutgoingMigration {
       slabs: this.#options.slabs,
       describe: this.#options.describe,
       limits: this.#options.limits,
+      versions: this.#options.versions,
       group: this.#group,
       ...(proof === undefined ? {} : { proof }),
       onLost: (error) => {

@@ -15,6 +15,7 @@ import { DiskAccount } from '../../lib/engine/account.ts'
 import { CLASS_CONTROL, DiskLink } from '../../lib/engine/link.ts'
 import { DiskReceiver } from '../../lib/engine/receiver.ts'
 import { DiskSender } from '../../lib/engine/sender.ts'
+import { VersionMemory } from '../../lib/engine/sent-versions.ts'
 import { bundlePair } from '../../lib/peer/memory.ts'
 import { ENGINE_FEATURES } from '../../lib/wire/disk.ts'
 import { random } from '../random.ts'
@@ -143,6 +144,7 @@ async function session(
       slabs: new SlabPool({ bytesMax: 128 * MIB }),
       describe: (bytes) => describer.describe(bytes),
       limits: { windowBytes: 128 * MIB, drainMs: 1000, flushDeadlineMs: 10_000 },
+      versions: new VersionMemory(),
     })
     await sender.open(49_152, 'drive-virtio-disk0')
     const { blockBytes, wireBytes } = await work(sender, () => near.bytesSent + near.bytesReceived)

@@ -11,16 +11,24 @@ import { leafDigests } from '../../../lib/chunk/leaf-digests.ts'
 import { ByteBudget } from '../../../lib/core/byte-budget.ts'
 import { LostError, ProtocolError, RefusedError } from '../../../lib/core/errors.ts'
 import { LITERAL_BYTES_MAX } from '../../../lib/core/limits.ts'
-import { alignDown, BLOCK_BYTES, BRIEF_HINT_BYTES, HINT_BYTES, LEAF_BYTES } from '../../../lib/core/units.ts'
+import {
+  alignDown,
+  BLOCK_BYTES,
+  BRIEF_HINT_BYTES,
+  blockCount,
+  HINT_BYTES,
+  LEAF_BYTES,
+  SKETCH_BYTES,
+} from '../../../lib/core/units.ts'
 import { DiskAccount } from '../../../lib/engine/account.ts'
-import { hintsOf, partsOf } from '../../../lib/engine/chunk-blocks.ts'
+import { blockBits, hintsOf, partsOf, setBlock } from '../../../lib/engine/chunk-blocks.ts'
 import { LeafSlots } from '../../../lib/engine/leaf-assembly.ts'
 import { DiskLink } from '../../../lib/engine/link.ts'
-import { differencesOf, writeBody } from '../../../lib/engine/pieces.ts'
+import { differencesOf, sketchOf, writeBody } from '../../../lib/engine/pieces.ts'
 import { DiskReceiver } from '../../../lib/engine/receiver.ts'
 import { ReceiverProof } from '../../../lib/engine/receiver-proof.ts'
 import type { LeafMap } from '../../../lib/proof/leaf-map.ts'
-import type { DiskMessage, SurveyedRun } from '../../../lib/wire/disk.ts'
+import type { DiskMessage, DiskMessageBody, SurveyedRun } from '../../../lib/wire/disk.ts'
 import { closeProofs, newMap, plainRoot } from '../../unit/engine/proof-rig.ts'
 import { DurableDevice } from '../../unit/engine/rig.ts'
 import type { FuzzTarget } from '../target.ts'
@@ -160,14 +168,19 @@ class LyingSender extends Liar {
   readonly flushed = new Set<number>()
   readonly proved = new Map<number, Extract<DiskMessage, { type: 'proved' }>>()
   readonly proves: boolean
+  /** Some of what it describes it says of what changed. */
+  readonly changes: boolean
+  /** Chunks of which what changed comes unasked. */
+  readonly changed = new Set<number>()
   /** Why it is over, once it is. */
   end: Error | undefined
   fault: unknown
   #over = false
 
-  constructor(proves: boolean) {
+  constructor(proves: boolean, changes: boolean) {
     super(proves)
     this.proves = proves
+    this.changes = changes
   }
 
   protected override heard(message: DiskMessage): void {
@@ -226,7 +239,7 @@ export const diskReceiver: FuzzTarget = {
     const model = new Model(contents)
     const device = new CheckedDevice(contents, model)
     // By what the input is as a whole, so that the steps of older ones stay what they were.
-    const liar = new LyingSender(input.length % 2 === 1)
+    const liar = new LyingSender(input.length % 2 === 1, input.length % 5 < 2)
     const link = new DiskLink(liar.channel)
     const map = liar.proves ? await newMap(SIZE) : undefined
     const proof = map === undefined ? undefined : proofOf(map, device, input.length % 3 === 0)
@@ -297,7 +310,9 @@ function step(
         chunks.map((chunk) => (typeof chunk === 'number' ? Buffer.alloc(32, 1) : digestOf(chunk))),
       )
       model.run(seq, start, chunks)
-      liar.say({ type: 'describe', firstSeq: seq, offset: start, lengths, digests })
+      const described = { firstSeq: seq, offset: start, lengths, digests }
+      if (liar.changes && script.once(2)) changed(script, liar, described)
+      else liar.say({ type: 'describe', ...described })
       return { chunks: chunks.length, flushes: 0 }
     }
     case 2: {
@@ -312,6 +327,7 @@ function step(
       const chunk = model.chunks[script.below(Math.max(1, model.chunks.length))]
       if (chunk === undefined || chunk.zero) return nothing
       const bytes = Buffer.from(chunk.bytes ?? pattern(3, 100))
+      if (liar.changed.has(chunk.seq)) liar.filled.add(chunk.seq)
       // Most literals are true; some have a byte changed, or are of another length.
       if (script.once(8)) bytes[script.below(bytes.length)]! ^= 1 << script.below(8)
       literal(liar, chunk.seq, bytes, script.once(2))
@@ -380,6 +396,33 @@ function step(
   }
 }
 
+/** What changed in some of them goes unasked, some time: by the pieces of what may lie there, or of what does not. */
+function changed(
+  script: Script,
+  liar: LyingSender,
+  described: Omit<Extract<DiskMessageBody, { type: 'changed' }>, 'type' | 'missing'>,
+): void {
+  const missing: Buffer[] = []
+  let at = described.offset
+  for (const [index, length] of described.lengths.entries()) {
+    const blocks = blockCount(at, at + length)
+    at += length
+    const bits = blockBits(blocks)
+    for (let block = 0; block < blocks; block++) if (script.once(2)) setBlock(bits, block)
+    missing.push(bits)
+    if (bits.every((byte) => byte === 0)) continue
+    const seq = described.firstSeq + index
+    const old = bits.reduce((sum, byte) => sum + [...byte.toString(2)].filter((bit) => bit === '1').length, 0)
+    const sketches = Buffer.alloc(old * SKETCH_BYTES)
+    // Pieces that are all the same: of one pattern nothing differs, of another everything.
+    const block = pattern(script.below(6), BLOCK_BYTES)
+    for (let each = 0; each < old; each++) sketchOf(block).copy(sketches, each * SKETCH_BYTES)
+    liar.changed.add(seq)
+    liar.parted.set(seq, { missing: bits, sketched: { old: bits, sketches } })
+  }
+  liar.say({ type: 'changed', ...described, missing })
+}
+
 /** Runs of chunks and of zeroes, described at once; gives their number. */
 function survey(script: Script, liar: LyingSender, model: Model, firstSeq: number): number {
   const start = script.below(SIZE / BLOCK) * BLOCK
@@ -432,9 +475,12 @@ function fill(liar: LyingSender, { seq, start, bytes }: Chunk, lies: boolean): v
     const first = alignDown(start, BLOCK_BYTES) - start
     const at = (index: number): number => first + index * BLOCK_BYTES
     const blocks = { start, end, missing, old: sketched.old }
-    const { maps, bodyBytes } = differencesOf(blocks, sketched.sketches, (index) =>
-      bytes.subarray(at(index), at(index) + BLOCK_BYTES),
-    )
+    const { maps, bodyBytes } = differencesOf(blocks, sketched.sketches, (index) => {
+      const block = Buffer.alloc(BLOCK_BYTES)
+      const from = Math.max(0, at(index))
+      bytes.copy(block, from - at(index), from, Math.min(bytes.length, at(index) + BLOCK_BYTES))
+      return block
+    })
     sent = Buffer.from(bytes)
     if (bodyBytes < bytes.length) {
       sent = Buffer.alloc(bodyBytes)

@@ -15,6 +15,7 @@ import { DiskAccount } from '../../../lib/engine/account.ts'
 import { DiskLink } from '../../../lib/engine/link.ts'
 import { DiskSender } from '../../../lib/engine/sender.ts'
 import { SenderProof } from '../../../lib/engine/sender-proof.ts'
+import { VersionMemory } from '../../../lib/engine/sent-versions.ts'
 import { errnoOf } from '../../../lib/nbd/protocol/errno.ts'
 import type { LeafMap } from '../../../lib/proof/leaf-map.ts'
 import { DISK_FLUSHED, type DiskMessage } from '../../../lib/wire/disk.ts'
@@ -86,6 +87,7 @@ export const diskSender: FuzzTarget = {
       slabs,
       describe: async (bytes) => unflatten(chunker.describe(bytes)),
       limits: { windowBytes: 4 * SIZE, drainMs: 1000, flushDeadlineMs: 60_000 },
+      versions: new VersionMemory(),
       ...(map === undefined ? {} : { proof: proofOf(map) }),
     })
     const asked: Promise<unknown>[] = []

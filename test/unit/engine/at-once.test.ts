@@ -173,6 +173,7 @@ function blockLevel(device: DurableDevice, sessionBytesMax = MIB): BlockLevel {
     apply: () => undefined,
     take: () => undefined,
     want: () => undefined,
+    early: () => undefined,
     fail: assert.ifError,
   })
 }

@@ -6,15 +6,14 @@ import assert from 'node:assert/strict'
 import { after, test } from 'node:test'
 import { hintOf, sha256 } from '../../../lib/chunk/digest.ts'
 import { SlabPool } from '../../../lib/chunk/slab.ts'
-import { KIB, MIB } from '../../../lib/core/units.ts'
+import { blockCount, KIB, MIB } from '../../../lib/core/units.ts'
 import { DiskAccount } from '../../../lib/engine/account.ts'
 import type { BlockPlaces } from '../../../lib/engine/block-finder.ts'
-import { blockCount, hintsOf, partsOf } from '../../../lib/engine/chunk-blocks.ts'
+import { hintsOf, partsOf } from '../../../lib/engine/chunk-blocks.ts'
 import { DiskLink } from '../../../lib/engine/link.ts'
 import { DiskSender } from '../../../lib/engine/sender.ts'
 import {
   DISK_DESCRIBE,
-  DISK_HINTS,
   DISK_LITERAL,
   DISK_OPEN,
   type DiskMessageBody,
@@ -22,6 +21,7 @@ import {
   encodeDiskMessage,
   FEATURE_BLOCKS,
 } from '../../../lib/wire/disk.ts'
+import { DISK_HINTS } from '../../../lib/wire/disk-blocks.ts'
 import { random } from '../../random.ts'
 import { blocksOf, closeRigs, loneReceiver, noise, rig, type Wire, wire } from './rig.ts'
 

@@ -9,12 +9,13 @@ import { sha256 } from '../../../lib/chunk/digest.ts'
 import {
   BLOCK_BYTES as BLOCK,
   BRIEF_HINT_BYTES,
+  blockCount,
   KIB,
   MIB,
   PIECE_BYTES,
   SKETCH_BYTES,
 } from '../../../lib/core/units.ts'
-import { blockCount, hintsOf, setBlock } from '../../../lib/engine/chunk-blocks.ts'
+import { hintsOf, setBlock } from '../../../lib/engine/chunk-blocks.ts'
 import {
   applyBody,
   type BodyBytes,
@@ -25,10 +26,7 @@ import {
   writeBody,
 } from '../../../lib/engine/pieces.ts'
 import {
-  DISK_BRIEF,
-  DISK_HINTS,
   DISK_LITERAL,
-  DISK_SKETCHES,
   DISK_SURVEY,
   DISK_WANT,
   type DiskMessageBody,
@@ -38,6 +36,7 @@ import {
   FEATURE_BLOCKS,
   FEATURE_DELTA,
 } from '../../../lib/wire/disk.ts'
+import { DISK_BRIEF, DISK_HINTS, DISK_SKETCHES } from '../../../lib/wire/disk-blocks.ts'
 import { random } from '../../random.ts'
 import { blocksOf, closeRigs, loneReceiver, noise, rig } from './rig.ts'
 

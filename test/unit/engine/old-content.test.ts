@@ -59,6 +59,7 @@ test('of old content that waits to be looked through so much is kept, and the re
     apply: tell,
     take: tell,
     want: tell,
+    early: () => undefined,
     fail: told.reject,
   })
   // The first ones have their turn at once.

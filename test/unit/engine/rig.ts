@@ -24,6 +24,7 @@ import { DiskLink, type FrameChannel } from '../../../lib/engine/link.ts'
 import { DiskReceiver } from '../../../lib/engine/receiver.ts'
 import { DiskSender } from '../../../lib/engine/sender.ts'
 import type { SenderLimits } from '../../../lib/engine/sender-parts.ts'
+import { VersionMemory } from '../../../lib/engine/sent-versions.ts'
 import type { ChunkSource } from '../../../lib/engine/sources.ts'
 import {
   type DiskMessage,
@@ -261,6 +262,7 @@ export async function rig(options: {
   channels?: { readonly near: FrameChannel; readonly far: FrameChannel }
   /** Of the sender. */
   clock?: Clock
+  versions?: VersionMemory
   /** Both ends keep a map of the disk. */
   proof?: ProofOptions
   /** Makes the device fail, before anything is opened. */
@@ -309,6 +311,7 @@ export async function rig(options: {
     slabs: options.slabs ?? new SlabPool({ bytesMax: 128 * MIB }),
     describe: (bytes) => describe.describe(bytes),
     limits: options.limits ?? { windowBytes: 64 * MIB, drainMs: 1000, flushDeadlineMs: 2000 },
+    versions: options.versions ?? new VersionMemory(),
     ...(options.clock === undefined ? {} : { clock: options.clock }),
     ...(proof === undefined ? {} : { proof: proof.sender }),
   })

@@ -23,6 +23,7 @@ import { DiskLink } from '../../../lib/engine/link.ts'
 import { DiskReceiver } from '../../../lib/engine/receiver.ts'
 import { DiskSender } from '../../../lib/engine/sender.ts'
 import { SenderGroup } from '../../../lib/engine/sender-group.ts'
+import { VersionMemory } from '../../../lib/engine/sent-versions.ts'
 import { ENGINE_FEATURES } from '../../../lib/wire/disk.ts'
 import { FEATURE_PROOF } from '../../../lib/wire/disk-proof.ts'
 import { random } from '../../random.ts'
@@ -225,6 +226,7 @@ async function begin(next: Next, device: WatchedDevice): Promise<Session> {
     },
     ...(proof === undefined ? {} : { proof: proof.sender }),
     limits: { windowBytes: 4 * MIB, drainMs: 1000, flushDeadlineMs: 5000 },
+    versions: new VersionMemory(),
     group: new SenderGroup(() => true),
     clock,
   })

@@ -6,6 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { SlabPool } from '../../../lib/chunk/slab.ts'
 import { createLog } from '../../../lib/core/log.ts'
 import { MIB } from '../../../lib/core/units.ts'
+import { VersionMemory } from '../../../lib/engine/sent-versions.ts'
 import { bundlePair, type MemoryOptions, type MemoryPair } from '../../../lib/peer/memory.ts'
 import { StreamMux } from '../../../lib/peer/stream.ts'
 import { OutgoingMigration } from '../../../server/migration/outgoing.ts'
@@ -64,6 +65,7 @@ export async function start(
     slabs: new SlabPool({ bytesMax: MIB }),
     describe: async () => [],
     limits: { windowBytes: MIB, drainMs: 1000, flushDeadlineMs: 2000 },
+    versions: new VersionMemory(),
     pickListenPort: () => {
       // The first one is the port that is armed, so that the table of the kernel says what the redirect would make it say.
       const next = picked.length === 0 ? port : port + 1000 + picked.length

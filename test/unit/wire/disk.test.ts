@@ -23,24 +23,22 @@ import { varint } from '../../../lib/wire/bytes.ts'
 import {
   DISK_APPLIED,
   DISK_ASK,
-  DISK_BRIEF,
+  DISK_CHANGED,
   DISK_DESCRIBE,
   DISK_DETAIL,
   DISK_DIGESTS,
   DISK_FAILED,
   DISK_FLUSH,
-  DISK_HINTS,
   DISK_LITERAL,
   DISK_OPEN,
   DISK_OPENED,
-  DISK_PARTS,
   DISK_READ,
-  DISK_SKETCHES,
   DISK_SURVEY,
   DISK_WANT,
   DISK_ZERO,
   decodeDiskMessage,
 } from '../../../lib/wire/disk.ts'
+import { DISK_BRIEF, DISK_HINTS, DISK_PARTS, DISK_SKETCHES } from '../../../lib/wire/disk-blocks.ts'
 
 const u8 = (value: number): Buffer => Buffer.from([value])
 const u16 = (value: number): Buffer => {
@@ -66,6 +64,11 @@ const describe = (count: number, length: number): Buffer[] => [
   u16(count),
   ...times(count, u32(length)),
   Buffer.alloc(32 * count),
+]
+/** Chunks of `length` bytes from 0 on, with these bits for each. */
+const changed = (count: number, length: number, bits: Buffer): Buffer[] => [
+  ...describe(count, length),
+  ...times(count, bits),
 ]
 const literal = (count: number, length: number): Buffer[] => [
   u8(0),
@@ -105,6 +108,18 @@ for (const { name, type, most, over, disk = 0 } of [
     type: DISK_DESCRIBE,
     most: describe(DESCRIBE_CHUNKS_MAX, 1),
     over: describe(DESCRIBE_CHUNKS_MAX + 1, 1),
+  },
+  {
+    name: 'chunks of a CHANGED',
+    type: DISK_CHANGED,
+    most: changed(DESCRIBE_CHUNKS_MAX, 4096, u8(1)),
+    over: changed(DESCRIBE_CHUNKS_MAX + 1, 4096, u8(1)),
+  },
+  {
+    name: 'blocks of a chunk in a CHANGED',
+    type: DISK_CHANGED,
+    most: changed(1, 3 * 4096, u8(7)),
+    over: changed(1, 3 * 4096, u8(8)),
   },
   {
     name: 'a described chunk',
