@@ -14,6 +14,7 @@ import { errorText, LostError, ProtocolError } from '../core/errors.ts'
 import {
   ABORT_REASON_BYTES_MAX,
   BREAK_MS,
+  CHANNEL_END_MS,
   CLOSE_MS_MAX,
   CONTROL_EXTRA_BYTES,
   CONTROL_EXTRA_FRAMES,
@@ -103,6 +104,7 @@ export class Bundle {
   #closing = false
   #ended = false
   #closeTimer: NodeJS.Timeout | undefined
+  #goneTimer: NodeJS.Timeout | undefined
 
   constructor(options: BundleOptions) {
     this.id = options.id
@@ -157,7 +159,7 @@ export class Bundle {
       gone: (error) => {
         this.#delivery.run(true)
         if (error instanceof ProtocolError) this.#abort(error)
-        else this.#linkLost(new LostError(`${this.#name}: ${errorText(error)}`, { cause: error }))
+        else this.#channelGone(new LostError(`${this.#name}: ${errorText(error)}`, { cause: error }))
       },
     })
     this.#carrier.take(options)
@@ -453,6 +455,15 @@ export class Bundle {
 
   // ---- the link, and the next one ----
 
+  /**
+   * While this end closes, the far end most likely has heard it, and its last acknowledgement stands on every channel: one that
+   * could not be written to any more is gone before it was read, which says nothing of the others.
+   */
+  #channelGone(reason: LostError): void {
+    if (!this.#closing) this.#linkLost(reason)
+    else this.#goneTimer ??= setTimeout(() => this.#linkLost(reason), CHANNEL_END_MS)
+  }
+
   #linkLost(reason: LostError): void {
     if (this.#ended || this.#broken !== undefined) return
     if (!this.#resumable) {
@@ -480,6 +491,8 @@ export class Bundle {
   #breakLink(reason: Error): Break {
     const silentMs = this.#keepalive.silentMs
     this.#keepalive.stop()
+    clearTimeout(this.#goneTimer)
+    this.#goneTimer = undefined
     const controller = new AbortController()
     const resumeMs = this.#options.resumeMs ?? RESUME_MS
     const timer = setTimeout(() => {
@@ -563,6 +576,7 @@ export class Bundle {
     this.#delivery.stop()
     this.#keepalive.stop()
     clearTimeout(this.#closeTimer)
+    clearTimeout(this.#goneTimer)
     clearTimeout(this.#rateTimer)
     clearTimeout(this.#broken?.timer)
     this.#broken?.controller.abort(error ?? new LostError('the bundle was closed'))

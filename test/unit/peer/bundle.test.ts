@@ -7,6 +7,7 @@ import fc from 'fast-check'
 import { LostError, ProtocolError } from '../../../lib/core/errors.ts'
 import {
   ABORT_REASON_BYTES_MAX,
+  CHANNEL_END_MS,
   CONTROL_EXTRA_BYTES,
   CONTROL_EXTRA_FRAMES,
   IN_FLIGHT_BYTES_MAX,
@@ -24,6 +25,7 @@ import {
   FRAME_ACK,
   FRAME_BULK,
   FRAME_CONTROL,
+  FRAME_HEADER_BYTES,
   FRAME_PING,
   FRAME_RAM,
   FrameDecoder,
@@ -195,6 +197,23 @@ test('both ends may close at once', async () => {
   await Promise.all([near.close(), far.close()])
   assert.equal(await near.closed, undefined)
   assert.equal(await far.closed, undefined)
+})
+
+test('a close ends well when one channel is gone before its acknowledgement was read, and stands on another one', async () => {
+  for (const isHeard of [true, false]) {
+    const { bundle, ends } = bareBundle(2)
+    const since = performance.now()
+    const closing = bundle.close()
+    await turn()
+    ends[0]!.destroy()
+    for (let turns = 0; turns < 10; turns++) await turn()
+    assert.equal(bundle.ended, false)
+    if (isHeard) ends[1]!.write(encodeFrame(FRAME_ACK, FRAME_CONTROL, 0, encodeU48(FRAME_HEADER_BYTES)))
+    await closing
+    const error = await bundle.closed
+    if (isHeard) assert.equal(error, undefined)
+    else assert.ok(error instanceof LostError && performance.now() - since > CHANNEL_END_MS * 0.9)
+  }
 })
 
 test('features are the intersection', async () => {
