@@ -265,7 +265,7 @@ export class DiskReceiver implements DiskEndpoint {
     let total = 0
     for (const length of lengths) total += length
     this.#expect('DESCRIBE', firstSeq, offset, total)
-    const writer = new RunWriter(this.#device, offset, offset + total)
+    const writer = new RunWriter(this.#device, offset, offset + total, this.#ended)
     const before = this.#claims(offset, offset + total)
     let at = offset
     let firstClaim = 0
@@ -305,7 +305,7 @@ export class DiskReceiver implements DiskEndpoint {
   #rooted(firstSeq: number, offset: number, lengths: Uint32Array): { task: Task; waits: Promise<void>[] }[] {
     const end = lengths.reduce((sum, length) => sum + length, offset)
     this.#expect('SURVEY', firstSeq, offset, end - offset)
-    const writer = new RunWriter(this.#device, offset, end)
+    const writer = new RunWriter(this.#device, offset, end, this.#ended)
     let at = offset
     return Array.from(lengths, (length) => {
       const waits = this.#claims(at, at + length).map(({ done }) => done)

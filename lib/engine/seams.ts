@@ -10,6 +10,7 @@
  * begins inside a 4 KiB block, the seam there covers just the part that is in the run.
  */
 import type { BlockDevice } from '../block/device.ts'
+import { LostError } from '../core/errors.ts'
 import { alignDown, alignUp, BLOCK_BYTES } from '../core/units.ts'
 
 interface Seam {
@@ -26,11 +27,16 @@ export class RunWriter {
   readonly #device: BlockDevice
   readonly #start: number
   readonly #end: number
+  readonly #ended: () => boolean
   readonly #seams = new Map<number, Seam>()
 
-  /** @param start disk offset of the run @param end disk offset behind it */
-  constructor(device: BlockDevice, start: number, end: number) {
+  /**
+   * @param start disk offset of the run @param end disk offset behind it
+   * @param ended whether the session is: then nothing is written any more, whatever was being read or waited for (I2)
+   */
+  constructor(device: BlockDevice, start: number, end: number, ended: () => boolean) {
     this.#device = device
+    this.#ended = ended
     this.#start = start
     this.#end = end
   }
@@ -66,7 +72,7 @@ export class RunWriter {
     if (innerStart < innerEnd) {
       if (innerStart > offset) work.push(seam(offset, innerStart))
       if (!inPlace && data !== undefined)
-        own = this.#device.write(innerStart, data.subarray(innerStart - offset, innerEnd - offset))
+        own = this.#write(innerStart, data.subarray(innerStart - offset, innerEnd - offset))
       if (innerEnd < end) work.push(seam(innerEnd, end))
     } else {
       // A chunk without a whole block of its own: it lies in one block, or across the border of two.
@@ -80,6 +86,11 @@ export class RunWriter {
     if (own === undefined) onTaken?.()
     else work.push(onTaken === undefined ? own : own.then(onTaken))
     await Promise.all(work)
+  }
+
+  async #write(offset: number, bytes: Buffer): Promise<void> {
+    if (this.#ended()) throw new LostError('the session ended before it was written')
+    await this.#device.write(offset, bytes)
   }
 
   async #seam(offset: number, partBytes: number, part: Buffer | undefined, inPlace: boolean): Promise<void> {
@@ -109,7 +120,7 @@ export class RunWriter {
           const old = await this.#device.read(seam.start, seam.bytes.length)
           for (const { from, to } of seam.there) old.copy(seam.bytes, from, from, to)
         }
-        await this.#device.write(seam.start, seam.bytes)
+        await this.#write(seam.start, seam.bytes)
       }
     } catch (error) {
       for (const waiter of seam.waiting) waiter.reject(error)

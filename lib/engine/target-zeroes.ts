@@ -122,6 +122,7 @@ export class TargetZeroes {
       if (from >= to) continue
       const gaps = this.#known.gaps(from, to)
       for (const gap of gaps) {
+        if (ended()) return
         const first = alignDown(gap.start, unit)
         await device.writeZeroes(first, Math.min(to, alignUp(gap.end, unit)) - first)
       }

@@ -4,8 +4,9 @@
  */
 import assert from 'node:assert/strict'
 import { after, test } from 'node:test'
+import { setImmediate as turn } from 'node:timers/promises'
 import { sha256 } from '../../../lib/chunk/digest.ts'
-import { RefusedError } from '../../../lib/core/errors.ts'
+import { LostError, RefusedError } from '../../../lib/core/errors.ts'
 import { GIB, KIB, MIB, PIECE_BYTES } from '../../../lib/core/units.ts'
 import { RunWriter } from '../../../lib/engine/seams.ts'
 import type { DiskSender } from '../../../lib/engine/sender.ts'
@@ -252,9 +253,65 @@ test('a block that a chunk in place, of which nobody has the bytes, shares with 
   const before = noise(3 * BLOCK, 60)
   const fresh = noise(3 * BLOCK, 61).subarray(0, 3 * BLOCK - 6000)
   const device = new DurableDevice(Buffer.from(before), BLOCK)
-  const writer = new RunWriter(device, 0, 3 * BLOCK)
+  const writer = new RunWriter(device, 0, 3 * BLOCK, () => false)
   await Promise.all([writer.inPlace(0, 6000), writer.chunk(6000, fresh, false)])
   assert.ok(device.bytes.equals(Buffer.concat([before.subarray(0, 6000), fresh])))
+})
+
+test('I2: a block that was being read for when the session ended is not written any more', async () => {
+  const before = noise(3 * BLOCK, 60)
+  const device = new DurableDevice(Buffer.from(before), BLOCK)
+  const gate = Promise.withResolvers<void>()
+  const read = device.read.bind(device)
+  device.read = async (offset, length) => {
+    await gate.promise
+    return await read(offset, length)
+  }
+  let ended = false
+  const writer = new RunWriter(device, 0, 3 * BLOCK, () => ended)
+  const works = [writer.inPlace(0, 6000), writer.chunk(6000, noise(3 * BLOCK, 61).subarray(6000), false)]
+  for (const work of works) work.catch(() => undefined)
+  await turn()
+  // What lies whole in the chunk was written before.
+  assert.equal(device.writes, 1)
+  ended = true
+  gate.resolve()
+  for (const work of works) await assert.rejects(work, LostError)
+  await assert.rejects(
+    new RunWriter(device, 0, BLOCK, () => true).chunk(0, noise(BLOCK, 1), false),
+    LostError,
+  )
+  assert.ok(device.bytes.subarray(0, 2 * BLOCK).equals(before.subarray(0, 2 * BLOCK)))
+  assert.equal(device.writes, 1)
+})
+
+test('I2: what is found in place when the session has ended completes no block of a chunk that waited for it', async () => {
+  const { say, device, ended } = loneReceiver()
+  const lies = Buffer.from(device.bytes.subarray(0, 64 * KIB))
+  const fresh = noise(20_000, 62)
+  const gate = Promise.withResolvers<void>()
+  const read = device.read.bind(device)
+  device.read = async (offset, length) => {
+    if (offset > 0) await gate.promise
+    return await read(offset, length)
+  }
+  const second = lies.subarray(fresh.length)
+  await say({
+    type: 'describe',
+    firstSeq: 0,
+    offset: 0,
+    lengths: Uint32Array.of(fresh.length, second.length),
+    digests: Buffer.concat([sha256(fresh), sha256(second)]),
+  })
+  await say({ type: 'literal', codec: 'raw', chunks: [{ seq: 0, length: fresh.length }], data: fresh })
+  // Its whole blocks are there, the one that it shares is not.
+  assert.equal(device.writtenBytes, 16_384)
+  await say({ type: 'close' })
+  gate.resolve()
+  for (let turns = 0; turns < 20; turns++) await turn()
+  assert.equal(ended(), undefined)
+  assert.equal(device.writtenBytes, 16_384)
+  assert.ok(device.bytes.subarray(16_384, 64 * KIB).equals(lies.subarray(16_384)))
 })
 
 // ---- ends that lie, and order ----------------------------------------------------------------------------------

@@ -103,3 +103,29 @@ test('what is left of zeroes from any byte on, and newer ones around it that com
   ])
   assert.equal(device.zeroedBytes, 28_672 - 4096)
 })
+
+test('I2: zeroes that were being settled when the session ended are no more than the one that was under way', async () => {
+  const device = new DurableDevice(Buffer.alloc(64, 1), 1)
+  // A hole between two that are known: of one pending range two parts are written.
+  device.blockStatus = async () => [
+    { length: 16, hole: false, zero: false },
+    { length: 16, hole: true, zero: true },
+    { length: 32, hole: false, zero: false },
+  ]
+  let ended = false
+  const target = new TargetZeroes({
+    device,
+    ended: () => ended,
+    untouched: () => true,
+    inTurn: async (_start, _end, work) => await work(),
+  })
+  await target.scan()
+  target.add(0, 64)
+  const zeroes = device.writeZeroes.bind(device)
+  device.writeZeroes = async (offset, length) => {
+    await zeroes(offset, length)
+    ended = true
+  }
+  await target.settle()
+  assert.equal(device.zeroedBytes, 16)
+})
