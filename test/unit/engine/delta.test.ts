@@ -322,6 +322,17 @@ test('where old content is of no use it is hardly sketched', async () => {
   assert.ok(spent < 192 * KIB, `${spent} bytes beside literals and digests`)
 })
 
+/** Whether a piece is another one that its sketch does not tell apart. */
+function areAlike(one: Buffer, other: Buffer): boolean {
+  const [sketch, otherSketch] = [sketchOf(one), sketchOf(other)]
+  for (let piece = 0; piece < BLOCK / PIECE_BYTES; piece++) {
+    const [from, to] = [piece * PIECE_BYTES, (piece + 1) * PIECE_BYTES]
+    const same = one.compare(other, from, to, from, to) === 0
+    if (!same && sketch.readUInt16BE(2 * piece) === otherSketch.readUInt16BE(2 * piece)) return true
+  }
+  return false
+}
+
 test('property: a body puts a chunk together, wherever it begins and whatever changed', () => {
   fc.assert(
     fc.property(
@@ -354,6 +365,8 @@ test('property: a body puts a chunk together, wherever it begins and whatever ch
           if (isOld) {
             setBlock(old, index)
             sketches.push(sketchOf(blockOf(before, index)))
+            // What is alike in its 16 bits only, one piece in 65,536, is for the digest of the chunk to find.
+            fc.pre(!areAlike(blockOf(before, index), blockOf(now, index)))
           }
           if (isOld) before.copy(target, from - start, from, to)
           else target.fill(0xee, from - start, to - start)
