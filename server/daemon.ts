@@ -36,7 +36,7 @@ import { RateLimit } from '../lib/peer/rate-limit.ts'
 import { sshCrypto } from '../lib/peer/ssh.ts'
 import { WindowPool } from '../lib/peer/windows.ts'
 import { ProofFolder } from '../lib/proof/proof-folder.ts'
-import { FEATURE_RESUME } from '../lib/wire/hello.ts'
+import { FEATURE_RESUME, FEATURE_WIDE_STREAM } from '../lib/wire/hello.ts'
 import { Abouts } from './about.ts'
 import { CatalogTender } from './catalog-tender.ts'
 import { type ControlServer, JsonText, removeStale, serveControl } from './control.ts'
@@ -345,7 +345,11 @@ export class Daemon {
       path: join(runDir, 'peer.sock'),
       localName: 'swamd',
       onBundle: (bundle) => source.takeBundle(bundle),
-      features: [...(this.#own.resumeMs === 0 ? [] : [FEATURE_RESUME]), ...diskFeatures(this.#own)],
+      features: [
+        ...(this.#own.resumeMs === 0 ? [] : [FEATURE_RESUME]),
+        FEATURE_WIDE_STREAM,
+        ...diskFeatures(this.#own),
+      ],
       instance: this.#own.instance,
       ...bundleTuning(this.#own),
       onRefused: (peer, error) => this.#log.warn({ peer, error }, 'refused a channel'),

@@ -8,7 +8,13 @@ import { hostname } from 'node:os'
 import type { PeerConfig } from '../config/schema.ts'
 import { type Clock, systemClock } from '../lib/core/clock.ts'
 import { AbsentError, errorText, LostError, TimeoutError } from '../lib/core/errors.ts'
-import { PEER_BACKOFF_MS_MAX, PEER_BACKOFF_MS_MIN, PEER_CALL_MS } from '../lib/core/limits.ts'
+import {
+  CHANNELS_MAX,
+  LONG_LINK_MS,
+  PEER_BACKOFF_MS_MAX,
+  PEER_BACKOFF_MS_MIN,
+  PEER_CALL_MS,
+} from '../lib/core/limits.ts'
 import type { Log } from '../lib/core/log.ts'
 import type { Bundle } from '../lib/peer/bundle.ts'
 import type { BundleTuning } from '../lib/peer/options.ts'
@@ -18,7 +24,7 @@ import { dialBundle } from '../lib/peer/ssh.ts'
 import type { WindowPool } from '../lib/peer/windows.ts'
 import { ENGINE_FEATURES } from '../lib/wire/disk.ts'
 import { FEATURE_PROOF } from '../lib/wire/disk-proof.ts'
-import { FEATURE_RESUME } from '../lib/wire/hello.ts'
+import { FEATURE_RESUME, FEATURE_WIDE_STREAM } from '../lib/wire/hello.ts'
 import { aboutOf, failedAbout, type PeerAbout } from './about.ts'
 import { type LinkTestReport, type LinkTests, roundTrip } from './link-test.ts'
 import type { PeerReport } from './report.ts'
@@ -28,6 +34,8 @@ import type { PeerReport } from './report.ts'
  * a process start of some 80 ms.
  */
 const CHANNELS = { control: 1, disk: 4, ram: 4 } as const
+/** From LONG_LINK_MS on: windows of 2 MiB carry 1 to 1.5 in a round trip, and one TCP connection some 3. */
+const LONG_LINK = { channels: CHANNELS_MAX, connections: 2 } as const
 
 /** What all bundles of this host have in common. */
 export interface OwnEnd {
@@ -132,15 +140,21 @@ export class Peer {
       kind,
       migrationId,
       channels: CHANNELS[kind],
+      ...(kind !== 'control' && this.#isFar ? LONG_LINK : {}),
       localName: hostname(),
       peer: name,
       features: [
         ...(kind === 'control' || this.#own.resumeMs === 0 ? [] : [FEATURE_RESUME]),
         ...(kind === 'disk' ? diskFeatures(this.#own) : []),
+        ...(kind === 'ram' ? [FEATURE_WIDE_STREAM] : []),
       ],
       instance: this.#own.instance,
       ...bundleTuning(this.#own),
     })
+  }
+
+  get #isFar(): boolean {
+    return (this.#bundle?.rttMs.min ?? 0) >= LONG_LINK_MS
   }
 
   /**

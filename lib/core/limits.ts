@@ -298,8 +298,12 @@ export const LOCATE_MS: number = 10_000
 export const LOCATE_ABSENT_MS: number = 4_000
 /** How long the source believes what it told a peer of a guest, but for whether it runs: the announcement follows at once. */
 export const LOCATED_MS: number = 30_000
-/** What one stream may send beyond what its far end has read. RAM at 200 ms and 160 Mbit/s. */
+/** A round trip from which on a migration's bundles have two SSH connections each: one has some 3 MB under way (tcp_wmem). */
+export const LONG_LINK_MS: number = 75
+/** What one stream may send beyond what its far end has read. */
 export const STREAM_WINDOW_BYTES: number = 4 * MIB
+/** The same for the first one that an end opens on a bundle: RAM at 1 Gbit/s and 130 ms. */
+export const STREAM_WIDE_WINDOW_BYTES: number = 16 * MIB
 /** Bytes in one frame of a stream: small enough that control frames do not wait long behind it. */
 export const STREAM_CHUNK_BYTES_MAX: number = 128 * KIB
 /** Streams of one bundle. `--parallel` with 255 connections is QEMU's own ceiling. */
@@ -462,6 +466,8 @@ export const HELD_BACK_MS: number = 50
 export const HELD_BACK_BYTES_MAX: number = 4 * MIB
 /** Bytes that are described as one run. */
 export const RUN_BYTES_MAX: number = 16 * MIB
+/** The same of what a FLUSH waits for: what was described first is on its way while the rest is. */
+export const HURRIED_RUN_BYTES_MAX: number = 2 * MIB
 /** Runs of one disk with the workers at once. */
 export const DESCRIBING_RUNS_MAX: number = 2
 /** What each disk may have acknowledged and not settled, however much others have: none waits for one that hangs. */
@@ -707,6 +713,10 @@ export const PROOF_DIFFERENCES_MAX: number = 16
 
 // ---- RAM and other streams -------------------------------------------------------------------------------------
 
+/** Blocks of memory of one guest that are told apart: a machine has some ten, and one for each module of memory. */
+export const RAM_BLOCKS_MAX: number = 1024
+/** How long the last of a guest's memory is taken slowly in all, so that less is left when it is paused. */
+export const RAM_HELD_MS: number = 10_000
 /** Raw bytes of one block of a passed-through stream. Checked before it is decompressed, and again by zlib. */
 export const RAM_BLOCK_BYTES_MAX: number = 128 * KIB
 /** log2 of the largest window that a zstd frame of a stream may ask for: 256 KiB, more than a block has. */

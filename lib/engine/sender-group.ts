@@ -10,11 +10,13 @@ export interface GroupMember {
 export class SenderGroup {
   readonly #members = new Set<GroupMember>()
   readonly #isFinal: () => boolean
+  readonly #onAsked: () => void
   #starting = false
 
-  /** @param isFinal whether all disks are copied */
-  constructor(isFinal: () => boolean) {
+  /** @param isFinal whether all disks are copied @param onAsked told of each FLUSH, of whichever disk */
+  constructor(isFinal: () => boolean, onAsked: () => void = () => undefined) {
     this.#isFinal = isFinal
+    this.#onAsked = onAsked
   }
 
   join(member: GroupMember): void {
@@ -23,6 +25,11 @@ export class SenderGroup {
 
   leave(member: GroupMember): void {
     this.#members.delete(member)
+  }
+
+  /** QEMU asks for a FLUSH, which may have nothing to do. */
+  asked(): void {
+    this.#onAsked()
   }
 
   /** A FLUSH of this one begins. A failure of another one's is its own, and told when it is asked. */

@@ -229,6 +229,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   /** I1: resolves when everything staged before is applied and flushed at the destination's QEMU. */
   async flush(): Promise<void> {
     this.#check()
+    this.#options.group?.asked()
     const changes = this.#changes
     if (changes !== this.#flushedChanges) await this.#flushChanges(changes)
     this.account.flushedAt = Date.now()
@@ -249,7 +250,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   async #flushNow(changes: number): Promise<void> {
     this.#sent.hurry((length) => isSooner(this.#options.link, this.#sent.earlyBytes + length))
     this.#literals.pump()
-    await this.#drain.drain(() => this.#check())
+    await this.#drain.drain(() => this.#check(), true)
     await this.#askFlush()
     if (changes > this.#flushedChanges) this.#flushedChanges = changes
   }

@@ -10,6 +10,7 @@ import {
   DESCRIBING_RUNS_MAX,
   EMITTED_RUNS_MAX,
   HOT_REST_MS,
+  HURRIED_RUN_BYTES_MAX,
   RUN_BYTES_MAX,
   STAGE_BYTES_MAX,
   STAGE_IDLE_MS,
@@ -45,6 +46,8 @@ export class StageDrain {
   #chain: Promise<void> = Promise.resolve()
   /** Everything that arrived before this number leaves the stage now, held or not. */
   #forceBefore = 0
+  /** Before this one, in short runs. */
+  #hurryBefore = 0
   /** So does what is not held, because it has waited. */
   #idleBefore = 0
   #stopIdle: (() => void) | undefined
@@ -74,10 +77,14 @@ export class StageDrain {
     this.#pump()
   }
 
-  /** Resolves when everything staged now is described and delivered. @throws what `check` throws */
-  async drain(check: () => void): Promise<void> {
+  /**
+   * Resolves when everything staged now is described and delivered. @param hurried a guest waits for it
+   * @throws what `check` throws
+   */
+  async drain(check: () => void, hurried = false): Promise<void> {
     this.#forceBefore = this.#stage.nextOrder
     const before = this.#forceBefore
+    if (hurried) this.#hurryBefore = before
     this.#pump()
     for (;;) {
       await this.#chain
@@ -109,10 +116,16 @@ export class StageDrain {
         this.#pumpSoon()
         break
       }
-      const runMax = Math.min(RUN_BYTES_MAX, this.#options.runBytesMax)
-      this.#emit(this.#stage.takeOldest(runMax, held)!)
+      this.#emit(this.#stage.takeOldest(this.#runBytesMax(), held)!)
     }
     if (!this.#options.bulkOnly) this.#watchIdle()
+  }
+
+  #runBytesMax(): number {
+    const { bulkOnly, runBytesMax } = this.#options
+    const oldest = this.#stage.oldestOrder
+    const hurried = !bulkOnly && oldest !== undefined && oldest < this.#hurryBefore
+    return Math.min(hurried ? HURRIED_RUN_BYTES_MAX : RUN_BYTES_MAX, runBytesMax)
   }
 
   /** Whether the next run may take what is held; undefined if none leaves now. */

@@ -1,7 +1,10 @@
 /**
- * Dials a bundle: one SSH connection to the far host's own sshd, with one key and one known host key, and on it as many
- * exec channels as asked for; the forced command of that key joins each to the far swamd. One TCP connection a bundle,
- * so that its bytes can be told apart at the link.
+ * Dials a bundle: an SSH connection to the far host's own sshd, with one key and one known host key, and on it as many
+ * exec channels as asked for; the forced command of that key joins each to the far swamd. TCP connections of its own for each
+ * bundle, so that its bytes can be told apart at the link.
+ *
+ * More than one where the link is long: by default Linux lets one TCP connection have some 3 MB unacknowledged (tcp_wmem). A
+ * second one that cannot be made is done without.
  *
  * A link that broke is dialed anew the same way (the bundle says when). It never asks for another way to log in and
  * never accepts an unknown host key.
@@ -44,6 +47,8 @@ export interface DialOptions extends BundleTuning {
   /** A uuid, or empty. */
   readonly migrationId: string
   readonly channels: number
+  /** SSH connections that they are spread over; one when absent. */
+  readonly connections?: number
   /** What this host calls itself. */
   readonly localName: string
   /** What this host calls the peer; its own name for itself when absent. */
@@ -113,7 +118,7 @@ interface DialLimits {
   readonly connectMs: number
 }
 
-/** One SSH connection with all its channels greeted. What failed is said with the place. */
+/** SSH connections with all channels greeted. What failed is said with the place. */
 async function dialLink(
   options: DialOptions,
   own: Omit<Hello, 'channel'>,
@@ -123,17 +128,32 @@ async function dialLink(
   const deadline = timeoutMs === undefined ? undefined : AbortSignal.timeout(timeoutMs)
   const signal = AbortSignal.any([limits.signal, deadline].filter((one) => one !== undefined))
   const where = `ssh to ${options.user}@${options.addresses.join(',')} port ${options.port}`
-  let socket: Socket | undefined
+  const sockets: Socket[] = []
   const onAbort = (): void => {
-    socket?.destroy()
+    for (const socket of sockets) socket.destroy()
   }
   signal.addEventListener('abort', onAbort)
   try {
     signal.throwIfAborted()
-    socket = await connectFirst(options, signal, limits.connectMs)
-    return await openLink(options, own, socket)
+    const first = await connectFirst(options, signal, limits.connectMs)
+    sockets.push(first)
+    const logins = [await login(options, first)]
+    const address = first.remoteAddress
+    const more = Array.from({ length: (options.connections ?? 1) - 1 }, async () => {
+      const timeout = AbortSignal.any([signal, AbortSignal.timeout(limits.connectMs)])
+      const socket = await connectOne(address ?? '', options.port, timeout)
+      sockets.push(socket)
+      const refused = new Promise<never>((_, reject) => {
+        timeout.addEventListener('abort', () => reject(new TimeoutError('no answer')))
+      })
+      logins.push(await Promise.race([login(options, socket), refused]))
+    })
+    await Promise.allSettled(more)
+    signal.throwIfAborted()
+    for (const socket of sockets) if (!logins.some((each) => each.socket === socket)) socket.destroy()
+    return await openLink(options, own, logins)
   } catch (error) {
-    socket?.destroy()
+    onAbort()
     if (limits.signal?.aborted === true) {
       throw new LostError(`${where}: given up: ${errorText(limits.signal.reason)}`, { cause: error })
     }
@@ -178,35 +198,46 @@ function connectOne(host: string, port: number, signal: AbortSignal): Promise<So
   })
 }
 
+interface Login {
+  readonly client: Client
+  readonly socket: Socket
+  /** Rejects when the connection is lost, at any later time. */
+  readonly failed: Promise<never>
+}
+
 async function openLink(
   options: DialOptions,
   own: Omit<Hello, 'channel'>,
-  socket: Socket,
+  logins: readonly Login[],
 ): Promise<{ link: BundleLink; answer: Hello }> {
-  const { client, failed } = await login(options, socket)
+  // The bundle is lost, or resumed, with any of them.
+  const failed = Promise.race(logins.map((each) => each.failed))
+  failed.catch(() => undefined)
   // The requests for all channels leave at once; each goes on by itself.
   const opening = Array.from({ length: options.channels }, (_, channel) =>
-    openChannel(client, { ...own, channel }),
+    openChannel(logins[channel % logins.length]!.client, { ...own, channel }),
   )
   let opened: Awaited<ReturnType<typeof openChannel>>[]
   try {
     opened = await Promise.race([Promise.all(opening), failed])
   } catch (error) {
-    socket.destroy()
+    for (const { socket } of logins) socket.destroy()
     await Promise.allSettled(opening)
     throw error
   }
-  const connection = {
+  const connections = logins.map(({ socket }) => ({
     localAddress: socket.localAddress ?? '',
     localPort: socket.localPort ?? 0,
     remoteAddress: socket.remoteAddress ?? '',
     remotePort: socket.remotePort ?? 0,
-  }
+  }))
   return {
     link: {
       channels: opened.map(({ channel }) => channel),
-      connections: [connection],
-      dispose: () => endClient(client, socket),
+      connections,
+      dispose: () => {
+        for (const { client, socket } of logins) endClient(client, socket)
+      },
       failed,
     },
     answer: opened[0]!.answer,
@@ -221,8 +252,7 @@ function endClient(client: Client, socket: Socket): void {
   socket.once('close', () => clearTimeout(timer))
 }
 
-/** `failed` rejects when the connection is lost, at any later time. */
-function login(options: DialOptions, socket: Socket): Promise<{ client: Client; failed: Promise<never> }> {
+function login(options: DialOptions, socket: Socket): Promise<Login> {
   const expected = parseHostKey(options.hostKey)
   const client = new ssh2.Client()
   let hostKeyError: RefusedError | undefined
@@ -237,7 +267,7 @@ function login(options: DialOptions, socket: Socket): Promise<{ client: Client; 
       reject(reason)
       fail(reason)
     }
-    client.on('ready', () => resolve({ client, failed }))
+    client.on('ready', () => resolve({ client, socket, failed }))
     client.on('error', lose)
     client.on('close', () => lose(new LostError('the connection was closed')))
     // ssh2 deciphers and hands over what it is given, so the socket is where it can wait. It never pauses it itself.

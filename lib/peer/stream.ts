@@ -11,10 +11,12 @@ import { errorText, LostError, ProtocolError, RefusedError } from '../core/error
 import {
   STREAM_CHUNK_BYTES_MAX,
   STREAM_META_BYTES_MAX,
+  STREAM_WIDE_WINDOW_BYTES,
   STREAM_WINDOW_BYTES,
   STREAMS_MAX,
 } from '../core/limits.ts'
 import { FRAME_CONTROL, FRAME_RAM } from '../wire/frame.ts'
+import { FEATURE_WIDE_STREAM } from '../wire/hello.ts'
 import type { Bundle } from './bundle.ts'
 
 /** u32 id, JSON meta. */
@@ -34,7 +36,10 @@ export interface StreamMeta {
 
 export type StreamHandler = (meta: StreamMeta, stream: Duplex) => void
 
-const CREDIT_BYTES = STREAM_WINDOW_BYTES / 4
+/** Of a window: that much is given back at once. */
+const CREDIT_PART = 4
+/** The first id of either end. */
+const FIRST_IDS = 2
 
 export class StreamMux {
   readonly #bundle: Bundle
@@ -76,7 +81,9 @@ export class StreamMux {
   }
 
   #add(id: number): MuxStream {
-    const stream = new MuxStream(id, this.#bundle, () => this.#streams.delete(id))
+    const wide = id <= FIRST_IDS && this.#bundle.features.has(FEATURE_WIDE_STREAM)
+    const windowBytes = wide ? STREAM_WIDE_WINDOW_BYTES : STREAM_WINDOW_BYTES
+    const stream = new MuxStream(id, this.#bundle, windowBytes, () => this.#streams.delete(id))
     this.#streams.set(id, stream)
     return stream
   }
@@ -142,25 +149,29 @@ class MuxStream extends Duplex {
   readonly #id: number
   readonly #bundle: Bundle
   readonly #removed: () => void
-  #creditBytes = STREAM_WINDOW_BYTES
+  readonly #windowBytes: number
+  #creditBytes: number
   #creditWait: (() => void) | undefined
   /** What the far end may still send, and what was read but not yet given back to it. */
-  #allowedBytes = STREAM_WINDOW_BYTES
+  #allowedBytes: number
   #receivedBytes = 0
   #grantedBytes = 0
   #endedLocal = false
   #endedRemote = false
   #resetRemote = false
 
-  constructor(id: number, bundle: Bundle, removed: () => void) {
+  constructor(id: number, bundle: Bundle, windowBytes: number, removed: () => void) {
     super({
       allowHalfOpen: true,
-      readableHighWaterMark: CREDIT_BYTES,
+      readableHighWaterMark: windowBytes / CREDIT_PART,
       writableHighWaterMark: 2 * STREAM_CHUNK_BYTES_MAX,
     })
     this.#id = id
     this.#bundle = bundle
     this.#removed = removed
+    this.#windowBytes = windowBytes
+    this.#creditBytes = windowBytes
+    this.#allowedBytes = windowBytes
     // The far end can reset a stream at any moment: that must not end the process because nobody listens yet.
     this.on('error', () => undefined)
   }
@@ -186,9 +197,9 @@ class MuxStream extends Duplex {
 
   credited(bytes: number): void {
     this.#creditBytes += bytes
-    if (this.#creditBytes > STREAM_WINDOW_BYTES) {
+    if (this.#creditBytes > this.#windowBytes) {
       throw new ProtocolError(
-        `stream ${this.#id}: credit for ${this.#creditBytes} bytes, at most ${STREAM_WINDOW_BYTES}`,
+        `stream ${this.#id}: credit for ${this.#creditBytes} bytes, at most ${this.#windowBytes}`,
       )
     }
     const wake = this.#creditWait
@@ -208,7 +219,7 @@ class MuxStream extends Duplex {
   /** Gives back what the reader took. Called when data comes and when the reader asks for more; see the test. */
   #grant(): void {
     const consumed = this.#receivedBytes - this.readableLength - this.#grantedBytes
-    if (consumed < CREDIT_BYTES || this.#endedRemote) return
+    if (consumed < this.#windowBytes / CREDIT_PART || this.#endedRemote) return
     this.#grantedBytes += consumed
     this.#allowedBytes += consumed
     const payload = Buffer.allocUnsafe(8)

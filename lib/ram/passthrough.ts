@@ -9,6 +9,7 @@ import type { Duplex } from 'node:stream'
 import { errorText, ProtocolError } from '../core/errors.ts'
 import { type LoopTurn, loopTurn } from '../core/loop-turn.ts'
 import { BlockDecoder, BlockEncoder } from './blocks.ts'
+import type { RamPace } from './pace.ts'
 
 export interface Counts {
   /** Bytes from the connection to the stream, and back, as QEMU sees them. */
@@ -19,6 +20,7 @@ export interface Counts {
 /**
  * Resolves when both directions are over; never rejects. The count goes on while it runs.
  * @param worthCompressing asked for each piece: whether the link, not the processor, is what limits
+ * @param pace may hold up what comes from the connection
  * @param turn of this thread: what is compressed here waits for a later one when this one has had its time
  */
 export function passThrough(
@@ -26,6 +28,7 @@ export function passThrough(
   stream: Duplex,
   counts: Counts,
   worthCompressing: () => boolean,
+  pace?: Pick<RamPace, 'took' | 'released'>,
   turn: Pick<LoopTurn, 'over' | 'later'> = loopTurn,
 ): Promise<void> {
   return new Promise((resolve) => {
@@ -38,9 +41,16 @@ export function passThrough(
     }
     let full = false
     let resting = false
+    let heldUp: NodeJS.Timeout | undefined
     const goOn = (): void => {
-      if (!full && !resting) socket.resume()
+      if (!full && !resting && heldUp === undefined) socket.resume()
     }
+    const letGo = (): void => {
+      clearTimeout(heldUp)
+      heldUp = undefined
+      goOn()
+    }
+    void pace?.released.then(letGo)
     const rested = (): void => {
       resting = false
       goOn()
@@ -52,11 +62,16 @@ export function passThrough(
         resting = true
         turn.later(rested)
       }
+      const holdMs = pace?.took(bytes) ?? 0
+      if (holdMs > 0) {
+        clearTimeout(heldUp)
+        heldUp = setTimeout(letGo, holdMs)
+      }
       stream.cork()
       for (const piece of encoder.encode(bytes, worthCompressing())) room = stream.write(piece)
       stream.uncork()
       full = !room
-      if (full || resting) socket.pause()
+      if (full || resting || heldUp !== undefined) socket.pause()
     })
     stream.on('drain', () => {
       full = false
@@ -84,6 +99,7 @@ export function passThrough(
     socket.on('error', (error) => stream.destroy(error))
     stream.on('error', () => socket.resetAndDestroy())
     socket.once('close', () => {
+      clearTimeout(heldUp)
       if (!stream.writableEnded || !stream.readableEnded) stream.destroy()
       over()
     })
@@ -106,8 +122,12 @@ export interface PathState {
   readonly limitBytes: number
 }
 
-/** The rule for `worthCompressing`: a slow path that is full. One that is not full waits for a processor, not for it. */
-export function slowLink(path: PathState): () => boolean {
+/**
+ * The rule for `worthCompressing`: a slow path that is full. One that is not full waits for a processor, not for it; unless
+ * what comes is held up.
+ */
+export function slowLink(path: PathState, pace?: Pick<RamPace, 'isHolding'>): () => boolean {
   return () =>
-    path.rateBytesPerSecond < COMPRESS_RATE_MAX && path.inFlightBytes >= path.limitBytes * FULL_SHARE
+    path.rateBytesPerSecond < COMPRESS_RATE_MAX &&
+    (path.inFlightBytes >= path.limitBytes * FULL_SHARE || pace?.isHolding === true)
 }

@@ -19,6 +19,8 @@ import {
 export const PROTOCOL_VERSION: number = 1
 /** Both ends keep what is not acknowledged, and a bundle whose link broke may go on over new channels. */
 export const FEATURE_RESUME: string = 'resume'
+/** The first stream that each end opens on a bundle, a guest's memory, has a wide window. */
+export const FEATURE_WIDE_STREAM: string = 'wide-stream'
 
 const MAGIC = Buffer.from('SWAM', 'latin1')
 const PREFIX_BYTES = 6

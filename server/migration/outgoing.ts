@@ -37,6 +37,7 @@ import {
 import { serveNbd } from '../../lib/nbd/server.ts'
 import type { Bundle } from '../../lib/peer/bundle.ts'
 import { StreamMux } from '../../lib/peer/stream.ts'
+import { RamPace } from '../../lib/ram/pace.ts'
 import { type Counts, passThrough, slowLink } from '../../lib/ram/passthrough.ts'
 import { FEATURE_PROOF } from '../../lib/wire/disk-proof.ts'
 import { Door } from './door.ts'
@@ -70,7 +71,14 @@ export class OutgoingMigration {
   readonly #clock: Clock
   readonly #ports = new Map<number, Port>()
   readonly #sockets = new Set<Socket>()
-  readonly #group = new SenderGroup(() => this.record.phase === 'ready')
+  readonly #group = new SenderGroup(
+    () => this.record.phase === 'ready',
+    () => {
+      // QEMU flushes the disks of a guest that it has paused.
+      for (const pace of this.#paces) pace.release('flush')
+    },
+  )
+  readonly #paces = new Set<RamPace>()
   readonly #senders = new Map<string, { sender: Promise<DiskSender>; users: number }>()
   #disk: { bundle: Bundle; link: DiskLink } | undefined
   #ram: { bundle: Bundle; mux: StreamMux } | undefined
@@ -403,8 +411,16 @@ export class OutgoingMigration {
   #pass(socket: Socket, stream: ReturnType<StreamMux['open']>): void {
     const counts: Counts = { toStream: 0, fromStream: 0 }
     this.record.addStream(counts)
-    const worth = this.#options.compress ? slowLink(this.#ram!.bundle) : () => false
-    void passThrough(socket, stream, counts, worth)
+    const { bundle } = this.#ram!
+    const pace = new RamPace({
+      clock: this.#clock,
+      linkRate: () => bundle.rateBytesPerSecond,
+      onReleased: (heldMs, until) =>
+        this.#log.info({ heldMs, until }, "the last of the guest's memory was taken slowly"),
+    })
+    this.#paces.add(pace)
+    const worth = this.#options.compress ? slowLink(bundle, pace) : () => false
+    void passThrough(socket, stream, counts, worth, pace).then(() => this.#paces.delete(pace))
     socket.resume()
     stream.resume()
   }

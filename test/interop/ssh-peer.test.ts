@@ -3,12 +3,13 @@ import assert from 'node:assert/strict'
 import { spawn, spawnSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { createServer } from 'node:net'
+import { type AddressInfo, connect, createServer } from 'node:net'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { LostError, RefusedError, TimeoutError } from '../../lib/core/errors.ts'
 import { MIB } from '../../lib/core/units.ts'
+import { tcpCounts } from '../../lib/host/tcp-info.ts'
 import { PeerListener } from '../../lib/peer/accept.ts'
 import type { Bundle } from '../../lib/peer/bundle.ts'
 import type { BundleTuning } from '../../lib/peer/options.ts'
@@ -126,6 +127,52 @@ for (const channels of [1, 8]) {
     assert.equal(await near.closed, undefined)
   })
 }
+
+test('a bundle over two SSH connections: both ends know both, both carry, digests verified', async (context) => {
+  const { accepted, dial } = await start(context)
+  const near = await dial({ channels: 4, connections: 2 })
+  const far = accepted[0]!
+  const ports = (bundle: Bundle, end: 'localPort' | 'remotePort'): number[] =>
+    bundle.connections.map((each) => each[end]).sort()
+  assert.equal(near.connections.length, 2)
+  assert.deepEqual(ports(far, 'remotePort'), ports(near, 'localPort'))
+  const results = await Promise.all([transfer(near, far, 32 * MIB), transfer(far, near, 32 * MIB)])
+  assert.deepEqual(results, [true, true])
+  const counted = await tcpCounts(near.connections)
+  for (const name of near.connections) {
+    const bytes = [...counted].find(([key]) => key.includes(`:${name.localPort}-`))?.[1].ipBytes ?? 0
+    assert.ok(bytes > 16 * MIB, `${bytes} bytes over port ${name.localPort}`)
+  }
+  await near.close()
+  assert.equal(await far.closed, undefined)
+})
+
+test('a second SSH connection that is refused or hangs is done without', {
+  timeout: 60_000,
+}, async (context) => {
+  const { sshd, accepted, dial } = await start(context)
+  for (const second of ['refused', 'silent'] as const) {
+    const server = createServer({ pauseOnConnect: true }, (socket) => {
+      context.after(() => socket.destroy())
+      socket.on('error', () => undefined)
+      if (++connections > 1) {
+        if (second === 'refused') socket.destroy()
+        return
+      }
+      const onward = connect(sshd.port, '127.0.0.1')
+      onward.on('error', () => socket.destroy())
+      socket.pipe(onward).pipe(socket)
+    }).listen(0, '127.0.0.1')
+    let connections = 0
+    await once(server, 'listening')
+    const { port } = server.address() as AddressInfo
+    const near = await dial({ port, channels: 4, connections: 2, timeoutMs: 6000 })
+    assert.deepEqual([connections, near.connections.length], [2, 1], second)
+    assert.equal(await transfer(near, accepted.at(-1)!, MIB), true)
+    await near.close()
+    server.close()
+  }
+})
 
 test('an end that both ends want is no break, whoever is first', { timeout: 120_000 }, async (context) => {
   const resume = [FEATURE_RESUME]
@@ -255,35 +302,37 @@ test('sshd killed: both ends know at once', async (context) => {
   await assert.rejects(near.send(16, [], FRAME_BULK), LostError)
 })
 
-test('one SSH connection killed: the bundle goes on over another one, digests verified', async (context) => {
-  const { sshd, accepted, dial } = await start(context, undefined, { features: ['resume'] })
-  const near = await dial({ features: ['resume'], channels: 3 })
-  const far = accepted[0]!
-  let over = false
-  const killing = (async () => {
-    while (!over) {
-      await sleep(700)
-      // Those that serve connections; the listener lives on.
-      if (!over) for (const pid of childrenOf(sshd.process.pid!)) process.kill(pid, 'SIGKILL')
-    }
-  })()
-  const results = [
-    await Promise.all([transfer(near, far, 64 * MIB), transfer(far, near, 64 * MIB)]),
-    await Promise.all([transfer(near, far, 64 * MIB), transfer(far, near, 64 * MIB)]),
-  ]
-  over = true
-  await killing
-  assert.deepEqual(results, [
-    [true, true],
-    [true, true],
-  ])
-  while (near.broken || far.broken) await sleep(20)
-  assert.ok(near.resumes > 0, `${near.resumes} resumes`)
-  assert.equal(accepted.length, 1)
-  assert.equal(near.connections.length, near.resumes + 1)
-  await near.close()
-  assert.equal(await far.closed, undefined)
-})
+for (const connections of [1, 2]) {
+  test(`one SSH connection killed of ${connections}: the bundle goes on over another one, digests verified`, async (context) => {
+    const { sshd, accepted, dial } = await start(context, undefined, { features: ['resume'] })
+    const near = await dial({ features: ['resume'], channels: 3, connections })
+    const far = accepted[0]!
+    let over = false
+    const killing = (async () => {
+      while (!over) {
+        await sleep(700)
+        // Those that serve connections; the listener lives on.
+        if (!over) for (const pid of childrenOf(sshd.process.pid!).slice(0, 1)) process.kill(pid, 'SIGKILL')
+      }
+    })()
+    const results = [
+      await Promise.all([transfer(near, far, 64 * MIB), transfer(far, near, 64 * MIB)]),
+      await Promise.all([transfer(near, far, 64 * MIB), transfer(far, near, 64 * MIB)]),
+    ]
+    over = true
+    await killing
+    assert.deepEqual(results, [
+      [true, true],
+      [true, true],
+    ])
+    while (near.broken || far.broken) await sleep(20)
+    assert.ok(near.resumes > 0, `${near.resumes} resumes`)
+    assert.equal(accepted.length, 1)
+    assert.equal(near.connections.length, connections * (near.resumes + 1))
+    await near.close()
+    assert.equal(await far.closed, undefined)
+  })
+}
 
 test('a listener that lost the bundle: the dialing end knows at once, not when its time is up', async (context) => {
   const { sshd, accepted, dial } = await start(context, undefined, { features: ['resume'] })

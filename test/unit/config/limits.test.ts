@@ -29,6 +29,7 @@ held below 1.5 GiB in those of eight (test/long/swam-resources.test.ts). What it
 | program, libraries, five worker threads, objects | 160 MiB |
 | sent: data in shared memory (\`SlabPool\`), on its way to the far side | windowMiB |
 | sent: writes of guests that are not cut yet (\`SendWindow\`; what is in shared memory counts here too) | windowMiB, and 2 MiB a disk |
+| sent: places that guests rewrite, as they were described last (\`VersionMemory\`) | 64 MiB |
 | sent: what QEMU has written and was not told so | 64 MiB and one payload for each NBD connection; QEMU itself: 16 MiB |
 | received: chunks that are looked for, asked for or being written (\`ByteBudget\`) | half of windowMiB, of these half for one disk |
 | received: what came unasked | 8 MiB a disk, 256 MiB a migration |
@@ -36,7 +37,7 @@ held below 1.5 GiB in those of eight (test/long/swam-resources.test.ts). What it
 | received: chunks that are nearly written, kept for other migrations | 16 MiB |
 | frames in flight, each way (\`WindowPool\`) | 256 MiB, and 2 to 6 MiB a bundle |
 | frames that a far end does not read | 40 MiB and 131,072 frames (some 40 MiB) a channel, then it is let go |
-| streams (RAM) that QEMU does not take | 4 MiB each |
+| streams (RAM) that QEMU does not take | 4 MiB each, the first of a migration 16 MiB |
 | index of images | 1.5 × indexMiB (384 MiB); their handprints 40 MiB; the thread that reads maps 32 MiB |
 | qcow2 images that are open as sources | 16 processes of QEMU of some 30 MiB, and one for a scan |
 | places of what a session delivered | 100 bytes for each 32 KiB of a disk, 100 MiB a disk; of its blocks 16 MiB a disk |

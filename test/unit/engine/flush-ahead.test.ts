@@ -122,3 +122,18 @@ test('a FLUSH of one disk is one of all disks of the guest, when all are copied'
   await disks[0]!.flush()
   assert.deepEqual(calls(), [3, 2, 1])
 })
+
+test('whoever wants to know hears of each FLUSH that QEMU asks for, also of one with nothing to do', async () => {
+  let asked = 0
+  const group = new SenderGroup(
+    () => false,
+    () => asked++,
+  )
+  const { sender } = await rig({ contents: Buffer.alloc(65536), group })
+  assert.equal(asked, 0)
+  await sender.flush()
+  await sender.write(0, noise(4096, 1))
+  assert.equal(asked, 1)
+  await sender.flush()
+  assert.equal(asked, 2)
+})

@@ -23,6 +23,7 @@ import type { BlockPlace, BlockPlaces } from '../../../lib/engine/block-finder.t
 import { DiskLink, type FrameChannel } from '../../../lib/engine/link.ts'
 import { DiskReceiver } from '../../../lib/engine/receiver.ts'
 import { DiskSender } from '../../../lib/engine/sender.ts'
+import type { SenderGroup } from '../../../lib/engine/sender-group.ts'
 import type { SenderLimits } from '../../../lib/engine/sender-parts.ts'
 import { VersionMemory } from '../../../lib/engine/sent-versions.ts'
 import type { ChunkSource } from '../../../lib/engine/sources.ts'
@@ -263,6 +264,7 @@ export async function rig(options: {
   /** Of the sender. */
   clock?: Clock
   versions?: VersionMemory
+  group?: SenderGroup
   /** Both ends keep a map of the disk. */
   proof?: ProofOptions
   /** Makes the device fail, before anything is opened. */
@@ -313,6 +315,7 @@ export async function rig(options: {
     limits: options.limits ?? { windowBytes: 64 * MIB, drainMs: 1000, flushDeadlineMs: 2000 },
     versions: options.versions ?? new VersionMemory(),
     ...(options.clock === undefined ? {} : { clock: options.clock }),
+    ...(options.group === undefined ? {} : { group: options.group }),
     ...(proof === undefined ? {} : { proof: proof.sender }),
   })
   await sender.open(49153, 'drive-virtio-disk0')

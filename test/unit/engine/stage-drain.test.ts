@@ -8,6 +8,7 @@ import { ManualClock } from '../../../lib/core/clock.ts'
 import {
   DESCRIBING_RUNS_MAX,
   EMITTED_RUNS_MAX,
+  HURRIED_RUN_BYTES_MAX,
   STAGE_BYTES_MAX,
   STAGE_IDLE_MS,
   STAGE_PIECES_MAX,
@@ -69,6 +70,25 @@ test('more bytes or pieces than the stage has room for leave at once, the oldest
   for (let at = 0; at <= STAGE_PIECES_MAX; at++) pieces.drain.put(at * 1024, Buffer.alloc(512))
   await turns()
   assert.deepEqual(pieces.delivered, [0])
+})
+
+test('what somebody waits for leaves in short runs, so that the first is on its way while the last is described', async () => {
+  const lengths: number[] = []
+  const { drain, clock, delivered } = start(async (bytes) => {
+    lengths.push(bytes.length)
+    return []
+  })
+  const length = HURRIED_RUN_BYTES_MAX + MIB
+  drain.put(0, Buffer.alloc(length))
+  clock.advance(STAGE_IDLE_MS)
+  await turns()
+  drain.put(8 * MIB, Buffer.alloc(length))
+  await drain.drain(() => undefined)
+  assert.deepEqual(lengths, [length, length])
+  drain.put(16 * MIB, Buffer.alloc(length))
+  await drain.drain(() => undefined, true)
+  assert.deepEqual(lengths.slice(2), [HURRIED_RUN_BYTES_MAX, MIB])
+  assert.deepEqual(delivered, [0, 8 * MIB, 16 * MIB, 16 * MIB + HURRIED_RUN_BYTES_MAX])
 })
 
 test('runs are delivered in the order in which they left, though a later one is described sooner', async () => {

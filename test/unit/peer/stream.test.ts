@@ -11,9 +11,13 @@ import { KIB, MIB } from '../../../lib/core/units.ts'
 import { bundlePair } from '../../../lib/peer/memory.ts'
 import { STREAM_CREDIT, STREAM_DATA, STREAM_END, STREAM_OPEN, StreamMux } from '../../../lib/peer/stream.ts'
 import { FRAME_CONTROL, FRAME_RAM } from '../../../lib/wire/frame.ts'
+import { FEATURE_WIDE_STREAM } from '../../../lib/wire/hello.ts'
 
-async function muxPair(onStream: (meta: { port: number }, stream: Duplex) => void) {
-  const pair = await bundlePair({ kind: 'ram', channels: 2 })
+async function muxPair(
+  onStream: (meta: { port: number }, stream: Duplex) => void,
+  more: { features?: readonly string[] } = {},
+) {
+  const pair = await bundlePair({ kind: 'ram', channels: 2, ...more })
   return { ...pair, nearMux: new StreamMux(pair.near), farMux: new StreamMux(pair.far, onStream) }
 }
 
@@ -85,37 +89,45 @@ test('one frame has so many bytes of a stream at most, however much is written a
   await near.close(new Error('over'))
 })
 
-test('a stream that nobody reads stops at its window and holds up no other', async () => {
-  const taken: Duplex[] = []
-  const { near, nearMux } = await muxPair((_, stream) => {
-    taken.push(stream)
-    if (taken.length === 2) stream.pipe(stream)
+for (const [name, features, windowBytes] of [
+  ['', [], 4 * MIB],
+  [', which for the first one is wide where both know that', [FEATURE_WIDE_STREAM], 16 * MIB],
+] as const) {
+  test(`a stream that nobody reads stops at its window${name}, and holds up no other`, async () => {
+    const taken: Duplex[] = []
+    const { near, nearMux } = await muxPair(
+      (_, stream) => {
+        taken.push(stream)
+        if (taken.length === 2) stream.pipe(stream)
+      },
+      { features },
+    )
+    const stuck = nearMux.open({ port: 1 })
+    let accepted = 0
+    const pushing = (async () => {
+      for (let index = 0; index < (2 * windowBytes) / (128 * KIB); index += 1) {
+        await new Promise<void>((resolve) => stuck.write(Buffer.alloc(128 * KIB, index), () => resolve()))
+        accepted += 128 * KIB
+      }
+    })()
+    for (let index = 0; index < 800; index += 1) await turn()
+    assert.equal(accepted, windowBytes, 'the window')
+    const other = nearMux.open({ port: 2 })
+    other.end('hello')
+    assert.equal((await readAll(other)).toString(), 'hello')
+    // A slow reader that takes little at a time gets all of it.
+    let got = 0
+    taken[0]!.on('readable', () => {
+      for (let part = taken[0]!.read(1000); part !== null; part = taken[0]!.read(1000))
+        got += (part as Buffer).length
+    })
+    await pushing
+    stuck.end()
+    await once(taken[0]!, 'end')
+    assert.ok(got >= 2 * windowBytes - 1000)
+    await near.close()
   })
-  const stuck = nearMux.open({ port: 1 })
-  let accepted = 0
-  const pushing = (async () => {
-    for (let index = 0; index < 64; index += 1) {
-      await new Promise<void>((resolve) => stuck.write(Buffer.alloc(128 * KIB, index), () => resolve()))
-      accepted += 128 * KIB
-    }
-  })()
-  for (let index = 0; index < 200; index += 1) await turn()
-  assert.equal(accepted, 4 * MIB, 'the window')
-  const other = nearMux.open({ port: 2 })
-  other.end('hello')
-  assert.equal((await readAll(other)).toString(), 'hello')
-  // A slow reader that takes little at a time gets all of it.
-  let got = 0
-  taken[0]!.on('readable', () => {
-    for (let part = taken[0]!.read(1000); part !== null; part = taken[0]!.read(1000))
-      got += (part as Buffer).length
-  })
-  await pushing
-  stuck.end()
-  await once(taken[0]!, 'end')
-  assert.ok(got >= 8 * MIB - 1000)
-  await near.close()
-})
+}
 
 test('a refused stream and a destroyed one are errors at the other end, and only there', async () => {
   const { near, far } = await bundlePair({ kind: 'ram' })
@@ -157,7 +169,7 @@ const words = (...values: number[]): Buffer => {
   return bytes
 }
 const open = Buffer.concat([words(1), Buffer.from('{"port":1}')])
-for (const { name, frames } of [
+for (const { name, frames, features = [] } of [
   { name: 'no id', frames: [[STREAM_DATA, Buffer.alloc(3)]] },
   {
     name: 'an id that the far end gives',
@@ -193,15 +205,32 @@ for (const { name, frames } of [
   },
   { name: 'another type', frames: [[99, words(1)]] },
   {
+    name: 'data beyond a wide window',
+    features: [FEATURE_WIDE_STREAM],
+    frames: [
+      [STREAM_OPEN, open],
+      ...Array.from({ length: 17 }, () => [STREAM_DATA, Buffer.concat([words(1), Buffer.alloc(MIB)])]),
+    ],
+  },
+  {
+    name: 'data beyond the window of a second stream',
+    features: [FEATURE_WIDE_STREAM],
+    frames: [
+      [STREAM_OPEN, open],
+      [STREAM_OPEN, Buffer.concat([words(3), Buffer.from('{"port":1}')])],
+      ...Array.from({ length: 5 }, () => [STREAM_DATA, Buffer.concat([words(3), Buffer.alloc(MIB)])]),
+    ],
+  },
+  {
     name: 'data beyond the window',
     frames: [
       [STREAM_OPEN, open],
       ...Array.from({ length: 5 }, () => [STREAM_DATA, Buffer.concat([words(1), Buffer.alloc(MIB)])]),
     ],
   },
-] as { name: string; frames: [number, Buffer][] }[]) {
+] as { name: string; frames: [number, Buffer][]; features?: string[] }[]) {
   test(`hostile: ${name}`, async () => {
-    const { near, far } = await bundlePair({ kind: 'ram', channels: 1 })
+    const { near, far } = await bundlePair({ kind: 'ram', channels: 1, features })
     new StreamMux(far, (_, stream) => {
       stream.on('error', () => undefined)
     })

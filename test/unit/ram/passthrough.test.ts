@@ -5,6 +5,7 @@ import { once } from 'node:events'
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net'
 import { test } from 'node:test'
 import { LoopTurn, loopTurn } from '../../../lib/core/loop-turn.ts'
+import { BlockDecoder } from '../../../lib/ram/blocks.ts'
 import { type Counts, passThrough } from '../../../lib/ram/passthrough.ts'
 
 const BYTES = 16 << 20
@@ -42,8 +43,8 @@ for (const [name, turn] of [
     // Half of it does not shrink.
     const sent = Buffer.concat([randomBytes(BYTES / 2), Buffer.alloc(BYTES / 2, 'memory of a guest ')])
     const ends = [
-      passThrough(caught, between, here, () => true, turn),
-      passThrough(newQemu, far, there, () => false, turn),
+      passThrough(caught, between, here, () => true, undefined, turn),
+      passThrough(newQemu, far, there, () => false, undefined, turn),
     ]
     const most = perTurn(here)
     const hash = createHash('sha256')
@@ -59,6 +60,37 @@ for (const [name, turn] of [
     if (turn !== loopTurn) assert.ok(most() <= PAUSED_BYTES_MAX, `${most()} bytes in one turn`)
   })
 }
+
+test('what is held up waits, comes byte for byte when it is let go, and goes on at once when that ends', async () => {
+  const [qemu, caught] = await pair()
+  const [between, far] = await pair()
+  const counts: Counts = { toStream: 0, fromStream: 0 }
+  const { promise: released, resolve: release } = Promise.withResolvers<void>()
+  let holds = true
+  // Longer than the test waits for anything.
+  const pace = { took: () => (holds ? 3_600_000 : 0), released }
+  const ended = passThrough(caught, between, counts, () => false, pace)
+  const sent = randomBytes(BYTES)
+  qemu.resume()
+  qemu.end(sent)
+  const heard: Buffer[] = []
+  far.on('data', (bytes: Buffer) => heard.push(bytes))
+  await once(far, 'data')
+  for (let still = 0, before = -1; still < 5; still = counts.toStream === before ? still + 1 : 0) {
+    before = counts.toStream
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  }
+  assert.ok(counts.toStream < BYTES / 4, `${counts.toStream} bytes were taken`)
+  holds = false
+  release()
+  await once(far, 'end')
+  far.end()
+  await ended
+  assert.equal(counts.toStream, BYTES)
+  const decoder = new BlockDecoder()
+  const raw = Buffer.concat([...decoder.push(Buffer.concat(heard))])
+  assert.ok(raw.equals(sent))
+})
 
 /** Milliseconds that run away: whoever asks twice has used up his turn. */
 function neverEnough(): () => number {
