@@ -3,13 +3,14 @@
  * slightly changed content, whole and in part, zeroes, overlaps, FLUSHes, reads, frames that come late, links that are cut, hosts
  * that lose what was not flushed, an old version of the disk of which a byte is not what it was. Held against a model of the disk:
  *   I1  after an acknowledged FLUSH the durable disk is the model; between two of them each sector is one of its versions since
- *   I2  after a loss nothing succeeds any more
+ *   I2  after a loss nothing succeeds any more, and nothing is written
  *   I3  the device is never written with bytes that the guest did not write there
  * Timers of the engine run by the seed's clock; only what libuv's threads compress comes when it comes.
  *   proof  both ends agree on a root at every FLUSH, and the last one is that of the model, of which leaf by leaf nothing else is known
  * After a loss the next session begins, on what lies there, as the same virsh command again would. Throws with the seed.
  */
 import assert from 'node:assert/strict'
+import type { BlockDevice, BlockSizes, DeviceFeatures, StatusExtent } from '../../../lib/block/device.ts'
 import { Chunker, unflatten } from '../../../lib/chunk/chunker.ts'
 import { leafDigests } from '../../../lib/chunk/leaf-digests.ts'
 import { SlabPool } from '../../../lib/chunk/slab.ts'
@@ -41,9 +42,10 @@ const POOL = noise(2 * MIB, 77)
 
 type Next = () => number
 
-/** Knows how many writes it is at. */
+/** Knows how many writes it is at, and how many came from a session that had ended. */
 class WatchedDevice extends DurableDevice {
   busy = 0
+  writtenLate = 0
 
   override async write(offset: number, data: Buffer): Promise<void> {
     await this.#watched(super.write(offset, data))
@@ -60,6 +62,60 @@ class WatchedDevice extends DurableDevice {
     } finally {
       this.busy--
     }
+  }
+}
+
+/** The device as one session has it, until that ends: a real one is closed then, this one says what comes afterwards. */
+class SessionDevice implements BlockDevice {
+  readonly size: number
+  readonly blockSizes: BlockSizes
+  readonly features: DeviceFeatures
+  readonly #device: WatchedDevice
+  readonly #next: Next
+  ended = false
+
+  constructor(device: WatchedDevice, next: Next) {
+    this.#device = device
+    this.#next = next
+    this.size = device.size
+    this.blockSizes = device.blockSizes
+    this.features = device.features
+  }
+
+  /** A read may take longer than all else: what waits for it must look whether there is still a session. */
+  async read(offset: number, length: number): Promise<Buffer> {
+    if (this.#next() < 0.05) for (let turns = this.#next() * 300; turns > 0; turns--) await turn()
+    return await this.#device.read(offset, length)
+  }
+
+  async write(offset: number, data: Buffer): Promise<void> {
+    if (this.ended) this.#device.writtenLate++
+    await this.#device.write(offset, data)
+  }
+
+  async writeZeroes(offset: number, length: number): Promise<void> {
+    if (this.ended) this.#device.writtenLate++
+    await this.#device.writeZeroes(offset, length)
+  }
+
+  async trim(): Promise<void> {
+    await this.#device.trim()
+  }
+
+  async cache(): Promise<void> {
+    await this.#device.cache()
+  }
+
+  async blockStatus(offset: number, length: number): Promise<readonly StatusExtent[]> {
+    return await this.#device.blockStatus(offset, length)
+  }
+
+  async flush(): Promise<void> {
+    await this.#device.flush()
+  }
+
+  async close(): Promise<void> {
+    await this.#device.close()
   }
 }
 
@@ -150,8 +206,10 @@ export async function runSeed(seed: number): Promise<void> {
       if (next() < 0.5) device.durable.copy(device.bytes)
       else device.durable = Buffer.from(device.bytes)
       model.assertVersions(device.bytes, `after session ${session}`)
+      assert.equal(device.writtenLate, 0, 'I2: written after the end of a session')
     }
     assert.ok(device.durable.equals(model.bytes), 'the disk at the end')
+    assert.equal(device.writtenLate, 0, 'I2: written after the end of a session')
   } catch (error) {
     throw new Error(`seed ${seed}: ${(error as Error).message}`, { cause: error })
   }
@@ -164,7 +222,8 @@ function flip(device: WatchedDevice, next: Next): void {
   device.durable = Buffer.from(device.bytes)
 }
 
-async function begin(next: Next, device: WatchedDevice): Promise<Session> {
+async function begin(next: Next, disk: WatchedDevice): Promise<Session> {
+  const device = new SessionDevice(disk, next)
   const features =
     next() < 0.8
       ? [...ENGINE_FEATURES, FEATURE_PROOF]
@@ -205,6 +264,9 @@ async function begin(next: Next, device: WatchedDevice): Promise<Session> {
       memory: new ByteBudget({ bytesMax: next() < 0.3 ? 20_000 : 8 * MIB }),
       sessionEntriesMax: 100,
       clock,
+      onEnd: () => {
+        device.ended = true
+      },
     })
     void receiver
       .scanTarget()
