@@ -298,7 +298,7 @@ export const LOCATE_MS: number = 10_000
 export const LOCATE_ABSENT_MS: number = 4_000
 /** How long the source believes what it told a peer of a guest, but for whether it runs: the announcement follows at once. */
 export const LOCATED_MS: number = 30_000
-/** A round trip from which on a migration's bundles have two SSH connections each: one has some 3 MB under way (tcp_wmem). */
+/** A round trip from which on a migration's bundles have eight channels each, over two SSH connections: one has some 3 MB under way. */
 export const LONG_LINK_MS: number = 75
 /** What one stream may send beyond what its far end has read. */
 export const STREAM_WINDOW_BYTES: number = 4 * MIB

@@ -5,8 +5,10 @@ export const GIB: number = 1024 * MIB
 
 /** The unit in which zeroes are found and writes are put together: 4 KiB, aligned. */
 export const BLOCK_BYTES: number = 4 * KIB
-/** The unit of a proof, aligned on the disk: what a mirror job of QEMU writes at once. */
-export const LEAF_BYTES: number = 64 * KIB
+/** The granularity of a mirror job of QEMU: what it writes at once, aligned. */
+export const MIRRORED_BYTES: number = 64 * KIB
+/** The unit of a proof, aligned on the disk. */
+export const LEAF_BYTES: number = MIRRORED_BYTES
 
 export function alignDown(value: number, unit: number): number {
   return value - (value % unit)

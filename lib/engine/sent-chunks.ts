@@ -8,7 +8,7 @@ import type { DescribedRun } from '../chunk/describer.ts'
 import type { Slab } from '../chunk/slab.ts'
 import { ProtocolError } from '../core/errors.ts'
 import { SENT_PARTS_MAX, SURVEY_CHUNKS_MAX } from '../core/limits.ts'
-import { alignDown, alignUp, BLOCK_BYTES, blockCount, KIB } from '../core/units.ts'
+import { alignDown, alignUp, BLOCK_BYTES, blockCount, MIRRORED_BYTES } from '../core/units.ts'
 import { DIGEST_BYTES, type DiskMessageBody, type SeqRun, type SourceName } from '../wire/disk.ts'
 import type { ChunkSketches } from '../wire/disk-blocks.ts'
 import type { DiskAccount } from './account.ts'
@@ -17,9 +17,6 @@ import { differencesOf } from './pieces.ts'
 import type { Room } from './room.ts'
 import { type ChunkRecord, newRecord } from './sender-parts.ts'
 import type { Change, SentVersions } from './sent-versions.ts'
-
-/** What QEMU mirrors at once; what was sent of a disk is remembered in such parts. */
-const SENT_UNIT_BYTES = 64 * KIB
 
 export interface SentChunksOptions {
   /** Of the disk. */
@@ -49,7 +46,7 @@ export class SentChunks {
     this.#options = options
     this.#data = new RangeBits(
       options.size,
-      Math.max(SENT_UNIT_BYTES, alignUp(Math.ceil(options.size / SENT_PARTS_MAX), SENT_UNIT_BYTES)),
+      Math.max(MIRRORED_BYTES, alignUp(Math.ceil(options.size / SENT_PARTS_MAX), MIRRORED_BYTES)),
     )
   }
 

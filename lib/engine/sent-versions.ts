@@ -10,13 +10,19 @@
 import type { DescribedRun } from '../chunk/describer.ts'
 import type { Slab } from '../chunk/slab.ts'
 import { SENT_VERSIONS_BYTES_MAX } from '../core/limits.ts'
-import { alignDown, alignUp, BLOCK_BYTES, blockCount, KIB, MIB, PIECE_BYTES } from '../core/units.ts'
+import {
+  alignDown,
+  alignUp,
+  BLOCK_BYTES,
+  blockCount,
+  MIB,
+  MIRRORED_BYTES,
+  PIECE_BYTES,
+} from '../core/units.ts'
 import { blockBits, setBlock } from './chunk-blocks.ts'
 import { type Differences, differencesBetween } from './pieces.ts'
 
-/** What QEMU mirrors at once. */
-const UNIT_BYTES = 64 * KIB
-const UNIT_BLOCKS = UNIT_BYTES / BLOCK_BYTES
+const UNIT_BLOCKS = MIRRORED_BYTES / BLOCK_BYTES
 /** Memory is taken in such parts: small ones come from a heap that does not shrink. */
 const ARENA_BYTES = 4 * MIB
 
@@ -59,7 +65,8 @@ export class VersionMemory {
   #allocate(): void {
     const arena = Buffer.allocUnsafeSlow(ARENA_BYTES)
     this.#allocatedBytes += ARENA_BYTES
-    for (let at = 0; at < ARENA_BYTES; at += UNIT_BYTES) this.#free.push(arena.subarray(at, at + UNIT_BYTES))
+    for (let at = 0; at < ARENA_BYTES; at += MIRRORED_BYTES)
+      this.#free.push(arena.subarray(at, at + MIRRORED_BYTES))
   }
 
   touch(unit: Unit): void {
@@ -123,8 +130,8 @@ export class SentVersions {
   }
 
   #blockAt(at: number): Buffer | undefined {
-    const unit = this.#units.get(Math.floor(at / UNIT_BYTES))
-    const from = at % UNIT_BYTES
+    const unit = this.#units.get(Math.floor(at / MIRRORED_BYTES))
+    const from = at % MIRRORED_BYTES
     if (unit === undefined || (unit.known & (1 << (from / BLOCK_BYTES))) === 0) return undefined
     return unit.bytes.subarray(from, from + BLOCK_BYTES)
   }
@@ -138,12 +145,12 @@ export class SentVersions {
     if (first > start) this.forget(first - BLOCK_BYTES, BLOCK_BYTES)
     if (last < end) this.forget(last, BLOCK_BYTES)
     for (let at = first; at < last; ) {
-      const index = Math.floor(at / UNIT_BYTES)
-      const to = Math.min(last, (index + 1) * UNIT_BYTES)
+      const index = Math.floor(at / MIRRORED_BYTES)
+      const to = Math.min(last, (index + 1) * MIRRORED_BYTES)
       const unit = this.#unit(index)
       if (unit === undefined) return
-      unit.bytes.set(bytes.subarray(at - start, to - start), at % UNIT_BYTES)
-      unit.known |= blocksOf(at % UNIT_BYTES, to - at)
+      unit.bytes.set(bytes.subarray(at - start, to - start), at % MIRRORED_BYTES)
+      unit.known |= blocksOf(at % MIRRORED_BYTES, to - at)
       at = to
     }
   }
@@ -163,13 +170,13 @@ export class SentVersions {
     if (this.#units.size === 0) return
     const end = start + length
     const within = (index: number): number => {
-      const from = Math.max(start, index * UNIT_BYTES)
-      const to = Math.min(end, (index + 1) * UNIT_BYTES)
+      const from = Math.max(start, index * MIRRORED_BYTES)
+      const to = Math.min(end, (index + 1) * MIRRORED_BYTES)
       const first = alignDown(from, BLOCK_BYTES)
-      return first < to ? blocksOf(first % UNIT_BYTES, alignUp(to, BLOCK_BYTES) - first) : 0
+      return first < to ? blocksOf(first % MIRRORED_BYTES, alignUp(to, BLOCK_BYTES) - first) : 0
     }
-    const firstIndex = Math.floor(start / UNIT_BYTES)
-    const endIndex = Math.ceil(end / UNIT_BYTES)
+    const firstIndex = Math.floor(start / MIRRORED_BYTES)
+    const endIndex = Math.ceil(end / MIRRORED_BYTES)
     // Zeroes may be as long as the disk.
     const touched =
       endIndex - firstIndex > this.#units.size

@@ -7,7 +7,7 @@ import type { DescribedRun } from '../chunk/describer.ts'
 import { sha256 } from '../chunk/digest.ts'
 import type { Slab } from '../chunk/slab.ts'
 import { EAGER_OUTSTANDING_BYTES_MAX, EAGER_RUN_BYTES_MAX, EARLY_BYTES_MAX } from '../core/limits.ts'
-import { alignDown, KIB, MIB } from '../core/units.ts'
+import { alignDown, MIB, MIRRORED_BYTES } from '../core/units.ts'
 import { FEATURE_DELTA } from '../wire/disk.ts'
 import type { DiskLink } from './link.ts'
 
@@ -17,8 +17,6 @@ const SPARED_SHARE_MIN = 0.25
 const SPARED_BYTES = MIB
 /** When they do not pay, those of one run in so many go all the same: the guest may do something else now. */
 const HINT_EVERY = 16
-/** The granularity of a mirror job. */
-const MIRRORED_BYTES = 64 * KIB
 const UNITS = EAGER_RUN_BYTES_MAX / MIRRORED_BYTES
 
 export interface UnderWay {

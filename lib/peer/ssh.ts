@@ -33,6 +33,9 @@ import type { BundleLink, BundleTuning } from './options.ts'
 
 /** swam-peer's exit status when it finds no swamd. */
 const NO_DAEMON_STATUS = 3
+/** How long a second connection may take: so many milliseconds, and so many times what the first one took. */
+const SECOND_LEAST = 500
+const SECOND_SHARE = 2
 
 export interface DialOptions extends BundleTuning {
   /** Tried in order. */
@@ -135,12 +138,16 @@ async function dialLink(
   signal.addEventListener('abort', onAbort)
   try {
     signal.throwIfAborted()
+    const sinceMs = performance.now()
     const first = await connectFirst(options, signal, limits.connectMs)
     sockets.push(first)
     const logins = [await login(options, first)]
     const address = first.remoteAddress
+    // A migration waits for it: what took the first one so long is enough for a second.
+    const firstMs = performance.now() - sinceMs
+    const moreMs = Math.ceil(Math.min(limits.connectMs, SECOND_LEAST + SECOND_SHARE * firstMs))
     const more = Array.from({ length: (options.connections ?? 1) - 1 }, async () => {
-      const timeout = AbortSignal.any([signal, AbortSignal.timeout(limits.connectMs)])
+      const timeout = AbortSignal.any([signal, AbortSignal.timeout(moreMs)])
       const socket = await connectOne(address ?? '', options.port, timeout)
       sockets.push(socket)
       const refused = new Promise<never>((_, reject) => {

@@ -101,11 +101,6 @@ for (const [name, ...pieces] of [
     stream.start(),
     stream.list(Object.fromEntries(Array.from({ length: RAM_BLOCKS_MAX + 2 }, (_, n) => [`b${n}`, PAGE]))),
   ],
-  [
-    'a machine with a name without end',
-    stream.header().subarray(0, 8),
-    Buffer.from([7, 0xff, 0xff, 0xff, 0xff]),
-  ],
 ] as const) {
   test(`what is not known ends it: ${name}`, () => {
     const progress = look(...pieces)
