@@ -13,15 +13,7 @@ import { sha256 } from '../chunk/digest.ts'
 import { ProtocolError } from '../core/errors.ts'
 import { FINDING_CHUNKS_MAX, OLD_KEPT_BYTES_MAX } from '../core/limits.ts'
 import { Turns } from '../core/turns.ts'
-import {
-  alignDown,
-  alignUp,
-  BLOCK_BYTES,
-  BRIEF_HINT_BYTES,
-  blockCount,
-  HINT_BYTES,
-  MIB,
-} from '../core/units.ts'
+import { alignDown, alignUp, BLOCK_BYTES, BRIEF_HINT_BYTES, blockCount, HINT_BYTES } from '../core/units.ts'
 import {
   type BaseKind,
   type BlockPlace,
@@ -32,18 +24,12 @@ import {
 import { isLookedFor, partsOf } from './chunk-blocks.ts'
 import { applyBody, bodyBytesMax, type MissingBlocks } from './pieces.ts'
 import type { Reports } from './reports.ts'
+import { SketchWorth } from './sketch-worth.ts'
 import { unlessRefused } from './sources.ts'
 import type { Task } from './task.ts'
 
 /** A chunk in fewer whole blocks is not worth a round trip; where its hints came unasked it costs none. */
 const BLOCKS_MIN = 2
-const SKETCH_SHARE_MIN = 0.1
-/** So many bytes of chunks tell, by weight, what sketches of the next ones will spare. */
-const SKETCH_SHARE_BYTES = MIB
-/** Before that is known, at most so many bytes of missing blocks are sketched: 128 KiB of sketches. */
-const SKETCH_GUESSED_BYTES = 8 * MIB
-/** Of those of which they will spare too little, one in so many is sketched all the same: the guest may do something else now. */
-const SKETCH_EVERY = 32
 
 export interface BlockLevelOptions {
   readonly device: BlockDevice
@@ -247,31 +233,6 @@ export class BlockLevel {
   /** The chunk lies on the device now. */
   delivered({ start, end, hints }: Task): void {
     if (hints?.length === blockCount(start, end) * HINT_BYTES) this.#session.add(start, end, hints)
-  }
-}
-
-/** Whether sketches pay: they cost 2% of a block, which where a disk's files were replaced by others is for nothing. */
-class SketchWorth {
-  /** Of the bytes of chunks that were sketched, those that need not be sent. */
-  #share = 1
-  #askedBytes = 0
-  #toldBytes = 0
-  #unasked = 0
-
-  get pays(): boolean {
-    const waits = this.#toldBytes < SKETCH_SHARE_BYTES && this.#askedBytes >= SKETCH_GUESSED_BYTES
-    if (!waits && this.#share >= SKETCH_SHARE_MIN) return true
-    return ++this.#unasked % SKETCH_EVERY === 0
-  }
-
-  /** The first few tell whether more shall be. */
-  asked(bytes: number): void {
-    this.#askedBytes += bytes
-  }
-
-  told(savedBytes: number, bytes: number): void {
-    this.#toldBytes += bytes
-    this.#share += (savedBytes / bytes - this.#share) * Math.min(1, bytes / SKETCH_SHARE_BYTES)
   }
 }
 
