@@ -56,16 +56,24 @@ export class LoopTurn {
     setImmediate(() => {
       this.#scheduled = false
       this.#startedAt = undefined
-      try {
-        for (const step of this.#waiting) {
-          this.#waiting.delete(step)
-          step()
-          if (this.over) break
-        }
-      } finally {
-        if (this.#waiting.size > 0) this.#schedule()
-      }
+      // It begins with the first of them.
+      if (this.#waiting.size > 0 && !this.over) this.#goOn()
     })
+  }
+
+  /** What awaits goes on in a microtask, so only in one behind it is known what it took. */
+  #goOn(): void {
+    const step = this.#waiting.values().next().value
+    if (step === undefined) return
+    this.#waiting.delete(step)
+    try {
+      step()
+    } finally {
+      queueMicrotask(() => {
+        if (!this.over) this.#goOn()
+        else if (this.#waiting.size > 0) this.#schedule()
+      })
+    }
   }
 }
 

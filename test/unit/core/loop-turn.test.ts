@@ -73,6 +73,28 @@ test('steps go on in the order in which they came, as many in a turn as find tim
   assert.deepEqual(done, ['a in 1', 'b in 1', 'c in 2', 'd in 3', 'a again in 3'])
 })
 
+test('those who await go on as many in a turn as find time, too', async () => {
+  const { one, pass } = rig()
+  const done: string[] = []
+  let turns = 0
+  const work = async (name: string): Promise<void> => {
+    await one.next()
+    void one.over
+    done.push(`${name} in ${turns}`)
+    pass(LOOP_TURN_MS / 2)
+  }
+  const all = Promise.all(['a', 'b', 'c', 'd', 'e'].map(work))
+  let ended = false
+  void all.then(() => {
+    ended = true
+  })
+  while (!ended) {
+    turns++
+    await turn()
+  }
+  assert.deepEqual(done, ['a in 1', 'b in 1', 'c in 2', 'd in 2', 'e in 3'])
+})
+
 test('a step that throws costs no other one', async (context) => {
   const { one } = rig()
   const caught = Promise.withResolvers<unknown>()
