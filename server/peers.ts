@@ -131,7 +131,12 @@ export class Peer {
 
   async dial(kind: 'control' | 'disk' | 'ram', migrationId: string): Promise<Bundle> {
     const { ssh, addresses, name } = this.config
-    return await dialBundle({
+    const link = {
+      channels: CHANNELS[kind],
+      connections: 1,
+      ...(kind !== 'control' && this.#isFar ? LONG_LINK : {}),
+    }
+    const bundle = await dialBundle({
       addresses,
       port: ssh.port,
       user: ssh.user,
@@ -139,8 +144,7 @@ export class Peer {
       hostKey: ssh.hostKey,
       kind,
       migrationId,
-      channels: CHANNELS[kind],
-      ...(kind !== 'control' && this.#isFar ? LONG_LINK : {}),
+      ...link,
       localName: hostname(),
       peer: name,
       features: [
@@ -151,6 +155,13 @@ export class Peer {
       instance: this.#own.instance,
       ...bundleTuning(this.#own),
     })
+    const { length: connections } = bundle.connections
+    if (connections < link.connections)
+      this.#log.warn(
+        { peer: name, kind, connections, wanted: link.connections },
+        'SSH gave fewer connections',
+      )
+    return bundle
   }
 
   get #isFar(): boolean {
