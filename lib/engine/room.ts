@@ -12,6 +12,7 @@ import {
   UNDETERMINED_BYTES_MIN,
 } from '../core/limits.ts'
 import { MIB } from '../core/units.ts'
+import type { SenderLimits } from './sender-parts.ts'
 
 /** Always admitted, however slow the link is. */
 const DRAINABLE_BYTES_MIN = 2 * MIB
@@ -34,10 +35,12 @@ export class Room {
   /** The part of it that lay in place. */
   #inPlaceShare = 0
   #held = 0
+  readonly #olderBytesMin: number
 
-  constructor(limits: { readonly windowBytes: number; readonly drainMs: number }) {
+  constructor(limits: Pick<SenderLimits, 'windowBytes' | 'drainMs' | 'olderBytesMin'>) {
     this.#windowBytes = limits.windowBytes
     this.#drainMs = limits.drainMs
+    this.#olderBytesMin = limits.olderBytesMin ?? HELD_BYTES_MIN
   }
 
   sent(plainBytes: number, packedBytes: number): void {
@@ -53,7 +56,7 @@ export class Room {
   /** The far side has so much at the place of this disk: an older version of it, until its answers tell otherwise. */
   held(bytes: number): void {
     this.#held = bytes
-    if (bytes >= HELD_BYTES_MIN) this.#inPlaceShare = 1
+    if (bytes >= this.#olderBytesMin) this.#inPlaceShare = 1
   }
 
   /** Whether it has anything there. */

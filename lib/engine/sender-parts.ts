@@ -37,6 +37,8 @@ export interface SenderLimits {
   readonly windowBytes: number
   /** How long what is not yet applied may take to drain, by the link's measured rate. */
   readonly drainMs: number
+  /** From so many bytes on what lies at the far side is taken for an older version of the disk; less in tests of small disks. */
+  readonly olderBytesMin?: number
   /** Once the disk is copied, writes are acknowledged only as fast as they arrive. */
   readonly throttle?: boolean
   /** How long a WRITE or FLUSH may wait on a link that gives no sign, until it is an EIO. */

@@ -287,7 +287,13 @@ async function begin(next: Next, disk: WatchedDevice): Promise<Session> {
       return unflatten(chunker.describe(bytes))
     },
     ...(proof === undefined ? {} : { proof: proof.sender }),
-    limits: { windowBytes: 4 * MIB, drainMs: 1000, flushDeadlineMs: 5000 },
+    limits: {
+      windowBytes: 4 * MIB,
+      drainMs: 1000,
+      flushDeadlineMs: 5000,
+      // One root for many chunks, until answers tell that little of it lies in place.
+      olderBytesMin: next() < 0.5 ? 64 * KIB : SIZE + 1,
+    },
     versions: new VersionMemory(),
     group: new SenderGroup(() => true),
     clock,

@@ -314,6 +314,33 @@ test('I2: what is found in place when the session has ended completes no block o
   assert.ok(device.bytes.subarray(16_384, 64 * KIB).equals(lies.subarray(16_384)))
 })
 
+for (const how of ['root', 'digest'] as const) {
+  test(`I1: what lies there is not taken for what was written back while something newer is being written (${how})`, async () => {
+    const gate = Promise.withResolvers<void>()
+    const { say, heard, device, ended } = loneReceiver()
+    const lay = Buffer.from(device.bytes.subarray(0, DATA.length))
+    const write = device.write.bind(device)
+    device.write = async (offset, bytes) => {
+      await gate.promise
+      await write(offset, bytes)
+    }
+    await say(surveyed(0, false, sha256(DATA)))
+    await say(literal(0))
+    // The guest writes back what was there.
+    await say(surveyed(1, how === 'root', how === 'root' ? sha256(sha256(lay)) : sha256(lay)))
+    const applied = (): boolean =>
+      heard.some(({ type, ...rest }) => type === 'applied' && JSON.stringify(rest).includes('"first":1'))
+    assert.equal(applied(), false)
+    gate.resolve()
+    await say({ type: 'flush', id: 1, barrier: 2 })
+    if (how === 'root') await say(digested(1, sha256(lay)))
+    await say({ type: 'literal', codec: 'raw', chunks: [{ seq: 1, length: lay.length }], data: lay })
+    assert.equal(ended(), undefined)
+    assert.equal(heard.at(-1)?.type, 'flushed', JSON.stringify(heard))
+    assert.ok(device.durable.subarray(0, lay.length).equals(lay))
+  })
+}
+
 // ---- ends that lie, and order ----------------------------------------------------------------------------------
 
 const DATA = noise(64 * KIB, 50)
