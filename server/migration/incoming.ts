@@ -149,6 +149,11 @@ export class IncomingMigration {
     return this.#armed
   }
 
+  /** Who else may have what it receives, and it from them. */
+  get arrivals(): Arrivals {
+    return this.#options.arrivals
+  }
+
   /** Images that it writes, without links. */
   get targets(): ReadonlySet<string> {
     return new Set(this.#options.targets.map(resolved))

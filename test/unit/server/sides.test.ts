@@ -4,7 +4,7 @@
  */
 import assert from 'node:assert/strict'
 import { existsSync } from 'node:fs'
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
@@ -25,6 +25,7 @@ import {
 } from '../../../lib/core/limits.ts'
 import { createLog } from '../../../lib/core/log.ts'
 import { MIB } from '../../../lib/core/units.ts'
+import type { Arrivals } from '../../../lib/engine/arrivals.ts'
 import { Libvirt } from '../../../lib/host/libvirt.ts'
 import type { Bundle } from '../../../lib/peer/bundle.ts'
 import { bundlePair } from '../../../lib/peer/memory.ts'
@@ -426,4 +427,53 @@ test('what is received is known to who asks, and images stay open while somebody
     assert.equal(rested.at(-1), expected)
     needed = false
   }
+})
+
+test('what is received is for others only where all of the guest lies in `images`, also through links', async (context) => {
+  const { site, directory, ends } = await start(context)
+  const elsewhere = await mkdtemp(join(tmpdir(), 'swam-sides-elsewhere-'))
+  ends.push(() => rm(elsewhere, { recursive: true, force: true }))
+  await symlink(join(elsewhere, 'a.raw'), join(directory, 'link.raw'))
+  await writeFile(join(elsewhere, 'a.raw'), '')
+  const stock = new ImageStock({ indexBytesMax: MIB, blockIndexBytesMax: MIB, imagesMax: 1 })
+  ends.push(() => stock.close())
+  const peer = {
+    config: { name: 'ams1' },
+    dial: () => new Promise(() => undefined),
+    call: async (method: string) => (method === 'locate' ? { found: true, name: 'vm', disks: [] } : {}),
+  } as unknown as Peer
+  const side = new TargetSide(site, [peer], stock, images(directory, site))
+  const [vm, other, far] = [
+    join(directory, 'vm.raw'),
+    join(directory, 'other.raw'),
+    join(elsewhere, 'vm.raw'),
+  ]
+  const arrivals: Arrivals[] = []
+  for (const [at, paths] of [
+    [vm],
+    [vm, other],
+    // What no guest writes is none that it receives.
+    [vm, join(elsewhere, 'media.iso')],
+    [far],
+    [vm, far],
+    [join(directory, 'link.raw')],
+    [join(directory, 'none', 'vm.raw')],
+  ].entries()) {
+    const disk = (path: string, index: number): string => {
+      const kind = path.endsWith('.iso') ? '<readonly/>' : ''
+      return `<disk type='file'><source file='${path}'/><target dev='vd${'ab'[index]}'/>${kind}</disk>`
+    }
+    const whole = xml(uuid(at)).replace('vm', `vm${at}`)
+    await side.hook({
+      guest: `vm${at}`,
+      op: 'migrate',
+      sub: 'begin',
+      xml: whole.replace('<devices/>', `<devices>${paths.map(disk).join('')}</devices>`),
+    })
+    arrivals.push(side.migrations.find(({ guest }) => guest === `vm${at}`)!.arrivals)
+  }
+  const shared = arrivals.map((one) => one === arrivals[0])
+  assert.deepEqual(shared, [true, true, true, false, false, false, false])
+  assert.equal(new Set(arrivals).size, 5)
+  await Promise.all(side.migrations.map((migration) => migration.abort('over')))
 })
