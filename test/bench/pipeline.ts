@@ -18,6 +18,7 @@ import {
   PROOF_ASSEMBLED_BYTES_MAX,
   UNDETERMINED_BYTES_MAX,
 } from '../../lib/core/limits.ts'
+import { loopTurn } from '../../lib/core/loop-turn.ts'
 import { LoopWatch } from '../../lib/core/loop-watch.ts'
 import { KIB, MIB } from '../../lib/core/units.ts'
 import { DiskAccount } from '../../lib/engine/account.ts'
@@ -201,6 +202,8 @@ async function send(image: MemoryImage, side: Knowledge, path: string): Promise<
   const { value: _, ...turns } = await timed(async () => {
     let at = 0
     for (const [offset, page] of image.pages) {
+      // As requests of an NBD client are taken.
+      if (loopTurn.over) await loopTurn.next()
       if (offset > at) await sender.writeZeroes(at, offset - at)
       await sender.write(offset, page)
       at = offset + page.length
