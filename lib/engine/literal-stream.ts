@@ -14,11 +14,11 @@ import {
   LITERAL_STREAM_WINDOW_LOG_MAX,
   LITERAL_WIDE_WINDOW_LOG_MAX,
 } from '../core/limits.ts'
-import { KIB } from '../core/units.ts'
+import { MIB } from '../core/units.ts'
 import { FEATURE_STREAM, FEATURE_WIDE, type LiteralCodec } from '../wire/disk.ts'
 
-/** One step of zlib puts out at most so much. */
-const PIECE_BYTES = 128 * KIB
+/** One step of zlib puts out at most so much: mostly the whole of a literal, which else has to be copied together. */
+const PIECE_BYTES = MIB
 
 interface Coder {
   write(bytes: Uint8Array, done: (error?: Error | null) => void): boolean
