@@ -59,8 +59,10 @@ export class MigrationRecord {
     this.direction = options.direction
   }
 
+  /** QEMU connects for one disk before another as it happens; they are told in the order of their names. */
   addDisk(account: DiskAccount, proof?: DiskProof): void {
     this.#disks.push(account)
+    this.#disks.sort((one, other) => compareNames(one.target, other.target))
     if (proof !== undefined) this.#proofs.set(account, proof)
   }
 
@@ -225,4 +227,10 @@ function proofOf(proof: DiskProof | undefined): { root: string | null; proof: Pr
 
 export function wireKey(name: { localAddress: string; localPort: number; remotePort: number }): string {
   return `${name.localAddress}:${name.localPort}-${name.remotePort}`
+}
+
+/** vdb before vdaa, as they are counted. */
+function compareNames(one: string, other: string): number {
+  if (one.length !== other.length) return one.length - other.length
+  return one < other ? -1 : Number(one > other)
 }
