@@ -22,6 +22,7 @@ import {
 } from '../block/device.ts'
 import { errorText, LostError, ProtocolError, RefusedError, SwamError } from '../core/errors.ts'
 import { HELD_BACK_BYTES_MAX, HELD_BACK_MS, SENDER_RECORDS_MAX } from '../core/limits.ts'
+import { loopTurn } from '../core/loop-turn.ts'
 import {
   type DiskMessage,
   type DiskMessageBody,
@@ -125,6 +126,7 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
       heldBytesMax: () => this.#heldBytesMax(),
       deliver: async (offset, length, { slab, runs, leaves }) => {
         if (leaves !== undefined) await this.#proof?.described(offset, length, leaves)
+        if (loopTurn.over) await loopTurn.next()
         await this.#describing.data(offset, slab, runs)
       },
       deliverZeroes: async (offset, length) => {

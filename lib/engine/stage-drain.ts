@@ -16,6 +16,7 @@ import {
   STAGE_IDLE_MS,
   STAGE_PIECES_MAX,
 } from '../core/limits.ts'
+import { loopTurn } from '../core/loop-turn.ts'
 import type { DescribedSlab } from './describe-run.ts'
 import { Heat } from './heat.ts'
 import { Stage, type StagedRun } from './stage.ts'
@@ -178,6 +179,8 @@ export class StageDrain {
 
   async #deliver({ offset, length }: StagedRun, described: DescribedSlab): Promise<void> {
     try {
+      // Descriptions of many runs may come at once.
+      if (loopTurn.over) await loopTurn.next()
       await this.#options.deliver(offset, length, described)
     } finally {
       described.slab.release()

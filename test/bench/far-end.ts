@@ -6,6 +6,7 @@
 import { sha256 } from '../../lib/chunk/digest.ts'
 import { isZero } from '../../lib/chunk/zero.ts'
 import { LostError } from '../../lib/core/errors.ts'
+import { loopTurn } from '../../lib/core/loop-turn.ts'
 import { GIB } from '../../lib/core/units.ts'
 import type { DiskClass, FrameChannel } from '../../lib/engine/link.ts'
 import { LiteralReader } from '../../lib/engine/literal-stream.ts'
@@ -41,6 +42,7 @@ export class FarEnd implements FrameChannel {
   #nextSeq = 0
   #applied = 0
   #flush: DiskMessage | undefined
+  readonly #unanswered: DiskMessage[] = []
 
   constructor(knowledge: Knowledge) {
     this.#knowledge = knowledge
@@ -56,7 +58,21 @@ export class FarEnd implements FrameChannel {
     this.bytes += bytes.length
     const message = decodeDiskMessage(type, bytes)
     this.messages.push(message)
-    setImmediate(() => this.#answer(message))
+    if (this.#unanswered.push(message) === 1) setImmediate(this.#answerAll)
+  }
+
+  /** As frames of a bundle are delivered: as many in a turn of the event loop as find time. */
+  readonly #answerAll = (): void => {
+    for (;;) {
+      const [message] = this.#unanswered
+      if (message === undefined) return
+      if (loopTurn.over) {
+        loopTurn.later(this.#answerAll)
+        return
+      }
+      this.#answer(message)
+      this.#unanswered.shift()
+    }
   }
 
   #say(body: DiskMessageBody, { disk, epoch }: DiskMessage): void {
