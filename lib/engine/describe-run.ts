@@ -7,7 +7,7 @@ import type { SenderOptions } from './sender-parts.ts'
 import type { SenderProof } from './sender-proof.ts'
 import type { StagedRun } from './stage.ts'
 
-/** At once. New memory is slow: 16 MiB were seen to take 25 ms, in a virtual machine 60. */
+/** At once. New memory is slow: 16 MiB were seen to take 25 ms. */
 const COPIED_BYTES = 128 * KIB
 
 export interface DescribedSlab {

@@ -45,7 +45,7 @@ held below 1.5 GiB in those of eight (test/long/swam-resources.test.ts). What it
 | proofs: pages of a disk's map, sets of leaves | 1 MiB a disk, and 4 MiB where it is written in very many places |
 | proofs: leaves that are put together (\`LeafSlots\`) | 32 MiB |
 | proofs: what is read back | 8 MiB a disk while a FLUSH waits, else 1 MiB |
-| streams of literals | 16 MiB a disk that is sent, 13 MiB a disk that is received |
+| streams of literals | 19 MiB a disk that is sent, 16 MiB a disk that is received |
 | an estimate of this host's (one at a time): thread, chunks that are known to be there twice, chunks that are looked at closely | 80 MiB; of a qcow2 two processes of QEMU of some 30 MiB |
 | bookkeeping of chunks under way | 3 MiB for sending a disk, 32 MiB for receiving it |
 
