@@ -547,7 +547,7 @@ export const ARRIVAL_WAIT_MS: number = 10_000
 export const ARRIVAL_SILENCE_MS: number = 3_000
 /** One read of what another session has delivered: behind 64 MiB of writes on a slow disk. A disk that hangs is given up. */
 export const ARRIVAL_READ_MS: number = 2_000
-/** Chunks written but for a block shared with a neighbour, kept for other sessions: some 80 literals, over the whole daemon. */
+/** Chunks written but for a block shared with a neighbour, copied for other sessions: some 250, over the whole daemon. */
 export const ARRIVAL_KEPT_BYTES_MAX: number = 16 * MIB
 /** Other sessions that are tried for one chunk or block: each is a read. */
 export const ARRIVAL_PLACES_MAX: number = 4

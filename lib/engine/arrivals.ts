@@ -241,11 +241,14 @@ class Kept {
   #bytes = 0
 
   keep(task: Task, known: Map<Task, Buffer>): void {
-    // What it keeps alive: a literal holds several chunks.
-    const bytes = known.get(task)?.buffer.byteLength
-    if (bytes === undefined) return
-    this.#kept.set(task, { known, bytes })
-    this.#bytes += bytes
+    const shared = known.get(task)
+    if (shared === undefined) return
+    this.forget(task)
+    // A copy: what came with it, up to a mebibyte of literals, would stay in memory with it.
+    const bytes = Buffer.from(shared)
+    known.set(task, bytes)
+    this.#kept.set(task, { known, bytes: bytes.length })
+    this.#bytes += bytes.length
     for (const [oldest, { known }] of this.#kept) {
       if (this.#bytes <= ARRIVAL_KEPT_BYTES_MAX) break
       known.delete(oldest)

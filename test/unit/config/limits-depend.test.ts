@@ -113,7 +113,10 @@ test('limits that depend on each other fit', () => {
     ARRIVAL_READ_MS < ARRIVAL_SILENCE_MS,
     'a session that waits for a disk which hangs is no session that hangs',
   )
-  assert(ARRIVAL_KEPT_BYTES_MAX >= 4 * LITERAL_BYTES_MAX, 'the largest literals do not drive out each other')
+  assert(
+    ARRIVAL_KEPT_BYTES_MAX >= 16 * CHUNK_BYTES_MAX,
+    'the largest chunks of some sessions do not drive out each other',
+  )
   assert(LITERAL_BYTES_MAX >= CHUNK_BYTES_MAX, 'the largest chunk fits into one LITERAL')
   const base64 = 4 / 3
   assert(ESTIMATE_CALL_CHUNKS_MAX * 17 * base64 < RPC_BYTES_MAX - 4096, 'a batch of chunks fits into a call')

@@ -4,7 +4,7 @@ import { test } from 'node:test'
 import { sha256 } from '../../../lib/chunk/digest.ts'
 import { ManualClock } from '../../../lib/core/clock.ts'
 import { ARRIVAL_KEPT_BYTES_MAX, ARRIVAL_SILENCE_MS, ARRIVAL_WAIT_MS } from '../../../lib/core/limits.ts'
-import { MIB } from '../../../lib/core/units.ts'
+import { KIB, MIB } from '../../../lib/core/units.ts'
 import { type ArrivalSession, Arrivals } from '../../../lib/engine/arrivals.ts'
 import type { DeliveredChunks } from '../../../lib/engine/delivered.ts'
 import { newTask, type Task } from '../../../lib/engine/task.ts'
@@ -127,7 +127,7 @@ test('a session that has ended is asked for nothing and keeps nothing', async ()
   assert.equal(arrivals.size, 0)
 })
 
-test('bytes that no place in memory stands for are kept up to a bound, and only while there is somebody else', () => {
+test('bytes that no place in memory stands for are kept up to a bound, and only while there is somebody else', async () => {
   const arrivals = new Arrivals(new ManualClock())
   const one = arrivals.join(NOTHING, () => true)
   const chunk = (seq: number): Task => newTask(seq, 0, 1, sha256(Buffer.from(`chunk ${seq}`)), undefined)
@@ -140,14 +140,23 @@ test('bytes that no place in memory stands for are kept up to a bound, and only 
   const two = arrivals.join(NOTHING, () => true)
   assert.equal(two.wait(chunk(0)), undefined)
   one.applied(alone)
-  // One byte of a MiB each: it is the MiB that is kept.
   const tasks = Array.from({ length: 20 }, (_, seq) => chunk(1 + seq))
-  for (const task of tasks) written(task, Buffer.alloc(MIB).subarray(0, 1))
+  for (const task of tasks) written(task, Buffer.alloc(MIB))
   const kept = tasks.filter(({ seq }) => two.wait(chunk(seq)) !== undefined)
   assert.deepEqual(kept, tasks.slice(20 - ARRIVAL_KEPT_BYTES_MAX / MIB))
   for (const task of tasks.slice(10)) one.applied(task)
   for (const task of tasks.slice(0, 10)) written(task, Buffer.alloc(MIB))
   assert.ok(tasks.slice(0, 10).every(({ seq }) => two.wait(chunk(seq)) !== undefined))
+  for (const task of tasks.slice(0, 10)) one.applied(task)
+  // 100 KiB of a MiB of literals each: they do not keep the rest of it in memory, and do not count for it.
+  const parts = Array.from({ length: 150 }, (_, seq) => chunk(100 + seq))
+  const literals = Buffer.alloc(MIB, 7)
+  for (const task of parts) written(task, literals.subarray(0, 100 * KIB))
+  for (const { seq } of parts) {
+    const bytes = (await two.wait(chunk(seq)))?.()
+    assert.ok(bytes?.equals(literals.subarray(0, 100 * KIB)), `chunk ${seq}`)
+    assert.notEqual(bytes?.buffer, literals.buffer)
+  }
   one.end()
   assert.equal(arrivals.size, 0)
 })
