@@ -19,6 +19,16 @@ import { FEATURE_STREAM, FEATURE_WIDE, type LiteralCodec } from '../wire/disk.ts
 
 /** One step of zlib puts out at most so much: mostly the whole of a literal, which else has to be copied together. */
 const PIECE_BYTES = MIB
+/**
+ * One table of places ("fast") instead of level 3's two: a fifth less processor time for half a percent more bytes, on an image of
+ * the bench wan-bytes, of which level 2 makes 2% more. 512 KiB of it: what stays in a processor's second cache.
+ */
+const TABLES: Readonly<Record<number, number>> = {
+  [constants.ZSTD_c_strategy]: constants.ZSTD_fast,
+  [constants.ZSTD_c_hashLog]: 17,
+  [constants.ZSTD_c_minMatch]: 5,
+  [constants.ZSTD_c_targetLength]: 0,
+}
 
 interface Coder {
   write(bytes: Uint8Array, done: (error?: Error | null) => void): boolean
@@ -87,6 +97,7 @@ export class LiteralPacker {
     const params = {
       [constants.ZSTD_c_compressionLevel]: ZSTD_LEVEL,
       [constants.ZSTD_c_windowLog]: windowLogMax(features),
+      ...TABLES,
     }
     // Flushed with each write.
     const flush = constants.ZSTD_e_flush

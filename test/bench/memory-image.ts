@@ -29,6 +29,14 @@ export class MemoryImage {
     return image
   }
 
+  /** Zeroes, with memory for what `other` has: not taken while a clock runs. */
+  static roomFor(other: MemoryImage): MemoryImage {
+    const image = new MemoryImage(other.size)
+    // Written to, so that the system has given it.
+    for (const page of other.#pages.keys()) image.page(page).fill(0)
+    return image
+  }
+
   /** Ascending, each a MiB but for the image's end. */
   get pages(): [offset: number, bytes: Buffer][] {
     return [...this.#pages].sort(([a], [b]) => a - b).map(([page, bytes]) => [page * MIB, bytes])

@@ -2,7 +2,8 @@
  * MB/s of non-zero data through the engine on one real image: the sender where the far side knows nothing, has everything in
  * place, has everything elsewhere; and the receiver, to which what the first of these sent is said again. Beside them, in the same
  * run and in turns, SHA-256 of 64 KiB buffers on one thread, and casync, borg and restic on the same image into empty stores.
- * Data lies in memory, so no disk is measured on our side, nor a link. What was sent is verified each time, when the clock stands.
+ * Data lies in memory, so no disk is measured on our side, nor a link; what the bench keeps of what comes lies in memory that was
+ * taken before. What was sent is verified each time, when the clock stands.
  * Both ends keep the map of a proof, as by default (verify = "map"), in files of the scratch folder.
  */
 import { mkdir, rm } from 'node:fs/promises'
@@ -178,7 +179,7 @@ async function send(image: MemoryImage, side: Knowledge, path: string): Promise<
   await using describer = new Describer({ workers: 1 })
   await using digester = new Describer({ workers: 1 })
   const map = new LeafMap(await LeafFile.create(path, image.size))
-  const far = new FarEnd(side)
+  const far = new FarEnd(side, image.dataBytes)
   const sender = new DiskSender({
     link: new DiskLink(far),
     disk: 0,
@@ -220,7 +221,7 @@ async function send(image: MemoryImage, side: Knowledge, path: string): Promise<
 async function receive(image: MemoryImage, messages: readonly DiskMessage[], path: string): Promise<Turns> {
   await using digester = new Describer({ workers: 1 })
   const map = new LeafMap(await LeafFile.create(path, image.size))
-  const arrived = new MemoryImage(image.size)
+  const arrived = MemoryImage.roomFor(image)
   const near = await NearEnd.of(messages, (offset, length) => image.read(offset, length))
   const proof = new ReceiverProof({
     device: deviceOf(arrived),
