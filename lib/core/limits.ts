@@ -56,8 +56,8 @@ export const COMMANDS_AT_ONCE_MAX: number = 8
 export const COMMANDS_WAITING_MAX: number = 256
 /** One virsh call. It takes 20 to 30 ms; seconds on a busy host that starts eight guests. Two fit into the hook's deadline. */
 export const VIRSH_DEADLINE_MS: number = 8_000
-/** What one turn of the event loop spends on frames, NBD requests and reads that can wait: well below the 50 ms that are promised. */
-export const LOOP_TURN_MS: number = 8
+/** What one turn of the event loop spends on frames, NBD requests and reads that can wait. One round of libuv's loop may have two. */
+export const LOOP_TURN_MS: number = 4
 /** One nft call. It takes 5 ms; seconds when eight guests start on two cores. Must end before an element expires. */
 export const NFT_DEADLINE_MS: number = 5_000
 /** One `ss` call: it only counts bytes for the report. */

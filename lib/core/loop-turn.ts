@@ -8,8 +8,10 @@
  *       …
  *     }
  *
- * It counts processor time: on a machine that is starved a turn of 8 ms by the clock would do next to nothing, and who waits for a
+ * It counts processor time: on a machine that is starved a turn of 4 ms by the clock would do next to nothing, and who waits for a
  * later one would wait for seconds. It interrupts nothing.
+ *
+ * One round of libuv's loop may have two turns: one that began with what a socket had, and the next one, which begins behind it.
  */
 import { LOOP_TURN_MS } from './limits.ts'
 
