@@ -14,11 +14,8 @@ import type { HostName } from '../lab/state.ts'
 import type { TinyGuest } from '../lab/tiny.ts'
 import { assertDone, entry, logs, status } from './swam-lab.ts'
 
-/**
- * Of swamd's own processor time in one delay. The promise is 50 ms; a processor that is shared with the guests of other
- * labs, or with fuzzing, does half as much in a millisecond of it.
- */
-const BUSY_MS_MAX = 100
+/** Of swamd's own processor time in one delay: the promise. A hundred migrations beside fuzzing had 40, when a turn had 8 ms. */
+const BUSY_MS_MAX = 50
 
 /** What must be as it was when everything is over; by name, so that a difference reads well. */
 export type Held = Readonly<Record<string, number | string>>
