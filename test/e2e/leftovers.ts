@@ -7,15 +7,13 @@ import assert from 'node:assert/strict'
 import type { TestContext } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { ProcessReport } from '../../server/report.ts'
+import { BUSY_MS_MAX } from '../busy.ts'
 import type { LabHost } from '../lab/host.ts'
 import type { Lab } from '../lab/lab.ts'
 import { until } from '../lab/run.ts'
 import type { HostName } from '../lab/state.ts'
 import type { TinyGuest } from '../lab/tiny.ts'
 import { assertDone, entry, logs, status } from './swam-lab.ts'
-
-/** Of swamd's own processor time in one delay: the promise. A hundred migrations beside fuzzing had 40, when a turn had 8 ms. */
-const BUSY_MS_MAX = 50
 
 /** What must be as it was when everything is over; by name, so that a difference reads well. */
 export type Held = Readonly<Record<string, number | string>>
