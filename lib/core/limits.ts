@@ -717,6 +717,8 @@ export const PROOF_DIFFERENCES_MAX: number = 16
 export const RAM_BLOCKS_MAX: number = 1024
 /** How long the last of a guest's memory is taken slowly in all, so that less is left when it is paused. */
 export const RAM_HELD_MS: number = 10_000
+/** On a fast link: for so long after a FLUSH was answered it still is, while libvirt sees to the disks of the paused guest. */
+export const RAM_AFTER_FLUSH_MS: number = 100
 /** Raw bytes of one block of a passed-through stream. Checked before it is decompressed, and again by zlib. */
 export const RAM_BLOCK_BYTES_MAX: number = 128 * KIB
 /** log2 of the largest window that a zstd frame of a stream may ask for: 256 KiB, more than a block has. */

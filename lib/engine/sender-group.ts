@@ -10,11 +10,14 @@ export interface GroupMember {
 export class SenderGroup {
   readonly #members = new Set<GroupMember>()
   readonly #isFinal: () => boolean
-  readonly #onAsked: () => void
+  readonly #onAsked: () => () => void
   #starting = false
 
-  /** @param isFinal whether all disks are copied @param onAsked told of each FLUSH, of whichever disk */
-  constructor(isFinal: () => boolean, onAsked: () => void = () => undefined) {
+  /**
+   * @param isFinal whether all disks are copied
+   * @param onAsked told of each FLUSH, of whichever disk; what it gives back is called when that one is answered, if it ever is
+   */
+  constructor(isFinal: () => boolean, onAsked: () => () => void = () => () => undefined) {
     this.#isFinal = isFinal
     this.#onAsked = onAsked
   }
@@ -27,9 +30,9 @@ export class SenderGroup {
     this.#members.delete(member)
   }
 
-  /** QEMU asks for a FLUSH, which may have nothing to do. */
-  asked(): void {
-    this.#onAsked()
+  /** QEMU asks for a FLUSH, which may have nothing to do. @returns to be called when it is answered, unless it fails */
+  asked(): () => void {
+    return this.#onAsked()
   }
 
   /** A FLUSH of this one begins. A failure of another one's is its own, and told when it is asked. */

@@ -231,9 +231,10 @@ export class DiskSender implements BlockDevice, DiskEndpoint, WindowMember {
   /** I1: resolves when everything staged before is applied and flushed at the destination's QEMU. */
   async flush(): Promise<void> {
     this.#check()
-    this.#options.group?.asked()
+    const answered = this.#options.group?.asked()
     const changes = this.#changes
     if (changes !== this.#flushedChanges) await this.#flushChanges(changes)
+    answered?.()
     this.account.flushedAt = Date.now()
   }
 

@@ -6,7 +6,7 @@
  *
  * Slow is what is behind the last page of the first pass when that is little, and a later pass that is short. It ends for good when
  * the guest is paused (a FLUSH of a disk says so, or the stream), and after RAM_HELD_MS in all: a guest that writes faster than
- * that would else never be moved. It holds up bytes, and changes none.
+ * that would else never be moved. Where it costs nothing (`drainsIn`) that FLUSH is let past first. It holds up bytes, and changes none.
  */
 import type { Clock } from '../core/clock.ts'
 import { RAM_HELD_MS } from '../core/limits.ts'
@@ -22,6 +22,8 @@ const NEAR_SECONDS = 0.6
 const HELD_SECONDS = 4
 /** A rate is measured over that much. */
 const MEASURED_SECONDS = 0.2
+/** What QEMU has sent and sockets still hold when it pauses the guest. */
+const SOCKETS_BYTES = 4 * MIB
 /** Not slower than that, whatever is known of the link. */
 const RATE_MIN = 2 * MIB
 /** How long a later pass is, is guessed from this part of it on. */
@@ -70,6 +72,11 @@ export class RamPace {
   /** Resolves when nothing is held up any more. */
   get released(): Promise<void> {
     return this.#released.promise
+  }
+
+  /** Whether what is under way when the guest is paused is gone in so long also at the lower rate. */
+  drainsIn(ms: number): boolean {
+    return this.#options.linkRate() * SHARE * ms >= SOCKETS_BYTES * 1000
   }
 
   release(by: ReleasedBy): void {

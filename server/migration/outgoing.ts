@@ -21,6 +21,7 @@ import {
   MIGRATION_IDLE_MS,
   MIGRATION_LINGER_MS,
   OUTCOME_HEARD_MS,
+  RAM_AFTER_FLUSH_MS,
   REFUSAL_HEARD_MS,
 } from '../../lib/core/limits.ts'
 import type { Log } from '../../lib/core/log.ts'
@@ -73,10 +74,7 @@ export class OutgoingMigration {
   readonly #sockets = new Set<Socket>()
   readonly #group = new SenderGroup(
     () => this.record.phase === 'ready',
-    () => {
-      // QEMU flushes the disks of a guest that it has paused.
-      for (const pace of this.#paces) pace.release('flush')
-    },
+    () => this.#flushAsked(),
   )
   readonly #paces = new Set<RamPace>()
   readonly #senders = new Map<string, { sender: Promise<DiskSender>; users: number }>()
@@ -423,6 +421,22 @@ export class OutgoingMigration {
     void passThrough(socket, stream, counts, worth, pace).then(() => this.#paces.delete(pace))
     socket.resume()
     stream.resume()
+  }
+
+  /**
+   * QEMU flushes the disks of a guest that it has paused. What is held up of its memory would stand before that FLUSH on the link, and
+   * take the processor from both ends and from libvirt: on a fast link it can wait for both. @returns called when it is answered
+   */
+  #flushAsked(): () => void {
+    const paces = [...this.#paces]
+    const release = (): void => {
+      for (const pace of paces) pace.release('flush')
+    }
+    const canWaitMs = (this.#ram?.bundle.roundTripMs ?? 0) + RAM_AFTER_FLUSH_MS
+    if (paces.every((pace) => pace.drainsIn(canWaitMs)))
+      return () => void this.#clock.after(RAM_AFTER_FLUSH_MS, release)
+    release()
+    return () => undefined
   }
 
   async #serve(port: Port, socket: Socket): Promise<void> {

@@ -116,8 +116,10 @@ const LIMIT =
 const NO_LIMIT = new Set([
   'lib/catalog/chunk-index.ts OFFSET_MAX',
   'lib/catalog/chunk-index.ts FILL_MAX',
-  'lib/core/loop-watch.ts INTERVAL_MS',
   'lib/core/loop-watch.ts PIECE_MS',
+  'lib/core/loop-watch.ts REST_INTERVAL_MS',
+  'lib/core/loop-watch.ts WORK_INTERVAL_MS',
+  'lib/core/loop-watch.ts WORK_MS',
   'lib/nbd/protocol/constants.ts NBD_STRING_BYTES_MAX',
   'lib/peer/channel.ts COPY_BYTES_MAX',
   'lib/peer/keepalive.ts TICK_MS',

@@ -123,17 +123,27 @@ test('a FLUSH of one disk is one of all disks of the guest, when all are copied'
   assert.deepEqual(calls(), [3, 2, 1])
 })
 
-test('whoever wants to know hears of each FLUSH that QEMU asks for, also of one with nothing to do', async () => {
-  let asked = 0
+test('whoever wants to know hears of each FLUSH that QEMU asks for, and of its answer, also of one with nothing to do', async () => {
+  const told: string[] = []
   const group = new SenderGroup(
     () => false,
-    () => asked++,
+    () => {
+      told.push('asked')
+      return () => told.push('answered')
+    },
   )
-  const { sender } = await rig({ contents: Buffer.alloc(65536), group })
-  assert.equal(asked, 0)
+  const { sender, device } = await rig({ contents: Buffer.alloc(65536), group })
+  assert.deepEqual(told.splice(0), [])
   await sender.flush()
+  assert.deepEqual(told.splice(0), ['asked', 'answered'])
   await sender.write(0, noise(4096, 1))
-  assert.equal(asked, 1)
-  await sender.flush()
-  assert.equal(asked, 2)
+  assert.deepEqual(told.splice(0), [])
+  const flushed = sender.flush()
+  assert.deepEqual(told.splice(0), ['asked'])
+  await flushed
+  assert.deepEqual(told.splice(0), ['answered'])
+  await sender.write(0, noise(4096, 2))
+  device.failFlush = new RefusedError('no', { errno: 5 })
+  await assert.rejects(sender.flush())
+  assert.deepEqual(told.splice(0), ['asked'])
 })

@@ -91,6 +91,16 @@ test('it lasts so long in all, slower in the first half of that, and never again
   assert.deepEqual(ends, [[Math.round(pace.heldMs), 'time']])
 })
 
+test('what sockets hold is gone in the time it may wait on a fast link, and not on a slow one', () => {
+  const { pace: fast } = run(100 * MIB)
+  assert.deepEqual(
+    [79, 81].map((ms) => fast.drainsIn(ms)),
+    [false, true],
+  )
+  assert.equal(run(12 * MIB).pace.drainsIn(150), false)
+  assert.equal(run(0).pace.drainsIn(100_000), false)
+})
+
 test('when it is released nothing is held up any more, and who waits is told', async () => {
   const { pace, pages, ends } = run()
   pages(0, RAM)
