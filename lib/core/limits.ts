@@ -482,7 +482,7 @@ export const LITERALS_IN_FLIGHT_MAX: number = 4
 export const HINTS_TURN_CHUNKS_MAX: number = 64
 /** A run up to this length is sent along with its description: in the end that is a round trip less of downtime. */
 export const EAGER_RUN_BYTES_MAX: number = 256 * KIB
-/** What may be on its way while that is done outside of a FLUSH. */
+/** What may be on its way while that is done outside of a FLUSH, but for what is rewritten and spared nothing lately. */
 export const EAGER_OUTSTANDING_BYTES_MAX: number = 512 * KIB
 /** How often while a disk is copied: what a host or a QEMU that dies loses of it. More often would slow the copying down. */
 export const FLUSH_BULK_MS: number = 30_000

@@ -110,7 +110,8 @@ export class Unasked {
       return hinted ? 'hints' : 'nothing'
     }
     if (hinted) return 'hints'
-    return small && bytes + length <= EAGER_OUTSTANDING_BYTES_MAX ? 'bytes' : 'nothing'
+    // What a guest rewrites, and whose hints spared nothing lately, will be asked for: the guest may be paused before that.
+    return small && (rewritten || bytes + length <= EAGER_OUTSTANDING_BYTES_MAX) ? 'bytes' : 'nothing'
   }
 
   /** A chunk whose hints went along is applied. */

@@ -64,6 +64,15 @@ test('hints that spared nothing lately are left out, but for one in some, and co
   assert.equal(hinted(100), 100)
 })
 
+test('what is rewritten and spares nothing goes as it is also on a busy link, as far as the far side takes it', () => {
+  const unasked = new Unasked(LINK)
+  for (let at = 0; at < 64; at++) unasked.applied(RUN, RUN)
+  const busy = { ...NOTHING, rewritten: true, bytes: EARLY_BYTES_MAX, hinted: false }
+  assert.equal(unasked.of(RUN, { ...busy, earlyBytes: EARLY_BYTES_MAX - RUN }), 'bytes')
+  assert.equal(unasked.of(RUN, { ...busy, earlyBytes: EARLY_BYTES_MAX - RUN + 1 }), 'nothing')
+  assert.equal(unasked.of(RUN, { ...busy, rewritten: false }), 'nothing')
+})
+
 test('pieces of a run whose hints were decided on count for no decision of their own', () => {
   const unasked = new Unasked(LINK)
   for (let at = 0; at < 64; at++) unasked.applied(RUN, RUN)
