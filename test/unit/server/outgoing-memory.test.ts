@@ -5,6 +5,8 @@ import { connect } from 'node:net'
 import { type TestContext, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { BlockDevice } from '../../../lib/block/device.ts'
+import { type Clock, systemClock } from '../../../lib/core/clock.ts'
+import { RAM_AFTER_FLUSH_MS } from '../../../lib/core/limits.ts'
 import { MIB } from '../../../lib/core/units.ts'
 import { DiskLink } from '../../../lib/engine/link.ts'
 import { negotiateNbd } from '../../../lib/nbd/client.ts'
@@ -25,8 +27,9 @@ async function heldUp(
   context: TestContext,
   bytesPerSecond: number,
   sent: number,
+  clock: Clock = systemClock,
 ): Promise<{ readonly device: BlockDevice; readonly said: () => string | undefined }> {
-  const rig = await start(context, [ME], {}, { bytesPerSecond })
+  const rig = await start(context, [ME], { clock }, { bytesPerSecond })
   const { migration, port, disk, lines } = rig
   const said = (): string | undefined => lines.find((text) => text.includes('was taken slowly'))
   // A far side that has a disk of a MiB.
@@ -66,10 +69,22 @@ test('a FLUSH of a disk lets go what is held up of the memory', async (context) 
 })
 
 test('on a fast link that FLUSH goes first, and libvirt has some time for the disks', async (context) => {
-  const { device, said } = await heldUp(context, 128 * MIB, 64 * MIB)
+  const waiting: (() => void)[] = []
+  // That time passes when the test says so.
+  const clock: Clock = {
+    ...systemClock,
+    after: (ms, callback) => {
+      if (ms !== RAM_AFTER_FLUSH_MS) return systemClock.after(ms, callback)
+      waiting.push(callback)
+      return () => undefined
+    },
+  }
+  const { device, said } = await heldUp(context, 128 * MIB, 64 * MIB, clock)
+  assert.equal(waiting.length, 0)
   await device.flush()
   assert.equal(said(), undefined)
-  await until('the memory to be let go', () => said() !== undefined)
-  assert.equal(JSON.parse(said()!).until, 'flush')
+  assert.equal(waiting.length, 1)
+  waiting[0]!()
+  assert.equal(JSON.parse(said() ?? '{}').until, 'flush')
   await device.close()
 })
